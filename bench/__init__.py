@@ -1,0 +1,1 @@
+"""Speed, measured beside limits of the same run."""

@@ -1,0 +1,42 @@
+"""How the command line runs asyncio: uvloop, and signals that ask for an orderly end first."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import click
+
+Result = TypeVar("Result")
+
+
+def run(work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`, on uvloop where it is installed."""
+    try:
+        from uvloop import new_event_loop  # noqa: PLC0415 - optional: other interpreters do without
+    except ImportError:
+        new_event_loop = asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(work)
+
+
+def stop_signals() -> asyncio.Event:
+    """An event that the first SIGTERM or SIGINT sets. A second signal ends the process at once, with 128 + its number.
+
+    Ending at once is safe: what was acknowledged is on disk.
+    """
+    asked = asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        if asked.is_set():
+            click.echo("stopped at once by a second signal; what was acknowledged is in the queue", err=True)
+            sys.stderr.flush()
+            os._exit(128 + number)
+        asked.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    return asked

@@ -1,0 +1,30 @@
+"""What several commands share: the --config option, and addresses on the command line."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from collector.config.kinds import Address, parse_address
+
+config_option = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="COLLECTOR_CONFIG",
+    help="TOML file; COLLECTOR_… variables win over it.",
+)
+
+
+class AddressType(click.ParamType):
+    """HOST:PORT."""
+
+    name = "HOST:PORT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Address:
+        if isinstance(value, Address):
+            return value
+        try:
+            return parse_address(value)
+        except ValueError:
+            self.fail(f"{value!r} is not HOST:PORT with a port from 0 to 65535", param, ctx)

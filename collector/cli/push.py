@@ -1,0 +1,210 @@
+"""`collector push`: events from files into a running collector."""
+
+import asyncio
+import gzip
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import aiohttp
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from collector.backoff import delay_seconds
+from collector.cli.loop import run
+from collector.errors import Unusable
+from collector.intake import Report
+
+DEFAULT_URL = "http://127.0.0.1:8787"
+LINES_PER_REQUEST = 5000
+BYTES_PER_REQUEST = 2**20
+ERRORS_SHOWN = 20
+BACKOFF_BASE_SECONDS, BACKOFF_MAX_SECONDS = 0.2, 5.0
+GZIP_MAGIC = b"\x1f\x8b"
+
+RETRIED = {408, 425, 429, 500, 502, 503, 504, 507}
+
+
+class Line(msgspec.Struct, frozen=True, gc=False):
+    """A line that holds something, and its number in its file, from 1."""
+
+    number: int
+    text: bytes
+
+
+class Totals(msgspec.Struct):
+    """What became of everything that was sent."""
+
+    sent: int = 0
+    accepted: int = 0
+    duplicates: int = 0
+    rejected: int = 0
+
+
+@click.command("push", short_help="Send events from NDJSON files to a running collector.")
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--to", "url", default=DEFAULT_URL, show_default=True, help="Base URL of the collector.")
+@click.option(
+    "--patience",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    help="Seconds to retry while the collector cannot take a request.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Totals as one JSON object.")
+def command(files: Sequence[str], url: str, patience: float, as_json: bool) -> None:
+    """Send events from FILES to a running collector: one JSON object a line, also gzipped; "-" is standard input.
+
+    Interrupted or failed, simply run it again: what the collector has already is counted as duplicate and not stored
+    twice. Exit code 0 if every event was accepted or known, 1 otherwise.
+    """
+    totals = run(_push_all(files, url.rstrip("/"), patience))
+    if as_json:
+        click.echo(msgspec.json.encode(totals).decode())
+    else:
+        click.echo(
+            f"sent {totals.sent:,}  accepted {totals.accepted:,}  duplicates {totals.duplicates:,}  rejected {totals.rejected:,}"
+        )
+    sys.exit(1 if totals.rejected else 0)
+
+
+async def _push_all(files: Sequence[str], url: str, patience_seconds: float) -> Totals:
+    totals = Totals()
+    console = Console(stderr=True)
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[events]:,} events"),
+    ]
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as session:
+            sender = _Sender(session, f"{url}/v1/events", patience_seconds, totals)
+            for file in files:
+                with _open(file) as (stream, lines):
+                    size = None if file == "-" else Path(file).stat().st_size
+                    task = progress.add_task(file, total=size, events=0)
+                    for chunk in _chunks(lines):
+                        await sender.send(file, chunk)
+                        _show(progress, task, stream, totals)
+    return totals
+
+
+class _open:  # noqa: N801 - used like the function that it stands for
+    """The file as (what is read from, its lines); gzip is told by its first bytes."""
+
+    def __init__(self, file: str) -> None:
+        self._stream: Any = sys.stdin.buffer if file == "-" else Path(file).open("rb")  # noqa: SIM115 - closed in __exit__
+
+    def __enter__(self) -> tuple[Any, IO[bytes]]:
+        peeked = self._stream.peek(2)[:2]
+        return self._stream, gzip.open(self._stream) if peeked == GZIP_MAGIC else self._stream
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream is not sys.stdin.buffer:
+            self._stream.close()
+
+
+def _chunks(lines: IO[bytes]) -> Iterator[list[Line]]:
+    """The lines that hold something, in requests of a good size."""
+    chunk: list[Line] = []
+    size = 0
+    try:
+        for number, text in enumerate(lines, 1):
+            if stripped := text.strip():
+                chunk.append(Line(number, stripped))
+                size += len(stripped)
+            if len(chunk) >= LINES_PER_REQUEST or size >= BYTES_PER_REQUEST:
+                yield chunk
+                chunk, size = [], 0
+    except (OSError, EOFError) as error:
+        raise Unusable(
+            f"after {chunk[-1].number if chunk else 0} lines of this part the input cannot be read: {error}"
+        ) from error
+    if chunk:
+        yield chunk
+
+
+def _show(progress: Progress, task: TaskID, stream: Any, totals: Totals) -> None:
+    try:
+        position = stream.tell()
+    except OSError:  # a pipe
+        position = None
+    progress.update(task, completed=position, events=totals.sent)
+
+
+class _Sender:
+    """Posts chunks one after the other, each until it has an answer."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, patience_seconds: float, totals: Totals) -> None:
+        self._session = session
+        self._url = url
+        self._patience_seconds = patience_seconds
+        self._totals = totals
+        self._errors_shown = 0
+
+    async def send(self, file: str, chunk: Sequence[Line]) -> None:
+        """Adds what became of the chunk to the totals, and says which lines were rejected. Raises Unusable."""
+        body = b"\n".join(line.text for line in chunk)
+        status, answer = await self._post(body)
+        if status == 413 and len(chunk) > 1:
+            await self.send(file, chunk[: len(chunk) // 2])
+            await self.send(file, chunk[len(chunk) // 2 :])
+            return
+        try:
+            report = msgspec.json.decode(answer, type=Report)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise Unusable(f"{self._url} answered {status} and not as a collector does") from None
+        if status not in {200, 400} or (status == 400 and not report.rejected):
+            raise Unusable(f"{self._url} answered {status}: {'; '.join(error.reason for error in report.errors)}")
+        self._totals.sent += len(chunk)
+        self._totals.accepted += report.accepted
+        self._totals.duplicates += report.duplicates
+        self._totals.rejected += report.rejected
+        for error in report.errors:
+            self._errors_shown += 1
+            if self._errors_shown <= ERRORS_SHOWN:
+                place = "" if error.index is None else f":{chunk[error.index].number}"
+                click.echo(f"{file}{place}: {error.reason}", err=True)
+            elif self._errors_shown == ERRORS_SHOWN + 1:
+                click.echo("further rejected events are counted, not shown", err=True)
+
+    async def _post(self, body: bytes) -> tuple[int, bytes]:
+        """Status and body of the first answer that is not "later". Raises Unusable when patience is over."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + self._patience_seconds
+        attempt = 0
+        while True:
+            attempt += 1
+            retry_after = 0.0
+            try:
+                async with self._session.post(
+                    self._url, data=body, headers={"Content-Type": "application/x-ndjson"}
+                ) as response:
+                    answer = await response.read()
+                    if response.status not in RETRIED:
+                        return response.status, answer
+                    why = f"it answered {response.status}"
+                    stated = response.headers.get("Retry-After", "")
+                    retry_after = float(stated) if stated.isdigit() else 0.0
+            except aiohttp.InvalidURL as error:
+                raise Unusable(f"--to: {error} is not a URL") from error
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                why = str(error) or type(error).__name__
+            delay = delay_seconds(
+                attempt,
+                base_seconds=BACKOFF_BASE_SECONDS,
+                maximum_seconds=BACKOFF_MAX_SECONDS,
+                random_fraction=random.random(),  # noqa: S311 - jitter
+                retry_after_seconds=retry_after,
+            )
+            if loop.time() + delay > give_up_at:
+                raise Unusable(
+                    f"{self._url} cannot take events: {why}; {self._totals.sent:,} were sent. Run the same command again to go on."
+                )
+            await asyncio.sleep(delay)

@@ -1,0 +1,52 @@
+"""`collector queue …`: a look into the queue, also while the daemon runs."""
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from collector.cli.options import config_option
+from collector.clock import Clock
+from collector.config import load
+from collector.queue.base import QueueStats
+from collector.queue.view import View
+
+
+@click.group("queue", short_help="Look into the queue.")
+def command() -> None:
+    """Look into the queue, also while the daemon runs."""
+
+
+@command.command("stats")
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def stats(config_file: Path | None, as_json: bool) -> None:
+    """What waits, what is dead, and how large the files are, over all apps and by app."""
+    view = View(load(config_file, with_credentials=False).queue.path)
+    try:
+        queue = view.stats(Clock())
+    finally:
+        view.close()
+    click.echo(msgspec.json.encode(queue).decode() if as_json else _table(queue))
+
+
+def _table(queue: QueueStats) -> str:
+    lines = [
+        f"waiting         {queue.waiting_events:>12,} events  {queue.waiting_bytes:>14,} bytes",
+        f"oldest          {_age(queue.oldest_age_ms):>12}",
+        f"dead letters    {queue.dead_events:>12,}",
+        f"keys remembered {queue.remembered_keys:>12,}",
+        f"file            {queue.file_bytes:>12,} bytes   + log {queue.wal_bytes:,} bytes",
+    ]
+    if queue.apps:
+        width = max(len("app"), *(len(app.app_id) for app in queue.apps))
+        lines += ["", f"{'app':<{width}}  {'waiting':>12}  {'oldest':>12}  {'dead':>8}"]
+        lines += [
+            f"{app.app_id:<{width}}  {app.waiting_events:>12,}  {_age(app.oldest_age_ms):>12}  {app.dead_events:>8,}"
+            for app in queue.apps
+        ]
+    return "\n".join(lines)
+
+
+def _age(milliseconds: int | None) -> str:
+    return "-" if milliseconds is None else f"{milliseconds / 1000:,.1f} s"

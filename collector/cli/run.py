@@ -1,0 +1,41 @@
+"""`collector run`: the daemon."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import click
+
+from collector.agent import Collector
+from collector.cli.loop import run, stop_signals
+from collector.cli.options import config_option
+from collector.config import Config, load
+from collector.observe.logs import configure
+
+SWITCH_INTERVAL_SECONDS = 0.00005
+"""How long a thread may keep the interpreter from the others. The default of 5 ms is what each of a commit's few hops
+between Python and SQLite would cost the writer's thread under load. The process is ours alone, so this may be set."""
+
+
+@click.command("run", short_help="Run the collector.")
+@config_option
+def command(config_file: Path | None) -> None:
+    """Run the collector until SIGTERM or SIGINT.
+
+    The first signal stops accepting, delivers until stop.deadline, and says what remains in the queue. A second one
+    ends the process at once; nothing acknowledged is lost by that.
+    """
+    config = load(config_file)
+    configure(config.log.level, config.log.format)
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+    run(_serve(config))
+
+
+async def _serve(config: Config) -> None:
+    stop_asked = asyncio.create_task(stop_signals().wait())
+    async with Collector(config) as collector:
+        failed = asyncio.create_task(collector.failed())
+        await asyncio.wait([stop_asked, failed], return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            await failed
+        failed.cancel()

@@ -1,0 +1,72 @@
+"""`collector sandbox`: the upstream to try things out with."""
+
+from pathlib import Path
+
+import click
+
+from collector.cli.loop import run, stop_signals
+from collector.cli.options import AddressType
+from collector.config.kinds import Address
+from collector.errors import Unusable
+from collector.sandbox.faults import Fault
+from collector.sandbox.server import CLIENT_ID, CLIENT_SECRET, Sandbox, read_faults
+from collector.sandbox.state import State
+
+
+@click.command("sandbox", short_help="Run a local server of the Productiv Developer API.")
+@click.option(
+    "--listen",
+    type=AddressType(),
+    default="127.0.0.1:8788",
+    show_default=True,
+    help="Where to listen; port 0 takes a free one.",
+)
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory to keep what was received in; without it, memory.",
+)
+@click.option("--create-apps", is_flag=True, help="Make an app when it is first used, instead of refusing it.")
+@click.option(
+    "--token-lifetime",
+    type=click.IntRange(1, 86_400),
+    default=3600,
+    show_default=True,
+    help="Seconds until a token expires.",
+)
+@click.option(
+    "--faults",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help='Script of failures: JSON, {"faults": [...]}.',
+)
+def command(listen: Address, data: Path | None, create_apps: bool, token_lifetime: int, faults: Path | None) -> None:
+    """Run a local server of the Productiv Developer API, for trying things out.
+
+    API and token endpoint share one port; client ID and secret are "sandbox". GET /_sandbox/stats says what it got,
+    POST /_sandbox/faults makes it fail, POST /_sandbox/reset empties it.
+    """
+    try:
+        script = read_faults(faults.read_bytes()) if faults else []
+    except ValueError as error:
+        raise Unusable(f"{faults}: {error}") from None
+    run(_serve(listen, data, create_apps, token_lifetime, script))
+
+
+async def _serve(
+    listen: Address, data: Path | None, create_apps: bool, token_lifetime: int, faults: list[Fault]
+) -> None:
+    stop_asked = stop_signals()
+    state = await State.open(data)
+    try:
+        sandbox = Sandbox(state, create_apps=create_apps, token_lifetime_seconds=token_lifetime, faults=faults)
+        try:
+            await sandbox.start(listen.host, listen.port)
+        except OSError as error:
+            raise Unusable(f"--listen: cannot listen on {listen}: {error.strerror}") from error
+        click.echo(f"sandbox listens on {sandbox.url}  client_id={CLIENT_ID} client_secret={CLIENT_SECRET}")
+        await stop_asked.wait()
+        stats = await sandbox.stats()
+        await sandbox.stop()
+        click.echo(f"sandbox received {stats.received} events, {stats.distinct} distinct, in {stats.requests} requests")
+    finally:
+        await state.close()

@@ -1,0 +1,30 @@
+"""The commented example configuration, written from the model so that it cannot drift from it."""
+
+import textwrap
+from itertools import groupby
+from typing import get_type_hints
+
+from collector.config.load import ENVIRONMENT_PREFIX, keys
+from collector.config.model import Config
+
+WIDTH = 110
+HEADER = f"""\
+# The collector's configuration: every key with its default. A key that is commented out has no default.
+# Each key can also come from the environment, which wins over this file: [queue] path is {ENVIRONMENT_PREFIX}QUEUE__PATH.
+# `collector check-config --config FILE` lists every problem at once.
+"""
+
+
+def example_toml() -> str:
+    """TOML that loads to the defaults, each key with what it is for and what it allows."""
+    sections = get_type_hints(Config)
+    parts = [HEADER]
+    for section, members in groupby(keys(), key=lambda key: key.section):
+        parts.append(f"\n# {sections[section].__doc__}\n[{section}]\n")
+        for key in members:
+            for comment in (key.kind.about, f"Allowed: {key.kind.allowed}."):
+                parts.append(textwrap.fill(comment, WIDTH, initial_indent="# ", subsequent_indent="#   ") + "\n")
+            parts.append(
+                f'# {key.name} = "…"\n' if key.default is None else f"{key.name} = {key.kind.write(key.default)}\n"
+            )
+    return "".join(parts)

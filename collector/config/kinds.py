@@ -1,0 +1,216 @@
+"""What a configuration value may look like: one parser a kind, each able to say what it allows.
+
+People write durations and sizes as `"30d"`, `"500ms"`, `"512MiB"`; the program holds seconds and bytes.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, NewType
+from urllib.parse import urlsplit
+
+Seconds = NewType("Seconds", float)
+Bytes = NewType("Bytes", int)
+
+
+class Secret:
+    """Text that never shows itself: not in repr, str, logs or errors. `reveal()` is the one way to it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The text itself, for the one place that must send it."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+class Address(NamedTuple):
+    """A TCP address; port 0 lets the kernel choose."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Kind(NamedTuple):
+    """How one sort of value is read, what it allows (for people), what it is for, and how a default is written."""
+
+    about: str
+    allowed: str
+    parse: Callable[[Any], Any]
+    write: Callable[[Any], str]
+
+
+_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BINARY_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_SIZE_UNITS = _BINARY_UNITS | {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", re.ASCII)
+
+
+def _quantity(value: Any, units: dict[str, float] | dict[str, int]) -> float:
+    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+    if match is None or match[2] not in units:
+        raise ValueError(value)
+    return float(match[1]) * units[match[2]]
+
+
+def seconds(text: str) -> Seconds:
+    """`"1.5h"` as seconds. Raises ValueError."""
+    return Seconds(_quantity(text, _DURATION_UNITS))
+
+
+def _write_largest_unit(value: float, units: dict[str, float] | dict[str, int]) -> str:
+    for unit, factor in sorted(units.items(), key=lambda item: -item[1]):
+        if value >= factor and (value / factor).is_integer():
+            return f'"{value / factor:.0f}{unit}"'
+    return f'"{value:g}{next(iter(units))}"'
+
+
+def duration(about: str, minimum: str, maximum: str) -> Kind:
+    """A length of time between two others."""
+    low, high = seconds(minimum), seconds(maximum)
+
+    def parse(value: Any) -> Seconds:
+        result = Seconds(_quantity(value, _DURATION_UNITS))
+        if not low <= result <= high:
+            raise ValueError(value)
+        return result
+
+    allowed = f'a duration from "{minimum}" to "{maximum}", in {", ".join(_DURATION_UNITS)}'
+    return Kind(about, allowed, parse, lambda value: _write_largest_unit(value, _DURATION_UNITS))
+
+
+def size(about: str, minimum: str, maximum: str) -> Kind:
+    """An amount of bytes between two others."""
+    low, high = _quantity(minimum, _SIZE_UNITS), _quantity(maximum, _SIZE_UNITS)
+
+    def parse(value: Any) -> Bytes:
+        result = _quantity(value, _SIZE_UNITS)
+        if not low <= result <= high:
+            raise ValueError(value)
+        return Bytes(int(result))
+
+    allowed = f'a size from "{minimum}" to "{maximum}", in {", ".join(_SIZE_UNITS)}'
+    return Kind(about, allowed, parse, lambda value: _write_largest_unit(value, _BINARY_UNITS))
+
+
+def integer(about: str, minimum: int, maximum: int) -> Kind:
+    """A whole number between two others."""
+
+    def parse(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError(value)
+        result = int(value)
+        if not minimum <= result <= maximum:
+            raise ValueError(value)
+        return result
+
+    return Kind(about, f"a whole number from {minimum} to {maximum}", parse, str)
+
+
+def _quoted(value: Any) -> str:
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(value)
+    return value
+
+
+def text(about: str, allowed: str = "text that is not empty") -> Kind:
+    """Text, taken as it is."""
+    return Kind(about, allowed, _text, _quoted)
+
+
+def choice(about: str, *options: str) -> Kind:
+    """One of a few words."""
+
+    def parse(value: Any) -> str:
+        if value not in options:
+            raise ValueError(value)
+        return str(value)
+
+    return Kind(about, "one of " + ", ".join(f'"{option}"' for option in options), parse, _quoted)
+
+
+def names(about: str) -> Kind:
+    """A list of names; in the environment separated by commas."""
+
+    def parse(value: Any) -> tuple[str, ...]:
+        entries = [entry.strip() for entry in value.split(",") if entry.strip()] if isinstance(value, str) else value
+        if not isinstance(entries, list) or not all(isinstance(entry, str) and entry for entry in entries):
+            raise ValueError(value)
+        return tuple(dict.fromkeys(entries))
+
+    return Kind(about, "a list of names", parse, lambda value: f"[{', '.join(map(_quoted, value))}]")
+
+
+def path(about: str) -> Kind:
+    """A place in the file system; `~` is the home directory."""
+    return Kind(about, "a path", lambda value: Path(_text(value)).expanduser(), _quoted)
+
+
+def secret(about: str) -> Kind:
+    """Text that must not be shown, not even when it is wrong."""
+    return Kind(
+        about, "text that is not empty", lambda value: Secret(_text(value)), lambda value: _quoted(value.reveal())
+    )
+
+
+def address(about: str) -> Kind:
+    """HOST:PORT; an IPv6 host stands in brackets."""
+    return Kind(about, 'HOST:PORT with a port from 0 to 65535, such as "127.0.0.1:8787"', parse_address, _quoted)
+
+
+def parse_address(value: Any) -> Address:
+    """`"127.0.0.1:8787"` or `"[::1]:8787"`. Raises ValueError."""
+    host, separator, port = _text(value).rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(value)
+    return Address(host, int(port))
+
+
+def url(about: str) -> Kind:
+    """An http or https URL without user, query or fragment; a slash at its end is dropped."""
+
+    def parse(value: Any) -> str:
+        parts = urlsplit(_text(value))
+        if (
+            parts.scheme not in {"http", "https"}
+            or not parts.hostname
+            or parts.query
+            or parts.fragment
+            or "@" in parts.netloc
+        ):
+            raise ValueError(value)
+        _ = parts.port  # raises ValueError where it is no number
+        return str(value).rstrip("/")
+
+    return Kind(about, "an http:// or https:// URL without user, query or fragment", parse, _quoted)
+
+
+def url_path(about: str, placeholder: str) -> Kind:
+    """The path part of a URL with one placeholder in it."""
+
+    def parse(value: Any) -> str:
+        if not _text(value).startswith("/") or value.count(placeholder) != 1 or "?" in value or "#" in value:
+            raise ValueError(value)
+        return str(value)
+
+    return Kind(about, f"a path that starts with / and contains {placeholder} once", parse, _quoted)

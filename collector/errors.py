@@ -1,0 +1,70 @@
+"""What can go wrong, sorted by what the caller must do about it.
+
+`Retryable`: try the same thing again later. `Rejected`: this input will never succeed, however often it is tried.
+`Unusable`: a person must act first (wrong secret, broken file, bad configuration). Foreign exceptions are translated
+into these once, at the edge where they appear.
+"""
+
+
+class CollectorError(Exception):
+    """Root of everything the collector raises on purpose."""
+
+
+class Retryable(CollectorError):
+    """The same call may succeed later; `retry_after_seconds` is the other side's own wish, where it stated one."""
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class QueueFull(Retryable):
+    """The queue holds as many bytes of waiting events as `queue.max_bytes` allows; delivery frees room."""
+
+
+class QueueBusy(Retryable):
+    """More events wait for their commit than `queue.max_uncommitted` allows; the disk is slower than the senders."""
+
+
+class QueueUnavailable(Retryable):
+    """The disk or another process kept the queue from committing; nothing of the call was stored."""
+
+
+class DiskFull(QueueUnavailable):
+    """The file system (or SQLite's page limit) has no room; nothing of the call was stored."""
+
+
+class Rejected(CollectorError):
+    """This input is refused for good, with the reason as the message."""
+
+
+class MalformedBody(Rejected):
+    """A request body that cannot be parsed at all; nothing of it was stored."""
+
+
+class TooLarge(Rejected):
+    """Refused for its size alone: a smaller part of it may succeed."""
+
+
+class Unusable(CollectorError):
+    """A person must act; until then the work waits and nothing is dropped."""
+
+
+class AppUnusable(Unusable):
+    """Upstream does not take events for this one app (unknown, forbidden); other apps are not affected."""
+
+
+class CredentialsRefused(Unusable):
+    """Upstream refused the client's credentials or its token, also a fresh one."""
+
+
+class QueueInUse(Unusable):
+    """Another live process holds the role that was asked for on this queue directory."""
+
+
+class QueueBroken(Unusable):
+    """The queue's file is not a queue this version can use; the message names the file and the remedy."""
+
+
+class ConfigInvalid(Unusable):
+    """The configuration has problems; the message lists all of them, one a line."""

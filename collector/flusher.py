@@ -1,0 +1,282 @@
+"""Delivery: lease, send, settle.
+
+One loop decides what is due; each batch is then delivered by a task of its own, at most `max_in_flight` at a time.
+Every app has a lane. A lane that failed waits on its own (backoff) or is held until a person acts (and tried now and
+then, in case somebody did); the others keep their pace. What upstream's answers mean is the publisher's business; it
+arrives here as one of our errors:
+
+- Retryable: the events wait again, the lane backs off. There is no last attempt.
+- Rejected: the batch is halved until the guilty events stand alone; those are buried with the reason.
+- TooLarge: halved in the same way, and the lane's batches stay smaller for a while.
+- Unusable: the events wait again, the lane is held.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import msgspec
+
+from collector.backoff import delay_seconds
+from collector.clock import Clock
+from collector.errors import CollectorError, Rejected, Retryable, TooLarge, Unusable
+from collector.observe.logs import get_logger
+from collector.observe.metrics import Metrics
+from collector.queue.base import Backlog, Burial, Lease, Queue
+
+log = get_logger(__name__)
+
+SUSPICIOUS_BURIALS = 50
+"""So many events of one lease refused one by one and none taken: that is no poisoned event, it is upstream or its
+path that refuses everything. The app is held instead, and nothing is buried."""
+
+BATCH_REGROWTH_EVENTS = 10
+"""After a 413 the lane's batches grow by this much with each one that is taken."""
+
+
+class Publisher(Protocol):
+    """Whatever delivers a batch."""
+
+    async def publish(self, app_id: str, lines: bytes, events: int) -> None:
+        """Returns when upstream has taken all events. Raises Retryable, Rejected, TooLarge or Unusable if none was."""
+        ...
+
+
+class _Lane:
+    """How delivery for one app is going."""
+
+    __slots__ = ("app_id", "batch_events", "failures", "held_for", "in_flight", "not_before", "turn")
+
+    def __init__(self, app_id: str, batch_events: int) -> None:
+        self.app_id = app_id
+        self.batch_events = batch_events
+        self.failures = 0
+        self.held_for: str | None = None
+        self.not_before = float("-inf")
+        self.in_flight = 0
+        self.turn = 0
+
+
+class _Outcome(msgspec.Struct):
+    """What came of one lease: events are positions in it; `failure` is why some are returned."""
+
+    delivered: int = 0
+    buried: list[Burial] = []
+    returned: list[int] = []
+    failure: Retryable | Unusable | None = None
+
+
+class Flusher:
+    """Moves events from the queue to the publisher until it is told to stop."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        publisher: Publisher,
+        *,
+        batch_events: int,
+        linger_seconds: float,
+        max_in_flight: int,
+        backoff_base_seconds: float,
+        backoff_max_seconds: float,
+        hold_retry_seconds: float,
+        clock: Clock,
+        metrics: Metrics,
+        random_fraction: Callable[[], float] = random.random,
+    ) -> None:
+        self._queue = queue
+        self._publisher = publisher
+        self._batch_events = batch_events
+        self._linger_seconds = linger_seconds
+        self._max_in_flight = max_in_flight
+        self._backoff_base_seconds = backoff_base_seconds
+        self._backoff_max_seconds = backoff_max_seconds
+        self._hold_retry_seconds = hold_retry_seconds
+        self._clock = clock
+        self._metrics = metrics
+        self._random_fraction = random_fraction
+        self._lanes: dict[str, _Lane] = {}
+        self._in_flight = 0
+        self._turns = 0
+        self._draining = False
+
+    @property
+    def held(self) -> dict[str, str]:
+        """The apps that wait for a person, and why."""
+        return {lane.app_id: lane.held_for for lane in self._lanes.values() if lane.held_for is not None}
+
+    @property
+    def in_flight(self) -> int:
+        """Leases that are being delivered now."""
+        return self._in_flight
+
+    def drain(self) -> None:
+        """From now on nothing lingers; `run` returns when nothing is left that could be delivered without a person."""
+        self._draining = True
+        self._queue.arrivals.set()
+
+    async def run(self) -> None:
+        """Delivers until cancelled, or until drained. Cancelling it leaves what is in flight in the queue."""
+        async with asyncio.TaskGroup() as deliveries:
+            while True:
+                self._queue.arrivals.clear()
+                now = self._clock.monotonic()
+                waiting = [(self._lane(backlog.app_id), backlog) for backlog in self._queue.backlog()]
+                due = [lane for lane, backlog in waiting if self._due_at(lane, backlog) <= now]
+                if due and self._in_flight < self._max_in_flight:
+                    await self._dispatch(min(due, key=lambda lane: lane.turn), deliveries)
+                    continue
+                if self._draining and not self._in_flight and all(lane.held_for is not None for lane, _ in waiting):
+                    return
+                await self._clock.wait(self._queue.arrivals, self._until_next(waiting, now))
+
+    def _lane(self, app_id: str) -> _Lane:
+        lane = self._lanes.get(app_id)
+        if lane is None:
+            lane = self._lanes[app_id] = _Lane(app_id, self._batch_events)
+        return lane
+
+    def _due_at(self, lane: _Lane, backlog: Backlog) -> float:
+        """The monotonic second from which the lane's next batch may leave."""
+        if lane.in_flight and (lane.failures or lane.held_for is not None):
+            return float("inf")  # one attempt at a time finds out whether the trouble is over
+        full = backlog.events >= lane.batch_events
+        ready = float("-inf") if full or self._draining else backlog.waiting_since + self._linger_seconds
+        return max(ready, lane.not_before)
+
+    def _until_next(self, waiting: Iterable[tuple[_Lane, Backlog]], now: float) -> float | None:
+        """Seconds until a lane is due by time alone; None where only an arrival or an answer can change anything."""
+        if self._in_flight >= self._max_in_flight:
+            return None
+        next_due = min((self._due_at(lane, backlog) for lane, backlog in waiting), default=float("inf"))
+        return None if next_due == float("inf") else max(0.0, next_due - now)
+
+    async def _dispatch(self, lane: _Lane, deliveries: asyncio.TaskGroup) -> None:
+        self._turns += 1
+        lane.turn = self._turns
+        try:
+            lease = await self._queue.lease(lane.app_id, lane.batch_events)
+        except Retryable as error:
+            self._back_off(lane, error)
+            return
+        if lease is not None:
+            self._in_flight += 1
+            lane.in_flight += 1
+            deliveries.create_task(self._deliver(lane, lease), name=f"deliver {lane.app_id}")
+
+    async def _deliver(self, lane: _Lane, lease: Lease) -> None:
+        try:
+            outcome = await self._send(lane, lease)
+            await self._settle(lease, outcome)
+            self._learn(lane, outcome)
+        finally:
+            self._in_flight -= 1
+            lane.in_flight -= 1
+            self._queue.arrivals.set()
+
+    async def _send(self, lane: _Lane, lease: Lease) -> _Outcome:
+        """Sends a lease in requests of the lane's size, halving what is refused; stops at the first other failure."""
+        outcome = _Outcome()
+        lines = lease.lines.split(b"\n") if lease.events > lane.batch_events else None
+        step = lane.batch_events
+        todo = [(start, min(start + step, lease.events)) for start in range(0, lease.events, step)][::-1]
+        while todo:
+            start, end = todo.pop()
+            whole = end - start == lease.events
+            if lines is None and not whole:
+                lines = lease.lines.split(b"\n")
+            part = lease.lines if lines is None or whole else b"\n".join(lines[start:end])
+            try:
+                await self._publisher.publish(lease.app_id, part, end - start)
+            except Rejected as error:
+                if isinstance(error, TooLarge):
+                    lane.batch_events = max(1, min(lane.batch_events, (end - start) // 2))
+                if end - start > 1:
+                    middle = (start + end) // 2
+                    todo += [(middle, end), (start, middle)]
+                    continue
+                outcome.buried.append(Burial(start, str(error)))
+                if len(outcome.buried) >= SUSPICIOUS_BURIALS and not outcome.delivered:
+                    reason = (
+                        f"every one of {len(outcome.buried)} events that were tried was refused, the last with: {error}"
+                    )
+                    return _Outcome(returned=list(range(lease.events)), failure=Unusable(reason))
+            except (Retryable, Unusable) as error:
+                outcome.failure = error
+                outcome.returned = [
+                    position for first, last in [(start, end), *todo] for position in range(first, last)
+                ]
+                break
+            else:
+                outcome.delivered += end - start
+        return outcome
+
+    async def _settle(self, lease: Lease, outcome: _Outcome) -> None:
+        """Settles until it is on disk: what upstream has taken must not be sent again because our disk is full."""
+        attempt = 0
+        while True:
+            try:
+                await self._queue.settle(lease, buried=outcome.buried, returned=outcome.returned)
+            except Retryable as error:
+                attempt += 1
+                log.warning("flusher.settle_failed", app=lease.app_id, events=lease.events, error=str(error))
+                await self._clock.sleep(self._delay_seconds(attempt, error))
+            else:
+                return
+
+    def _learn(self, lane: _Lane, outcome: _Outcome) -> None:
+        """Counts an outcome, and lets the lane go on, back off, or be held."""
+        self._metrics.delivered.inc(outcome.delivered)
+        self._metrics.buried.inc(len(outcome.buried))
+        if outcome.buried:
+            log.error(
+                "flusher.events_buried", app=lane.app_id, events=len(outcome.buried), reason=outcome.buried[0].reason
+            )
+        if isinstance(outcome.failure, Unusable):
+            self._hold(lane, outcome.failure)
+        elif outcome.failure is not None:
+            self._back_off(lane, outcome.failure)
+        else:
+            self._go_on(lane)
+
+    def _hold(self, lane: _Lane, failure: Unusable) -> None:
+        lane.not_before = self._clock.monotonic() + self._hold_retry_seconds
+        if lane.held_for != str(failure):
+            log.error(
+                "flusher.app_held",
+                app=lane.app_id,
+                reason=str(failure),
+                tried_again_every_seconds=self._hold_retry_seconds,
+            )
+        lane.held_for = str(failure)
+
+    def _back_off(self, lane: _Lane, failure: CollectorError) -> None:
+        if self._clock.monotonic() >= lane.not_before:  # several batches that fail together are one failure
+            lane.failures += 1
+        delay = self._delay_seconds(lane.failures, failure)
+        lane.not_before = self._clock.monotonic() + delay
+        lane.held_for = None
+        say = log.warning if lane.failures == 1 else log.debug
+        say(
+            "flusher.delivery_failed",
+            app=lane.app_id,
+            error=str(failure),
+            failures=lane.failures,
+            again_in_seconds=round(delay, 3),
+        )
+
+    def _go_on(self, lane: _Lane) -> None:
+        if lane.failures or lane.held_for is not None:
+            log.info("flusher.delivery_resumed", app=lane.app_id, after_failures=lane.failures)
+        lane.failures, lane.held_for, lane.not_before = 0, None, float("-inf")
+        lane.batch_events = min(self._batch_events, lane.batch_events + BATCH_REGROWTH_EVENTS)
+
+    def _delay_seconds(self, attempt: int, failure: CollectorError) -> float:
+        return delay_seconds(
+            attempt,
+            base_seconds=self._backoff_base_seconds,
+            maximum_seconds=self._backoff_max_seconds,
+            random_fraction=self._random_fraction(),
+            retry_after_seconds=failure.retry_after_seconds if isinstance(failure, Retryable) else None,
+        )

@@ -1,0 +1,110 @@
+"""The queue as its neighbours see it.
+
+A queue takes batches of events, tells new ones from known ones by their key, keeps the new ones until they are
+settled, and hands them out by app in the order of arrival. SQLite is one implementation; a replicated engine can be
+another without sources or flusher knowing.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+
+class Batch(msgspec.Struct, frozen=True, gc=False):
+    """Up to `flush.batch_events` events of one app on their way in: one key and one line of JSON for each event."""
+
+    app_id: str
+    keys: Sequence[bytes]
+    lines: bytes
+    """The events as JSON, one a line, without a line end at the end."""
+
+
+class Verdict(msgspec.Struct, frozen=True, gc=False):
+    """What became of a batch: `duplicates` are the positions of events that were known already; the rest is new."""
+
+    accepted: int
+    duplicates: tuple[int, ...] = ()
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """Events of one app that the flusher is delivering. They stay in the queue until they are settled."""
+
+    app_id: str
+    first: int
+    last: int
+    """The range of the queue's own positions that the lease covers."""
+    events: int
+    lines: bytes
+    """As in `Batch`."""
+
+
+class Burial(NamedTuple):
+    """An event of a lease, by its position, that upstream will never take, and why."""
+
+    position: int
+    reason: str
+
+
+class Backlog(NamedTuple):
+    """What of one app could be leased now: how many events, and since when (monotonic seconds) the oldest waits."""
+
+    app_id: str
+    events: int
+    waiting_since: float
+
+
+class AppStats(msgspec.Struct, frozen=True, rename="camel"):
+    """One app's share of the queue. Bytes are those of the events' JSON; age is in milliseconds."""
+
+    app_id: str
+    waiting_events: int
+    waiting_bytes: int
+    oldest_age_ms: int | None
+    dead_events: int
+
+
+class QueueStats(msgspec.Struct, frozen=True, rename="camel"):
+    """The queue at one instant, over all apps, and each app's share."""
+
+    waiting_events: int
+    waiting_bytes: int
+    oldest_age_ms: int | None
+    dead_events: int
+    remembered_keys: int
+    file_bytes: int
+    wal_bytes: int
+    apps: list[AppStats]
+
+
+class Queue(Protocol):
+    """What sources and the flusher may rely on."""
+
+    arrivals: asyncio.Event
+    """Set whenever something may have become available to lease; the flusher clears it."""
+
+    async def put(self, batches: Sequence[Batch]) -> list[Verdict]:
+        """A verdict for each batch, after the commit that holds all of them is on disk.
+
+        All batches are stored together or none is. Cancelling the caller does not undo the commit.
+        Raises Retryable (QueueFull, QueueBusy, QueueUnavailable) with nothing stored.
+        """
+        ...
+
+    def backlog(self) -> Iterable[Backlog]:
+        """Every app that has events to lease."""
+        ...
+
+    async def lease(self, app_id: str, max_events: int) -> Lease | None:
+        """The app's oldest events that nobody holds, at most `max_events`; None where there are none.
+
+        A lease lasts until it is settled or the process ends. Raises QueueUnavailable.
+        """
+        ...
+
+    async def settle(self, lease: Lease, *, buried: Sequence[Burial] = (), returned: Sequence[int] = ()) -> None:
+        """Ends a lease, in one commit: the events at `returned` positions wait again, those of `buried` become dead
+        letters, and all others are delivered and go. Raises QueueUnavailable with nothing changed: settle again.
+        """
+        ...

@@ -1,0 +1,159 @@
+"""The queue's SQLite file: how it is opened, what it is told, how it comes to its schema, how its errors translate.
+
+Pragmas, and why:
+
+- `journal_mode=WAL`: one append per commit, and readers never block the writer (https://sqlite.org/wal.html).
+- `synchronous=FULL`: in WAL mode each commit is fsynced before it returns (https://sqlite.org/pragma.html). That is
+  what an acknowledgement stands on. NORMAL loses the latest commits with the power: seen, none of 100 survived.
+- `auto_vacuum=INCREMENTAL`: lets the file shrink in small steps after an outage; costs about 5 % of insert speed.
+- `wal_autocheckpoint=4000`: a checkpoint each 16 MiB of log; at the default 1000 the same hot pages are copied to the
+  database four times as often.
+- `journal_size_limit=64 MiB`: the log's file is cut back to this after a checkpoint that emptied it.
+- `busy_timeout`: another process of the same program may be committing; wait for it, a commit takes milliseconds.
+- `cache_size=16 MiB`: the B-tree's inner pages of 50 million keys and the leaves of live traffic fit.
+- `trusted_schema=OFF`, `cell_size_check=ON`: a damaged or foreign file is noticed earlier.
+"""
+
+import re
+import sqlite3
+from importlib import resources
+from pathlib import Path
+
+from collector.errors import CollectorError, DiskFull, QueueBroken, QueueUnavailable
+
+FILE_NAME = "queue.sqlite3"
+APPLICATION_ID = 0x55434F4C  # "UCOL", at byte 68 of the file
+BUSY_TIMEOUT_MS = 10_000
+WAL_LIMIT_BYTES = 64 * 2**20
+AUTO_CHECKPOINT_PAGES = 4000
+CACHE_KIB = 16 * 1024
+
+RETRY_AFTER_SECONDS = 5.0
+
+
+def _sql(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _named_statements(text: str) -> dict[str, str]:
+    """The statements of a file in which each stands under a line `-- name: …`."""
+    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)[1:]
+    return {
+        name: re.sub(r"^--.*\n", "", body, flags=re.MULTILINE).strip()
+        for name, body in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+SQL = _named_statements(_sql("statements.sql"))
+
+MIGRATIONS: tuple[str, ...] = (_sql("schema.sql"),)
+"""Script N (from 0) takes a file from schema version N to N + 1. Landed scripts never change."""
+
+
+def open_writer(directory: Path) -> sqlite3.Connection:
+    """The queue's file in `directory`, made or migrated to this version's schema if need be, open for writing.
+
+    Raises QueueBroken where the file is not a queue or is newer, QueueUnavailable where the disk does not let us.
+    """
+    file = directory / FILE_NAME
+    connection: sqlite3.Connection | None = None
+    try:
+        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+        connection = sqlite3.connect(file, isolation_level=None, timeout=BUSY_TIMEOUT_MS / 1000)
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect only before the first table
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA cell_size_check = ON")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {AUTO_CHECKPOINT_PAGES}")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        migrate(connection, file)
+    except (sqlite3.Error, OSError) as error:
+        if connection is not None:
+            connection.close()
+        raise translate(error, file) from error
+    except CollectorError:
+        if connection is not None:
+            connection.close()
+        raise
+    return connection
+
+
+def open_reader(directory: Path) -> sqlite3.Connection:
+    """The queue's file, open for reading only. Raises QueueBroken where there is none or it is not a queue."""
+    file = directory / FILE_NAME
+    if not file.exists():
+        raise QueueBroken(f"{file} does not exist; a collector that ran with this queue.path would have made it")
+    connection: sqlite3.Connection | None = None
+    try:
+        connection = sqlite3.connect(
+            f"{file.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_MS / 1000
+        )
+        version = _version(connection, file)
+    except (sqlite3.Error, OSError) as error:
+        if connection is not None:
+            connection.close()
+        raise translate(error, file) from error
+    if version != len(MIGRATIONS):
+        connection.close()
+        raise QueueBroken(
+            f"{file} has schema version {version}, this collector reads {len(MIGRATIONS)}; start the daemon once to migrate it"
+        )
+    return connection
+
+
+def migrate(connection: sqlite3.Connection, file: Path, migrations: tuple[str, ...] = MIGRATIONS) -> None:
+    """Brings the schema to the latest version, all steps in one transaction. Raises QueueBroken for a newer file."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        version = _version(connection, file)
+        if version > len(migrations):
+            raise QueueBroken(
+                f"{file} has schema version {version}, newer than this collector's {len(migrations)}; "
+                "install the version that wrote it, or set queue.path to another directory"
+            )
+        for script in migrations[version:]:
+            for statement in _split(script):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {len(migrations)}")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def _version(connection: sqlite3.Connection, file: Path) -> int:
+    """The file's schema version; 0 is a new file. Raises QueueBroken where it belongs to some other program."""
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application_id != APPLICATION_ID and (version or tables):
+        raise QueueBroken(
+            f"{file} is a database of another program; set queue.path to another directory, or move the file away"
+        )
+    return int(version)
+
+
+def _split(script: str) -> list[str]:
+    statements, rest = [], ""
+    for line in script.splitlines(keepends=True):
+        rest += line
+        if sqlite3.complete_statement(rest):
+            statements.append(rest)
+            rest = ""
+    return statements
+
+
+def translate(error: sqlite3.Error | OSError, file: Path) -> CollectorError:
+    """The same failure in our own terms: who must act, and what to do."""
+    if isinstance(error, OSError):
+        return QueueUnavailable(f"{file}: {error.strerror}", retry_after_seconds=RETRY_AFTER_SECONDS)
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return DiskFull(f"{file}: no room on the disk", retry_after_seconds=RETRY_AFTER_SECONDS)
+    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+        return QueueBroken(f"{file} is damaged or not a database ({error}); move it away to start with an empty queue")
+    return QueueUnavailable(f"{file}: {error}", retry_after_seconds=RETRY_AFTER_SECONDS)

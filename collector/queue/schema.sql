@@ -1,0 +1,48 @@
+-- The queue's tables, version 1. `PRAGMA user_version` holds the version, `application_id` says whose file it is.
+
+-- One row an app, with what waits for it; updated in the transaction that changes it, so that depth is known without
+-- counting, by any process.
+CREATE TABLE app (
+  app            INTEGER PRIMARY KEY,
+  name           TEXT    NOT NULL UNIQUE,
+  next_segment   INTEGER NOT NULL,             -- the segment number that the next put takes
+  waiting_events INTEGER NOT NULL DEFAULT 0,
+  waiting_bytes  INTEGER NOT NULL DEFAULT 0,
+  dead_events    INTEGER NOT NULL DEFAULT 0,
+  stored_events  INTEGER NOT NULL DEFAULT 0,   -- ever; less `pruned.keys` it is the number of keys remembered
+  last_stamp     INTEGER NOT NULL DEFAULT 0    -- of the last commit that stored events of this app
+) STRICT;
+
+-- Events that wait for delivery, as lines of JSON: one row for up to a batch of events of one app that were committed
+-- together. Rows come and go by the thousand events: a row an event was measured at 1.3 times the cost to insert
+-- and twice the cost to drain. The number is (app << 40) + n with n rising by one, so that one app's segments lie
+-- together, in order, without an index. The small columns stand first: reading them does not touch the lines' pages.
+CREATE TABLE segment (
+  segment INTEGER PRIMARY KEY,
+  stamp   INTEGER NOT NULL,
+  events  INTEGER NOT NULL,
+  lines   BLOB    NOT NULL
+) STRICT;
+
+-- Every key received within the retention, delivered or not. `stamp` is the receipt in milliseconds since the epoch,
+-- made to rise with each commit, so that it names the commit too: a key whose stamp is another one was there before.
+-- No index by stamp: pruning walks the keys in small steps instead, which costs live inserts nothing.
+CREATE TABLE seen (
+  key   BLOB    NOT NULL PRIMARY KEY,
+  stamp INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- One row: how many keys were forgotten. Apart from `app`, so that storing events writes one page less.
+CREATE TABLE pruned (
+  keys INTEGER NOT NULL
+) STRICT;
+INSERT INTO pruned (keys) VALUES (0);
+
+-- Events that upstream refused for good, each with its reason.
+CREATE TABLE dead (
+  dead      INTEGER PRIMARY KEY AUTOINCREMENT,
+  app       INTEGER NOT NULL REFERENCES app (app),
+  buried_ms INTEGER NOT NULL,
+  reason    TEXT    NOT NULL,
+  line      BLOB    NOT NULL
+) STRICT;

@@ -1,0 +1,294 @@
+"""The queue on one machine's disk: a SQLite file in WAL mode, one writer a process, group commit.
+
+How an event goes through:
+
+1. `put` hands its batches to the group commit. One transaction enters the keys into `seen`, keeps the lines of those
+   that were new as segments of their apps, and is fsynced; then every caller of the group learns its verdicts.
+2. `lease` reads an app's next segments beside the writer. What is leased is known in memory alone: after a crash all
+   that was not settled is simply still there. What is sent twice that way, upstream's own key absorbs.
+3. `settle` takes the segments away in the same transactions that bring new events in.
+4. The key stays until `dedup_retention` has passed since its receipt; `maintain` forgets it in small steps.
+
+Who writes is the `Store` in the writer's thread; who reads is the `View` in the reader's. Several processes may put
+into one file; only the holder of the flushing role may lease.
+"""
+
+import asyncio
+from bisect import insort
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from collector.clock import Clock
+from collector.errors import QueueBroken, QueueBusy, Retryable
+from collector.observe.logs import get_logger
+from collector.observe.metrics import Metrics
+from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verdict
+from collector.queue.group_commit import GroupCommit
+from collector.queue.lock import RoleLock
+from collector.queue.store import Committed, Put, Settle, Store, Waiting
+from collector.queue.view import Run, View
+
+log = get_logger(__name__)
+
+BUSY_RETRY_AFTER_SECONDS = 1.0
+
+PRUNE_TICK_SECONDS = 1.0
+PRUNE_PASSES = 24
+"""The keys are walked this many times within one retention: a key outlives its retention by at most 1/24."""
+PRUNE_MIN_KEYS, PRUNE_MAX_KEYS = 1_000, 50_000
+"""Bounds of one step: below, a step is hardly worth its commit; above, it would hold up puts for more than 20 ms."""
+
+
+class _PruneWalk:
+    """Where the walk over all keys is, and how large its next step should be to be round in time."""
+
+    def __init__(self, retention_seconds: float) -> None:
+        self._pass_seconds = retention_seconds / PRUNE_PASSES
+        self._next_pass = 0.0
+        self.reached: bytes | None = None
+
+    def is_due(self, monotonic: float) -> bool:
+        """Whether a step should be made now; begins a new pass when its time has come."""
+        if self.reached is None and monotonic >= self._next_pass:
+            self.reached, self._next_pass = b"", monotonic + self._pass_seconds
+        return self.reached is not None
+
+    def step(self, keys: int) -> int:
+        """How many of `keys` keys to look at in one step."""
+        return min(max(PRUNE_MIN_KEYS, int(keys * PRUNE_TICK_SECONDS / self._pass_seconds)), PRUNE_MAX_KEYS)
+
+
+class _Lane:
+    """What is known of one app: how far it is leased, what was given back, and since when the oldest event waits."""
+
+    __slots__ = ("app", "app_id", "leased_events", "leased_to", "returned", "waiting_events", "waiting_since")
+
+    def __init__(self, app: int, app_id: str) -> None:
+        self.app = app
+        self.app_id = app_id
+        self.waiting_events = 0
+        self.leased_events = 0
+        self.leased_to = 0  # number of the last segment that was ever leased here
+        self.returned: list[tuple[int, int, int]] = []  # first and last segment, events; in order
+        self.waiting_since = 0.0
+
+    @property
+    def available(self) -> int:
+        return self.waiting_events - self.leased_events
+
+
+class SqliteQueue:
+    """The queue of one directory. `open` it inside the running loop that will use it, `close` it there."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        batch_events: int,
+        max_bytes: int,
+        max_uncommitted_bytes: int,
+        dedup_retention_seconds: float,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self.arrivals = asyncio.Event()
+        self._directory = directory
+        self._batch_events = batch_events
+        self._max_bytes = max_bytes
+        self._max_uncommitted_bytes = max_uncommitted_bytes
+        self._retention_seconds = dedup_retention_seconds
+        self._clock = clock
+        self._metrics = metrics
+        self._flusher_role = RoleLock(directory, "flusher")
+        self._lanes: dict[str, _Lane] = {}
+        self._leasing = asyncio.Lock()
+        self._foreign_commits = 0
+        self._writer_thread = ThreadPoolExecutor(1, thread_name_prefix="collector-queue-writer")
+        self._reader_thread = ThreadPoolExecutor(1, thread_name_prefix="collector-queue-reader")
+        self._store: Store
+        self._view: View
+        self._commits: GroupCommit[Put | Settle, Committed]
+
+    async def open(self) -> None:
+        """The file is open, in its latest schema, and what waits in it is known.
+
+        Raises QueueBroken or QueueUnavailable, with nothing left open.
+        """
+        loop = asyncio.get_running_loop()
+        self._store = await loop.run_in_executor(
+            self._writer_thread,
+            lambda: Store(
+                self._directory, batch_events=self._batch_events, max_bytes=self._max_bytes, clock=self._clock
+            ),
+        )
+        self._view = await loop.run_in_executor(self._reader_thread, View, self._directory)
+        self._commits = GroupCommit(
+            self._writer_thread, self._store.transact, applied=self._apply, observe_commit=self._metrics.observe_commit
+        )
+        await self._refresh()
+
+    def take_flusher_role(self) -> None:
+        """This process alone leases and settles, until it closes the queue or dies. Raises QueueInUse."""
+        self._flusher_role.acquire()
+
+    def release_flusher_role(self) -> None:
+        """Another process may deliver."""
+        self._flusher_role.release()
+
+    @property
+    def waiting_events(self) -> int:
+        """Events of all apps that are not settled, leased or not."""
+        return sum(lane.waiting_events for lane in self._lanes.values())
+
+    @property
+    def uncommitted_bytes(self) -> int:
+        """Bytes of events that wait in memory for their commit."""
+        return self._commits.uncommitted_bytes
+
+    def oldest_waiting_seconds(self) -> float:
+        """How long the oldest event that is not leased has waited; 0 where there is none."""
+        since = [lane.waiting_since for lane in self._lanes.values() if lane.available]
+        return max(0.0, self._clock.monotonic() - min(since)) if since else 0.0
+
+    async def put(self, batches: Sequence[Batch]) -> list[Verdict]:
+        """See `Queue.put`."""
+        put = Put(batches)
+        if self._commits.uncommitted_bytes + put.bytes > self._max_uncommitted_bytes:
+            raise QueueBusy(
+                f"{self._commits.uncommitted_bytes} of queue.max_uncommitted = {self._max_uncommitted_bytes} bytes wait for their commit",
+                retry_after_seconds=BUSY_RETRY_AFTER_SECONDS,
+            )
+        return list((await self._commits.submit(put)).verdicts)
+
+    def backlog(self) -> Iterable[Backlog]:
+        """See `Queue.backlog`. Reads memory only."""
+        return [
+            Backlog(lane.app_id, lane.available, lane.waiting_since) for lane in self._lanes.values() if lane.available
+        ]
+
+    async def lease(self, app_id: str, max_events: int) -> Lease | None:
+        """See `Queue.lease`. Whole segments: up to four batches where that fills the requests better."""
+        async with self._leasing:
+            lane = self._lanes.get(app_id)
+            if lane is None or not lane.available:
+                return None
+            run = await self._next_run(lane, max_events)
+            lane.leased_events += run.events
+            lane.leased_to = max(lane.leased_to, run.last)
+            if run.next_stamp is not None:
+                lane.waiting_since = self._since(run.next_stamp)
+            return Lease(app_id, run.first, run.last, run.events, run.lines)
+
+    async def settle(self, lease: Lease, *, buried: Sequence[Burial] = (), returned: Sequence[int] = ()) -> None:
+        """See `Queue.settle`."""
+        if len(returned) == lease.events:
+            self._end_lease(lease.app_id, lease.events, (lease.first, lease.last, lease.events))
+            return
+        lines = lease.lines.split(b"\n") if buried or returned else []
+        rest = [lines[position] for position in sorted(returned)]
+        await self._commits.submit(
+            Settle(
+                lease.app_id,
+                lease.first,
+                lease.last,
+                lease.events,
+                dead=[(burial, lines[burial.position]) for burial in buried],
+                rest_events=len(rest),
+                rest_lines=b"\n".join(rest),
+            )
+        )
+
+    async def maintain(self) -> None:
+        """Until cancelled: forgets old keys, gives free space back, and notices what other processes have put."""
+        walk = _PruneWalk(self._retention_seconds)
+        while True:
+            await self._clock.sleep(PRUNE_TICK_SECONDS)
+            try:
+                await self._maintain_once(walk)
+            except Retryable as error:  # a full disk, for one: what is not done now is done later
+                log.warning("queue.maintenance_failed", error=str(error))
+
+    async def _maintain_once(self, walk: "_PruneWalk") -> None:
+        loop = asyncio.get_running_loop()
+        if self._foreign_commits != await loop.run_in_executor(self._writer_thread, self._store.foreign_commits):
+            await self._refresh()
+        if walk.is_due(self._clock.monotonic()):
+            keys = await loop.run_in_executor(self._writer_thread, self._store.remembered_keys)
+            before_ms = self._clock.now_ms() - int(self._retention_seconds * 1000)
+            step = walk.step(keys)
+            walk.reached = await loop.run_in_executor(
+                self._writer_thread, self._store.prune, walk.reached or b"", step, before_ms
+            )
+        await loop.run_in_executor(self._writer_thread, self._store.shrink)
+
+    async def stats(self) -> QueueStats:
+        """The queue at this instant, as `collector queue stats` shows it."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader_thread, self._view.stats, self._clock)
+
+    async def close(self) -> None:
+        """Returns after every put and settle that was begun is on disk and the file is closed."""
+        loop = asyncio.get_running_loop()
+        await self._commits.close()
+        await loop.run_in_executor(self._reader_thread, self._view.close)
+        await loop.run_in_executor(self._writer_thread, self._store.close)
+        self._reader_thread.shutdown()
+        self._writer_thread.shutdown()
+
+    async def _next_run(self, lane: _Lane, max_events: int) -> Run:
+        loop = asyncio.get_running_loop()
+        if lane.returned:
+            first, last, events = lane.returned.pop(0)
+            try:
+                return await loop.run_in_executor(self._reader_thread, self._view.run, lane.app, first, last, events)
+            except BaseException:
+                lane.returned.insert(0, (first, last, events))
+                raise
+        run = await loop.run_in_executor(self._reader_thread, self._view.next_run, lane.app, lane.leased_to, max_events)
+        if run is None:
+            raise QueueBroken(
+                f"{self._directory}: {lane.available} events of app {lane.app_id!r} are counted as waiting, but none is there"
+            )
+        return run
+
+    def _apply(self, operation: Put | Settle, committed: Committed) -> None:
+        """Brings the lanes up to date with a commit, in the order of commits."""
+        if isinstance(operation, Settle):
+            self._end_lease(
+                operation.app_id, operation.events, (operation.first, operation.last, operation.rest_events)
+            )
+        for waiting in committed.waiting:
+            self._see(waiting, since=self._clock.monotonic())
+
+    def _end_lease(self, app_id: str, events: int, rest: tuple[int, int, int]) -> None:
+        lane = self._lanes[app_id]
+        lane.leased_events -= events
+        if rest[2]:
+            insort(lane.returned, rest)
+            self.arrivals.set()
+
+    def _see(self, waiting: Waiting, *, since: float) -> None:
+        """Takes over what the file says of one app; events that are the first to wait do so `since` then."""
+        lane = self._lanes.get(waiting.app_id)
+        if lane is None:
+            lane = self._lanes[waiting.app_id] = _Lane(waiting.app, waiting.app_id)
+        before = lane.available
+        lane.waiting_events = waiting.events
+        if lane.available > before:
+            if before == 0:
+                lane.waiting_since = since
+            # The flusher waits for a first event or a full batch; waking it for each commit in between is in vain.
+            if before == 0 or before < self._batch_events <= lane.available:
+                self.arrivals.set()
+
+    async def _refresh(self) -> None:
+        """Learns from the file what waits, also what other processes have put."""
+        loop = asyncio.get_running_loop()
+        self._foreign_commits = await loop.run_in_executor(self._writer_thread, self._store.foreign_commits)
+        for waiting in await loop.run_in_executor(self._writer_thread, self._store.apps):
+            self._see(waiting, since=self._since(waiting.oldest_stamp))
+
+    def _since(self, stamp: int | None) -> float:
+        """A stamp on the scale of the monotonic clock; where wall time has jumped back, now."""
+        now_ms = self._clock.now_ms()
+        return self._clock.monotonic() - max(0, now_ms - (stamp or now_ms)) / 1000

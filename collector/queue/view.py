@@ -1,0 +1,138 @@
+"""What is read from the queue's file, beside the writer and without disturbing it (synchronous; one thread's)."""
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from collector.clock import Clock
+from collector.errors import QueueUnavailable
+from collector.queue.base import AppStats, QueueStats
+from collector.queue.database import FILE_NAME, SQL, open_reader, translate
+
+LEASE_BATCHES = 4
+"""A lease covers whole segments. Where these do not fill one batch exactly it may reach over up to this many batches,
+so that at most one request in about as many is not full."""
+
+APP_SHIFT = 40
+"""A segment's number is (app << 40) + n."""
+
+
+class Run(NamedTuple):
+    """Neighbouring segments: first and last number, their events and lines, and the stamp of what comes next."""
+
+    first: int
+    last: int
+    events: int
+    lines: bytes
+    next_stamp: int | None
+
+
+class View:
+    """The reading connection. Use it from one thread only."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / FILE_NAME
+        self._connection = open_reader(directory)
+        self._execute: Callable[..., sqlite3.Cursor] = self._connection.execute
+
+    def next_run(self, app: int, after: int, batch_events: int) -> Run | None:
+        """The app's segments after number `after` that fill batches best; None where there are none.
+
+        Reads no more than the run itself and the sizes of a few segments, however many wait.
+        """
+        end = (app + 1) << APP_SHIFT
+        after = max(after, app << APP_SHIFT)
+        try:
+            # One transaction, so that all reads see the same commit.
+            self._execute("BEGIN")
+            try:
+                numbers, sizes = self._sizes(after, end, batch_events)
+                taken = best_reach(sizes, batch_events)
+                if not taken:
+                    return None
+                return self._run(numbers[0], numbers[taken - 1], sum(sizes[:taken]), end)
+            finally:
+                self._execute("COMMIT")
+        except sqlite3.Error as error:
+            raise translate(error, self._file) from error
+
+    def run(self, app: int, first: int, last: int, events: int) -> Run:
+        """The run that an earlier lease covered."""
+        try:
+            return self._run(first, last, events, (app + 1) << APP_SHIFT)
+        except sqlite3.Error as error:
+            raise translate(error, self._file) from error
+
+    def _sizes(self, after: int, end: int, batch_events: int) -> tuple[list[int], list[int]]:
+        """Numbers and sizes of enough segments to choose from: few where they are large, many where they are small."""
+        limit = LEASE_BATCHES + 1
+        while True:
+            numbers, sizes = (
+                [int(word) for word in words.split(",")] if words else []
+                for words in self._execute(SQL["segment_sizes"], (after, end, limit)).fetchone()
+            )
+            if len(sizes) < limit or sum(sizes) >= LEASE_BATCHES * batch_events:
+                return numbers, sizes
+            limit *= 8
+
+    def _run(self, first: int, last: int, events: int, end: int) -> Run:
+        (lines,) = self._execute(SQL["range_lines"], (first, last)).fetchone()
+        if lines is None:
+            raise QueueUnavailable(
+                f"{self._file}: segments {first} to {last} are gone; has another process flushed this queue?"
+            )
+        following = self._execute(SQL["next_stamp"], (last, end)).fetchone()
+        return Run(first, last, events, lines, following[0] if following else None)
+
+    def stats(self, clock: Clock) -> QueueStats:
+        """The queue at this instant. Costs the same however many events wait or are remembered."""
+        try:
+            self._execute("BEGIN")
+            try:
+                rows = self._execute(SQL["app_stats"]).fetchall()
+                (remembered,) = self._execute(SQL["remembered"]).fetchone()
+            finally:
+                self._execute("COMMIT")
+            wal = self._file.with_name(FILE_NAME + "-wal")
+            file_bytes, wal_bytes = self._file.stat().st_size, wal.stat().st_size if wal.exists() else 0
+        except (sqlite3.Error, OSError) as error:
+            raise translate(error, self._file) from error
+        now_ms = clock.now_ms()
+        apps = [
+            AppStats(name, events, size, None if stamp is None else max(0, now_ms - stamp), dead)
+            for name, events, size, dead, stamp in rows
+        ]
+        ages = [app.oldest_age_ms for app in apps if app.oldest_age_ms is not None]
+        return QueueStats(
+            waiting_events=sum(app.waiting_events for app in apps),
+            waiting_bytes=sum(app.waiting_bytes for app in apps),
+            oldest_age_ms=max(ages, default=None),
+            dead_events=sum(app.dead_events for app in apps),
+            remembered_keys=remembered,
+            file_bytes=file_bytes,
+            wal_bytes=wal_bytes,
+            apps=apps,
+        )
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._connection.close()
+
+
+def best_reach(sizes: Sequence[int], batch_events: int) -> int:
+    """How many of the segments, from the first on, fill requests of `batch_events` best; 0 only for no segments.
+
+    The shortest reach wins among equals. One segment is always taken, however large it is.
+    """
+    best, best_fill, total = 0, 0.0, 0
+    for count, size in enumerate(sizes, 1):
+        total += size
+        if count > 1 and total > LEASE_BATCHES * batch_events:
+            break
+        requests = -(-total // batch_events)
+        if total / (requests * batch_events) > best_fill:
+            best, best_fill = count, total / (requests * batch_events)
+        if best_fill == 1.0:
+            break
+    return best

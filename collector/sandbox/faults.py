@@ -1,0 +1,79 @@
+"""Failures on demand: which requests they hit, and what they do to them (pure)."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=3600)]
+
+
+class Fault(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """One failure. A request is hit if everything that is given here fits it; the first fault that fits acts.
+
+    `after` lets the operation be carried out first, so that upstream has acted and its client does not know.
+    A fault with nothing but a delay answers late, but truly.
+    """
+
+    operation: str = "publishUsageEvents"
+    """The contract's operation ID, or `*` for all."""
+    app_id: str | None = None
+    event_name: str | None = None
+    """Hits requests that contain an event of this name."""
+    email: str | None = None
+    """Hits requests that contain an event of this address."""
+    more_than: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """Hits requests with more events than this."""
+
+    delay_seconds: Seconds = 0.0
+    cut: bool = False
+    """Closes the connection instead of answering."""
+    status: Annotated[int, msgspec.Meta(ge=200, le=599)] | None = None
+    headers: dict[str, str] = {}
+    body: str = ""
+    after: bool = False
+
+    times: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """How many more requests it hits; for ever without."""
+
+    def hits(self, operation: str, app_id: str | None, events: Sequence[tuple[str, str]]) -> bool:
+        """Whether a request is hit; `events` are pairs of e-mail address and event name."""
+        return (
+            self.operation in {operation, "*"}
+            and self.app_id in {None, app_id}
+            and (self.event_name is None or any(name == self.event_name for _, name in events))
+            and (self.email is None or any(email == self.email for email, _ in events))
+            and (self.more_than is None or len(events) > self.more_than)
+        )
+
+
+class Faults:
+    """The faults in force, in order."""
+
+    def __init__(self, faults: Sequence[Fault] = ()) -> None:
+        self._faults = list(faults)
+
+    def set(self, faults: Sequence[Fault]) -> None:
+        """These and no others are in force."""
+        self._faults = list(faults)
+
+    def list(self) -> Sequence[Fault]:
+        """What is in force, with the times that are left."""
+        return tuple(self._faults)
+
+    def draw(self, operation: str, app_id: str | None = None, events: Sequence[tuple[str, str]] = ()) -> Fault | None:
+        """The fault that hits this request, if any; uses up one of its times."""
+        for fault in self._faults:
+            if fault.hits(operation, app_id, events):
+                if fault.times is not None:
+                    fault.times -= 1
+                    if not fault.times:
+                        self._faults.remove(fault)
+                return fault
+        return None
+
+
+class FaultScript(msgspec.Struct, forbid_unknown_fields=True):
+    """What `POST /_sandbox/faults` and a script file hold."""
+
+    faults: list[Fault]

@@ -1,0 +1,1 @@
+"""Where events come from. A source knows the intake and nothing behind it."""

@@ -1,0 +1,1 @@
+"""The Productiv Developer API: types, wire format, token, transport, delivery."""

@@ -1,0 +1,90 @@
+"""Access tokens: fetched once for all who need one, renewed before they expire."""
+
+import asyncio
+
+from collector.clock import Clock
+from collector.config.kinds import Secret
+from collector.errors import CollectorError, CredentialsRefused, Unusable
+from collector.observe.metrics import Metrics
+from collector.upstream.models import AccessToken
+from collector.upstream.transport import Transport
+from collector.upstream.wire import read_token, token_request
+
+RENEW_AT_FRACTION = 0.8
+"""A token is renewed when this much of its life is over, while the old one still serves."""
+
+
+class TokenSource:
+    """OAuth2 client credentials. However many ask, one request is under way at a time."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        token_url: str,
+        client_id: str,
+        client_secret: Secret,
+        scope: str,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._transport = transport
+        self._token_url = token_url
+        self._client_id = client_id
+        self._client_secret = client_secret
+        self._scope = scope
+        self._clock = clock
+        self._metrics = metrics
+        self._token: str | None = None
+        self._renew_at = self._expires_at = 0.0
+        self._renewal: asyncio.Task[str] | None = None
+
+    async def token(self) -> str:
+        """A token that has not expired. Raises CredentialsRefused or Retryable.
+
+        Cancelling one caller does not cancel the request that others wait for.
+        """
+        now = self._clock.monotonic()
+        if self._token is not None and now < self._renew_at:
+            return self._token
+        renewal = self._renewal
+        if renewal is None:
+            renewal = self._renewal = asyncio.create_task(self._renew(), name="renew token")
+            renewal.add_done_callback(self._renewed)
+        if self._token is not None and now < self._expires_at:
+            return self._token
+        return await asyncio.shield(renewal)
+
+    def refused(self, token: str) -> None:
+        """Upstream answered 401 to `token`: it will not be handed out again."""
+        if token == self._token:
+            self._token = None
+
+    async def close(self) -> None:
+        """No request is under way any more."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+            await asyncio.wait([self._renewal])
+
+    async def _renew(self) -> str:
+        request = token_request(
+            self._token_url, client_id=self._client_id, client_secret=self._client_secret.reveal(), scope=self._scope
+        )
+        try:
+            answer: AccessToken = read_token(
+                await self._transport.send(request), now_seconds=self._clock.now_ms() / 1000
+            )
+        except CollectorError as error:
+            self._metrics.token_requests.labels("refused" if isinstance(error, Unusable) else "failed").inc()
+            raise
+        self._metrics.token_requests.labels("granted").inc()
+        now = self._clock.monotonic()
+        self._token = answer.access_token
+        self._expires_at = now + answer.expires_in
+        self._renew_at = now + answer.expires_in * RENEW_AT_FRACTION
+        return self._token
+
+    def _renewed(self, renewal: asyncio.Task[str]) -> None:
+        self._renewal = None
+        if not renewal.cancelled() and isinstance(renewal.exception(), CredentialsRefused):
+            self._token = None  # a renewal in the background that was refused: the next caller shall hear of it

@@ -1,0 +1,53 @@
+"""Delivers batches of usage events to upstream: the flusher's Publisher over the wire, the token and the transport."""
+
+from collector.clock import Clock
+from collector.errors import CollectorError, CredentialsRefused, Rejected, Retryable
+from collector.observe.metrics import Metrics
+from collector.upstream.auth import TokenSource
+from collector.upstream.transport import Transport
+from collector.upstream.wire import read_push, usage_events_request
+
+OPERATION = "publishUsageEvents"
+
+
+class UsageEventsPublisher:
+    """publishUsageEvents, with a fresh token where the first was refused."""
+
+    def __init__(
+        self, transport: Transport, tokens: TokenSource, *, base_url: str, path: str, clock: Clock, metrics: Metrics
+    ) -> None:
+        self._transport = transport
+        self._tokens = tokens
+        self._base_url = base_url
+        self._path = path
+        self._clock = clock
+        self._metrics = metrics
+
+    async def publish(self, app_id: str, lines: bytes, events: int) -> None:
+        """See `Publisher.publish`. A 401 is tried once more with a new token; a second one is final."""
+        try:
+            token = await self._tokens.token()
+            try:
+                await self._attempt(token, app_id, lines)
+            except CredentialsRefused:
+                self._tokens.refused(token)
+                token = await self._tokens.token()
+                await self._attempt(token, app_id, lines)
+        except CollectorError as error:
+            self._metrics.deliveries.labels(_outcome(error)).inc()
+            raise
+        self._metrics.deliveries.labels("delivered").inc()
+        self._metrics.batch_events.observe(events)
+
+    async def _attempt(self, token: str, app_id: str, lines: bytes) -> None:
+        request = usage_events_request(self._base_url, self._path, app_id=app_id, lines=lines, token=token)
+        started = self._clock.monotonic()
+        response = await self._transport.send(request)
+        self._metrics.upstream_seconds.observe(self._clock.monotonic() - started)
+        read_push(response, OPERATION, app_id=app_id, now_seconds=self._clock.now_ms() / 1000)
+
+
+def _outcome(error: CollectorError) -> str:
+    if isinstance(error, Retryable):
+        return "retried"
+    return "rejected" if isinstance(error, Rejected) else "held"
