@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Self
 
 import aiohttp
 import click
@@ -88,11 +89,13 @@ def command(seed: int) -> None:
 
 async def _demo(folder: Path, rng: random.Random) -> Books:
     books = Books()
-    async with aiohttp.ClientSession() as session, _sandbox(folder) as sandbox:
-        async with _collector(folder, sandbox.url) as collector_url:
-            screen = _Screen(books)
-            with screen:
-                await _play(session, sandbox, collector_url, books, screen, rng)
+    async with (
+        aiohttp.ClientSession() as session,
+        _sandbox(folder) as sandbox,
+        _collector(folder, sandbox.url) as collector_url,
+    ):
+        with _Screen(books) as screen:
+            await _play(session, sandbox, collector_url, books, screen, rng)
     return books
 
 
@@ -131,7 +134,7 @@ async def _play(
 
 def _requests(rng: random.Random, now_ms: int) -> list[list[bytes]]:
     """What the apps send: people act, clocks are coarse, and senders repeat themselves."""
-    requests = []
+    requests: list[list[bytes]] = []
     clock_ms = now_ms - 3_600_000
     for _ in range(EVENTS // EVENTS_PER_REQUEST):
         if requests and rng.random() < RETRIED_SHARE:
@@ -265,9 +268,10 @@ class _Screen:
         )
         self._next_line = 0.0
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:

@@ -16,12 +16,13 @@ config_option = click.option(
 )
 
 
-class AddressType(click.ParamType):
+class AddressType(click.ParamType[Address]):
     """HOST:PORT."""
 
     name = "HOST:PORT"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Address:
+        """The address that the text stands for."""
         if isinstance(value, Address):
             return value
         try:

@@ -4,9 +4,9 @@ import asyncio
 import gzip
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import aiohttp
 import click
@@ -101,7 +101,7 @@ class _open:  # noqa: N801 - used like the function that it stands for
     def __init__(self, file: str) -> None:
         self._stream: Any = sys.stdin.buffer if file == "-" else Path(file).open("rb")  # noqa: SIM115 - closed in __exit__
 
-    def __enter__(self) -> tuple[Any, IO[bytes]]:
+    def __enter__(self) -> tuple[Any, Iterable[bytes]]:
         peeked = self._stream.peek(2)[:2]
         return self._stream, gzip.open(self._stream) if peeked == GZIP_MAGIC else self._stream
 
@@ -110,7 +110,7 @@ class _open:  # noqa: N801 - used like the function that it stands for
             self._stream.close()
 
 
-def _chunks(lines: IO[bytes]) -> Iterator[list[Line]]:
+def _chunks(lines: Iterable[bytes]) -> Iterator[list[Line]]:
     """The lines that hold something, in requests of a good size."""
     chunk: list[Line] = []
     size = 0

@@ -22,9 +22,11 @@ def example_toml() -> str:
     for section, members in groupby(keys(), key=lambda key: key.section):
         parts.append(f"\n# {sections[section].__doc__}\n[{section}]\n")
         for key in members:
-            for comment in (key.kind.about, f"Allowed: {key.kind.allowed}."):
-                parts.append(textwrap.fill(comment, WIDTH, initial_indent="# ", subsequent_indent="#   ") + "\n")
-            parts.append(
-                f'# {key.name} = "…"\n' if key.default is None else f"{key.name} = {key.kind.write(key.default)}\n"
-            )
+            parts += [_comment(key.kind.about), _comment(f"Allowed: {key.kind.allowed}.")]
+            unset = f'# {key.name} = "…"\n'
+            parts.append(unset if key.default is None else f"{key.name} = {key.kind.write(key.default)}\n")
     return "".join(parts)
+
+
+def _comment(text: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent="# ", subsequent_indent="#   ") + "\n"

@@ -132,8 +132,10 @@ def _from_file(file: Path | None, known: Mapping[str, Key], problems: list[Probl
 def _from_environment(
     environment: Mapping[str, str], known: Mapping[str, Key], problems: list[Problem]
 ) -> dict[str, Any]:
-    """Values of `COLLECTOR_…` variables. One with two underscores, or nearly a key's name, must be a key's name;
-    others are left alone, since orchestrators set names such as COLLECTOR_PORT of their own.
+    """Values of `COLLECTOR_…` variables.
+
+    One with two underscores, or nearly a key's name, must be a key's name; others are left alone, since orchestrators
+    set names such as COLLECTOR_PORT of their own.
     """
     variables = {key.variable: dotted for dotted, key in known.items()}
     found: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import msgspec
 import structlog
-from structlog.typing import EventDict, WrappedLogger
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 ROOT = "collector"
 
@@ -45,12 +45,12 @@ def configure(level: str, log_format: str) -> None:
     renderer: Any = (
         structlog.dev.ConsoleRenderer() if as_console else structlog.processors.JSONRenderer(serializer=_json)
     )
-    shared = [
+    shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    final = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    final: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if not as_console:
         final.append(structlog.processors.format_exc_info)
     handler = logging.StreamHandler(sys.stderr)

@@ -104,7 +104,9 @@ class Queue(Protocol):
         ...
 
     async def settle(self, lease: Lease, *, buried: Sequence[Burial] = (), returned: Sequence[int] = ()) -> None:
-        """Ends a lease, in one commit: the events at `returned` positions wait again, those of `buried` become dead
-        letters, and all others are delivered and go. Raises QueueUnavailable with nothing changed: settle again.
+        """The lease has ended, in one commit; whatever is not named was delivered and is gone.
+
+        The events at `returned` positions wait again, those of `buried` are dead letters. Raises QueueUnavailable with
+        nothing changed: settle again.
         """
         ...

@@ -190,7 +190,8 @@ class Store:
     def _append(self, app_id: str, runs: Sequence[tuple[int, bytes]], stamp: int) -> Waiting:
         """Adds runs of lines to an app's segments, as many runs to a segment as make at most a batch."""
         app = self._app(app_id)
-        events, parts = 0, []
+        events = 0
+        parts: list[bytes] = []
         end = (self._batch_events, b"")  # a run that fits nowhere: it closes the last segment
         for run_events, lines in (*runs, end):
             if events and events + run_events > self._batch_events:

@@ -6,14 +6,15 @@ Both answer after the commit is on disk. Every answer to a post, and every error
 """
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 from aiohttp import web
 
+from collector.bodies import BodyFormat, Rejection
 from collector.config.kinds import Address
 from collector.errors import CollectorError, DiskFull, MalformedBody, QueueUnavailable, Retryable
-from collector.intake import BodyFormat, Intake, Rejection, Report
+from collector.intake import Intake, Report
 from collector.observe.logs import get_logger
 from collector.observe.metrics import CONTENT_TYPE, Metrics
 
@@ -36,6 +37,8 @@ DEFAULT_RETRY_AFTER_SECONDS = 1.0
 STOP_GRACE_SECONDS = 2.0
 """How long a stop waits for requests whose body is still on its way."""
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -53,6 +56,7 @@ class HttpSource:
     ) -> None:
         self._intake = intake
         self._listen = listen
+        self._max_request_bytes = max_request_bytes
         self._metrics = metrics
         self._why_unready = why_unready
         self._accepted = metrics.events.labels(SOURCE, "accepted")
@@ -114,52 +118,43 @@ class HttpSource:
         reason = self._why_unready()
         if reason is None:
             return web.json_response({"status": "ready"})
-        return self._refuse(503, reason, "unready", DEFAULT_RETRY_AFTER_SECONDS)
+        return self._refuse(503, reason, "unready", _retry_after(None))
 
     async def _expose_metrics(self, _request: web.Request) -> web.Response:
         return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
     @web.middleware
-    async def _answer_errors(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def _answer_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Every error as an answer of the one shape; what nobody foresaw is logged, without the request's content."""
         try:
             return await handler(request)
         except web.HTTPRequestEntityTooLarge:
-            return self._refuse(
-                413, f"the body is larger than http.max_request_bytes = {request._client_max_size} bytes", "too_large"
-            )  # noqa: SLF001
+            reason = f"the body is larger than http.max_request_bytes = {self._max_request_bytes} bytes"
+            return self._refuse(413, reason, "too_large")
         except web.HTTPException as error:
-            allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
-            return self._refuse(error.status, error.reason, "not_understood", headers=allow)
+            headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+            return self._refuse(error.status, error.reason, "not_understood", headers)
         except MalformedBody as error:
             return self._refuse(400, str(error), "malformed")
         except Retryable as error:
             status = 507 if isinstance(error, DiskFull) else 503
-            reason = "unavailable" if isinstance(error, QueueUnavailable) else "overload"
-            return self._refuse(status, str(error), reason, error.retry_after_seconds or DEFAULT_RETRY_AFTER_SECONDS)
+            label = "unavailable" if isinstance(error, QueueUnavailable) else "overload"
+            return self._refuse(status, str(error), label, _retry_after(error.retry_after_seconds))
         except CollectorError as error:
-            log.error("http.request_failed", path=request.path, error=str(error))
-            return self._refuse(503, str(error), "unavailable", DEFAULT_RETRY_AFTER_SECONDS)
+            log.error("http.request_failed", path=request.path, error=str(error))  # noqa: TRY400 - it says all there is
+            return self._refuse(503, str(error), "unavailable", _retry_after(None))
         except Exception:
             log.exception("http.request_crashed", path=request.path)
             return self._refuse(500, "an error of the collector; its log has the details", "crashed")
 
-    def _refuse(
-        self,
-        status: int,
-        reason: str,
-        label: str,
-        retry_after_seconds: float | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> web.Response:
+    def _refuse(self, status: int, reason: str, label: str, headers: Mapping[str, str] | None = None) -> web.Response:
         self._metrics.refusals.labels(SOURCE, label).inc()
-        headers = dict(headers or {})
-        if retry_after_seconds is not None:
-            headers["Retry-After"] = str(math.ceil(retry_after_seconds))
         return _answer(Report(errors=[Rejection(reason)]), status, headers)
 
 
-def _answer(report: Report, status: int, headers: dict[str, str] | None = None) -> web.Response:
+def _retry_after(seconds: float | None) -> dict[str, str]:
+    return {"Retry-After": str(math.ceil(seconds or DEFAULT_RETRY_AFTER_SECONDS))}
+
+
+def _answer(report: Report, status: int, headers: Mapping[str, str] | None = None) -> web.Response:
     return web.Response(body=_encode(report), status=status, content_type="application/json", headers=headers)

@@ -48,4 +48,4 @@ class Transport:
         except TimeoutError as error:
             raise Retryable(f"{request.method} {request.url}: no answer within {self._timeout.total:g} s") from error
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
-            raise Retryable(f"{request.method} {request.url}: {error or type(error).__name__}") from error
+            raise Retryable(f"{request.method} {request.url}: {str(error) or type(error).__name__}") from error

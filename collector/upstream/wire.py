@@ -6,7 +6,7 @@ holds a connection, a clock or a token.
 
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import NoReturn
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -110,7 +110,7 @@ def _check_success(response: Response, operation: str) -> None:
         raise Retryable(f"{operation}: 200, but success is not true{_said(response)}")
 
 
-def _raise_for_unexpected(response: Response, operation: str, now_seconds: float) -> Any:
+def _raise_for_unexpected(response: Response, operation: str, now_seconds: float) -> NoReturn:
     if response.status in {408, 425, 429} or response.status >= 500:
         raise Retryable(
             f"{operation}: {response.status}{_said(response)}",
@@ -124,8 +124,10 @@ def _raise_for_unexpected(response: Response, operation: str, now_seconds: float
 
 
 def _names_the_app(response: Response) -> bool:
-    """Whether a 400 is about the app and not about the events. The contract states no error body; these are the words
-    that such bodies use. Where they are missing, the flusher still notices that no event at all gets through.
+    """Whether a 400 is about the app and not about the events.
+
+    The contract states no error body; these are the words that such bodies use. Where they are missing, the flusher
+    still notices that no event at all gets through.
     """
     said = response.body[:4096].lower()
     return any(
