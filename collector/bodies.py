@@ -15,7 +15,7 @@ from collector.events import APP_ID_MAX_CHARS, EMAIL_MAX_CHARS, EVENT_NAME_MAX_C
 
 SHOWN_VALUE_CHARS = 60
 
-# What msgspec raises for text that is not JSON at all; ValidationError, a subclass of the first, is about single events.
+# What msgspec raises for text that is no JSON at all; ValidationError, a subclass of the first, is about one event.
 UNPARSABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 EXPECTED = {

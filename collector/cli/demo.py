@@ -192,10 +192,10 @@ class _SandboxChild:
 
     async def start(self) -> None:
         listen = self.url.removeprefix("http://") or "127.0.0.1:0"
+        options = ["--listen", listen, "--create-apps", "--data", str(self._folder / "sandbox")]
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "collector", "sandbox", "--listen", listen, "--create-apps", "--data", str(self._folder / "sandbox"),
-            stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+            sys.executable, "-m", "collector", "sandbox", *options, stdout=asyncio.subprocess.PIPE
+        )
         assert self._process.stdout is not None  # noqa: S101 - asked for above
         line = await asyncio.wait_for(self._process.stdout.readline(), START_DEADLINE_SECONDS)
         match = re.search(rb"listens on (\S+)", line)
@@ -284,18 +284,23 @@ class _Screen:
             self._live.update(self._panel(elapsed, state))
         elif elapsed >= self._next_line or state == "done":
             self._next_line = elapsed + 1.0
-            click.echo(
-                f"{elapsed:5.1f} s  {state:<15}  sent {books.sent:>6,}  accepted {books.accepted:>6,}  duplicates {books.duplicates:>5,}  "
-                f"waiting {books.waiting:>6,}  delivered {books.delivered:>6,}  distinct at sandbox {books.sandbox_distinct:>6,}"
-            )
+            figures = "  ".join(f"{name} {value:>6,}" for name, value in self._figures())
+            click.echo(f"{elapsed:5.1f} s  {state:<15}  {figures}")
+
+    def _figures(self) -> list[tuple[str, int]]:
+        books = self._books
+        return [
+            ("sent", books.sent),
+            ("accepted", books.accepted),
+            ("duplicates", books.duplicates),
+            ("waiting", books.waiting),
+            ("delivered", books.delivered),
+            ("distinct at the sandbox", books.sandbox_distinct),
+        ]
 
     def _panel(self, elapsed: float, state: str) -> Group:
-        books = self._books
         table = Table.grid(padding=(0, 2))
-        for name, value in (
-            ("sent by the apps", books.sent), ("accepted", books.accepted), ("duplicates", books.duplicates),
-            ("waiting in the queue", books.waiting), ("delivered", books.delivered), ("distinct at the sandbox", books.sandbox_distinct),
-        ):  # fmt: skip
+        for name, value in self._figures():
             table.add_row(name, Text(f"{value:,}", justify="right"))
         colour = "red" if "DOWN" in state else "yellow" if state == "draining" else "green"
         head = Text.assemble((f"{elapsed:5.1f} s  ", "dim"), (state, f"bold {colour}"))

@@ -67,7 +67,8 @@ def command(files: Sequence[str], url: str, patience: float, as_json: bool) -> N
         click.echo(msgspec.json.encode(totals).decode())
     else:
         click.echo(
-            f"sent {totals.sent:,}  accepted {totals.accepted:,}  duplicates {totals.duplicates:,}  rejected {totals.rejected:,}"
+            f"sent {totals.sent:,}  accepted {totals.accepted:,}  "
+            f"duplicates {totals.duplicates:,}  rejected {totals.rejected:,}"
         )
     sys.exit(1 if totals.rejected else 0)
 
@@ -205,6 +206,7 @@ class _Sender:
             )
             if loop.time() + delay > give_up_at:
                 raise Unusable(
-                    f"{self._url} cannot take events: {why}; {self._totals.sent:,} were sent. Run the same command again to go on."
+                    f"{self._url} cannot take events: {why}; {self._totals.sent:,} were sent. "
+                    "Run the same command again to go on."
                 )
             await asyncio.sleep(delay)

@@ -10,7 +10,7 @@ from collector.config.model import Config
 WIDTH = 110
 HEADER = f"""\
 # The collector's configuration: every key with its default. A key that is commented out has no default.
-# Each key can also come from the environment, which wins over this file: [queue] path is {ENVIRONMENT_PREFIX}QUEUE__PATH.
+# The environment wins over this file: [queue] path is {ENVIRONMENT_PREFIX}QUEUE__PATH there, and so on.
 # `collector check-config --config FILE` lists every problem at once.
 """
 

@@ -112,8 +112,8 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     client_secret: Annotated[
         Secret | None,
         kinds.secret(
-            "OAuth2 client secret. Required, here or better: in the environment, in client_secret_file, or as the systemd "
-            "credential client_secret (LoadCredential=client_secret:FILE)."
+            "OAuth2 client secret. Required, here or better: in the environment, in client_secret_file, or as the "
+            "systemd credential client_secret (LoadCredential=client_secret:FILE)."
         ),
     ] = None
     client_secret_file: Annotated[

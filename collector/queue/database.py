@@ -99,7 +99,8 @@ def open_reader(directory: Path) -> sqlite3.Connection:
     if version != len(MIGRATIONS):
         connection.close()
         raise QueueBroken(
-            f"{file} has schema version {version}, this collector reads {len(MIGRATIONS)}; start the daemon once to migrate it"
+            f"{file} has schema version {version}, this collector reads {len(MIGRATIONS)}; "
+            "start the daemon of this version once to migrate it"
         )
     return connection
 

@@ -156,7 +156,8 @@ class SqliteQueue:
         put = Put(batches)
         if self._commits.uncommitted_bytes + put.bytes > self._max_uncommitted_bytes:
             raise QueueBusy(
-                f"{self._commits.uncommitted_bytes} of queue.max_uncommitted = {self._max_uncommitted_bytes} bytes wait for their commit",
+                f"{self.uncommitted_bytes} of queue.max_uncommitted = {self._max_uncommitted_bytes} bytes wait for "
+                "their commit",
                 retry_after_seconds=BUSY_RETRY_AFTER_SECONDS,
             )
         return list((await self._commits.submit(put)).verdicts)
@@ -247,7 +248,7 @@ class SqliteQueue:
         run = await loop.run_in_executor(self._reader_thread, self._view.next_run, lane.app, lane.leased_to, max_events)
         if run is None:
             raise QueueBroken(
-                f"{self._directory}: {lane.available} events of app {lane.app_id!r} are counted as waiting, but none is there"
+                f"{self._directory}: {lane.available} events of app {lane.app_id!r} are counted as waiting, none is there"
             )
         return run
 

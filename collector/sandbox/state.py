@@ -1,4 +1,4 @@
-"""What the sandbox knows: apps, and every event it took, by its key. In SQLite: in memory, or in a file that survives."""
+"""What the sandbox knows: apps, and every event it took, by its key. SQLite: in memory, or in a file that stays."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ import msgspec
 
 FILE_NAME = "sandbox.sqlite3"
 
-# The log is not synced at each commit: what must be seen to survive here is the death of the process, not of the machine.
+# The log is not synced at each commit: this must survive the death of its process, not that of the machine.
 SCHEMA = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = NORMAL;

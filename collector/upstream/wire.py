@@ -63,16 +63,16 @@ def _headers(content_type: str) -> dict[str, str]:
 
 def read_token(response: Response, *, now_seconds: float) -> AccessToken:
     """The token of a getAccessToken answer. Raises CredentialsRefused or Retryable."""
-    if response.status == 200:
-        try:
-            return msgspec.json.decode(response.body, type=AccessToken)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Retryable(f"getAccessToken: the answer is no token: {error}") from None
     if response.status in {400, 401, 403}:
         raise CredentialsRefused(
             f"getAccessToken: {response.status}, the client ID or secret was refused{_said(response)}"
         )
-    _raise_for_unexpected(response, "getAccessToken", now_seconds)
+    if response.status != 200:
+        _raise_for_unexpected(response, "getAccessToken", now_seconds)
+    try:
+        return msgspec.json.decode(response.body, type=AccessToken)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Retryable(f"getAccessToken: the answer is no token: {error}") from None
 
 
 def read_push(response: Response, operation: str, *, app_id: str, now_seconds: float) -> None:
