@@ -1,1 +1,1 @@
-"""Speed, measured beside limits of the same run."""
+"""Speed, measured beside limits of the same run: `python -m bench`, or `make bench`."""

@@ -5,11 +5,15 @@ import time
 
 
 class Clock:
-    """The machine's clocks. `now_ms` may jump (it is wall time); `monotonic` never does."""
+    """The machine's clocks. Wall time (`now_us`, `now_ms`) may jump; `monotonic` never does."""
+
+    def now_us(self) -> int:
+        """Microseconds since the epoch."""
+        return time.time_ns() // 1000
 
     def now_ms(self) -> int:
         """Milliseconds since the epoch."""
-        return time.time_ns() // 1_000_000
+        return self.now_us() // 1000
 
     def monotonic(self) -> float:
         """Seconds from an arbitrary origin, never backwards."""

@@ -9,71 +9,72 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, Protocol, TypeVar
 
-from collector.errors import QueueUnavailable
+from collector.errors import CollectorError, QueueUnavailable
+from collector.queue.base import Verdict
+from collector.queue.store import Done, Put, Settle
 
+MAX_TURNS = 32
 MAX_GROUP_BYTES = 2 * 2**20
 """About 20,000 events: bounds how long one commit takes, and so how long the next caller waits."""
 
 
-class Sized(Protocol):
-    """An operation that knows how much memory it holds."""
-
-    @property
-    def bytes(self) -> int:
-        """Bytes held until the commit."""
-        ...
+Operation = Put | Settle
+Caller = tuple[Operation, asyncio.Future[Sequence[Verdict]]]
 
 
-Operation = TypeVar("Operation", bound=Sized)
-Result = TypeVar("Result")
-
-
-class GroupCommit(Generic[Operation, Result]):
+class GroupCommit:
     """Feeds operations to `transact` in groups; one group at a time, in order.
 
-    `transact` runs in the writer's thread. `applied` is called on the loop with each operation and its result before
-    its caller wakes, also when that caller was cancelled: a cancelled caller never cancels a commit.
+    `transact` runs in the writer's thread. `applied` is called on the loop with each operation that was done, in the
+    order of commits and before any caller of the group wakes, also when its own was cancelled: a cancelled caller never
+    cancels a commit.
     """
 
     def __init__(
         self,
         thread: ThreadPoolExecutor,
-        transact: Callable[[Sequence[Operation]], Sequence[Result | Exception]],
+        transact: Callable[[Sequence[Operation]], Sequence[Done | CollectorError]],
         *,
-        applied: Callable[[Operation, Result], None],
+        applied: Callable[[Operation, Done], None],
         observe_commit: Callable[[float, int], None],
     ) -> None:
         self._thread = thread
         self._transact = transact
         self._applied = applied
         self._observe_commit = observe_commit
-        self._waiting: list[tuple[Operation, asyncio.Future[Result]]] = []
+        self._waiting: list[Caller] = []
         self._committing = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
         self.uncommitted_bytes = 0
 
-    async def submit(self, operation: Operation) -> Result:
-        """The operation's result, after the commit that holds it. Raises what `transact` answered for it."""
+    async def submit(self, operation: Operation) -> Sequence[Verdict]:
+        """The operation's verdicts, after the commit that holds it. Raises what `transact` answered for it."""
         if self._closed:
             raise QueueUnavailable("the queue is closed")
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
+        future: asyncio.Future[Sequence[Verdict]] = loop.create_future()
         self._waiting.append((operation, future))
         self.uncommitted_bytes += operation.bytes
         if not self._committing:
             self._committing = True
             self._idle.clear()
-            loop.call_soon(self._start)  # not at once: what else this turn of the loop brings joins the group
+            loop.call_soon(self._gather, 0, 0)
         return await future
 
     async def close(self) -> None:
         """Refuses what comes from now on, and returns after the commit of all that came before."""
         self._closed = True
         await self._idle.wait()
+
+    def _gather(self, seen: int, turns: int) -> None:
+        """Starts a commit when a turn of the loop has brought nothing more, or enough turns have passed."""
+        if len(self._waiting) > seen and turns < MAX_TURNS:
+            asyncio.get_running_loop().call_soon(self._gather, len(self._waiting), turns + 1)
+        else:
+            self._start()
 
     def _start(self) -> None:
         size = count = 0
@@ -84,33 +85,29 @@ class GroupCommit(Generic[Operation, Result]):
             count += 1
         group, self._waiting = self._waiting[:count], self._waiting[count:]
         started = time.perf_counter()
-        running = asyncio.get_running_loop().run_in_executor(
-            self._thread, self._transact, [operation for operation, _ in group]
-        )
+        operations = [operation for operation, _ in group]
+        running = asyncio.get_running_loop().run_in_executor(self._thread, self._transact, operations)
         running.add_done_callback(lambda done: self._finish(group, done, started))
 
     def _finish(
-        self,
-        group: Sequence[tuple[Operation, asyncio.Future[Result]]],
-        done: asyncio.Future[Sequence[Result | Exception]],
-        started: float,
+        self, group: Sequence[Caller], running: asyncio.Future[Sequence[Done | CollectorError]], started: float
     ) -> None:
+        self._observe_commit(time.perf_counter() - started, len(group))
+        failure = running.exception()
+        results = [failure] * len(group) if failure else running.result()
+        for (operation, _), result in zip(group, results, strict=True):
+            self.uncommitted_bytes -= operation.bytes
+            if isinstance(result, Done):
+                self._applied(operation, result)
+        for (_, future), result in zip(group, results, strict=True):
+            if future.done():
+                continue  # its caller was cancelled
+            if isinstance(result, Done):
+                future.set_result(result.verdicts)
+            else:
+                future.set_exception(result)
         if self._waiting:
-            self._start()
+            asyncio.get_running_loop().call_soon(self._gather, 0, 0)
         else:
             self._committing = False
             self._idle.set()
-        self._observe_commit(time.perf_counter() - started, len(group))
-        failure = done.exception()
-        results: Sequence[Result | Exception] = (
-            [failure] * len(group) if isinstance(failure, Exception) else done.result()
-        )
-        for (operation, future), result in zip(group, results, strict=True):
-            self.uncommitted_bytes -= operation.bytes
-            if isinstance(result, Exception):
-                if not future.done():
-                    future.set_exception(result)
-                continue
-            self._applied(operation, result)
-            if not future.done():
-                future.set_result(result)

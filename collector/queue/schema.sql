@@ -1,16 +1,15 @@
 -- The queue's tables, version 1. `PRAGMA user_version` holds the version, `application_id` says whose file it is.
 
--- One row an app, with what waits for it; updated in the transaction that changes it, so that depth is known without
--- counting, by any process.
+-- One row an app, with what waits for it. The triggers below keep the counts equal to what is stored, whoever stores
+-- it, so that depth is known without counting.
 CREATE TABLE app (
   app            INTEGER PRIMARY KEY,
   name           TEXT    NOT NULL UNIQUE,
-  next_segment   INTEGER NOT NULL,             -- the segment number that the next put takes
+  next_segment   INTEGER NOT NULL,             -- the number that the next segment takes
   waiting_events INTEGER NOT NULL DEFAULT 0,
   waiting_bytes  INTEGER NOT NULL DEFAULT 0,
   dead_events    INTEGER NOT NULL DEFAULT 0,
-  stored_events  INTEGER NOT NULL DEFAULT 0,   -- ever; less `pruned.keys` it is the number of keys remembered
-  last_stamp     INTEGER NOT NULL DEFAULT 0    -- of the last commit that stored events of this app
+  stored_events  INTEGER NOT NULL DEFAULT 0    -- ever; less `pruned.keys` it is the number of keys remembered
 ) STRICT;
 
 -- Events that wait for delivery, as lines of JSON: one row for up to a batch of events of one app that were committed
@@ -19,13 +18,30 @@ CREATE TABLE app (
 -- together, in order, without an index. The small columns stand first: reading them does not touch the lines' pages.
 CREATE TABLE segment (
   segment INTEGER PRIMARY KEY,
-  stamp   INTEGER NOT NULL,
+  stamp   INTEGER NOT NULL,                    -- as in `seen`
   events  INTEGER NOT NULL,
   lines   BLOB    NOT NULL
 ) STRICT;
 
--- Every key received within the retention, delivered or not. `stamp` is the receipt in milliseconds since the epoch,
--- made to rise with each commit, so that it names the commit too: a key whose stamp is another one was there before.
+CREATE TRIGGER segment_added AFTER INSERT ON segment BEGIN
+  UPDATE app SET next_segment = NEW.segment + 1, stored_events = stored_events + NEW.events,
+                 waiting_events = waiting_events + NEW.events, waiting_bytes = waiting_bytes + length(NEW.lines)
+  WHERE app = NEW.segment >> 40;
+END;
+
+CREATE TRIGGER segment_cut AFTER UPDATE ON segment BEGIN
+  UPDATE app SET waiting_events = waiting_events - OLD.events + NEW.events,
+                 waiting_bytes = waiting_bytes - length(OLD.lines) + length(NEW.lines)
+  WHERE app = NEW.segment >> 40;
+END;
+
+CREATE TRIGGER segment_gone AFTER DELETE ON segment BEGIN
+  UPDATE app SET waiting_events = waiting_events - OLD.events, waiting_bytes = waiting_bytes - length(OLD.lines)
+  WHERE app = OLD.segment >> 40;
+END;
+
+-- Every key received within the retention, delivered or not. `stamp` is the receipt in microseconds since the epoch,
+-- taken under the write lock, so that it names the commit too: a key whose stamp is another one was there before.
 -- No index by stamp: pruning walks the keys in small steps instead, which costs live inserts nothing.
 CREATE TABLE seen (
   key   BLOB    NOT NULL PRIMARY KEY,
@@ -46,3 +62,7 @@ CREATE TABLE dead (
   reason    TEXT    NOT NULL,
   line      BLOB    NOT NULL
 ) STRICT;
+
+CREATE TRIGGER dead_added AFTER INSERT ON dead BEGIN
+  UPDATE app SET dead_events = dead_events + 1 WHERE app = NEW.app;
+END;

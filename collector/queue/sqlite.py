@@ -20,18 +20,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from collector.clock import Clock
-from collector.errors import QueueBroken, QueueBusy, Retryable
+from collector.errors import QueueBroken, QueueBusy, QueueFull, Retryable
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verdict
 from collector.queue.group_commit import GroupCommit
 from collector.queue.lock import RoleLock
-from collector.queue.store import Committed, Put, Settle, Store, Waiting
+from collector.queue.store import Done, Put, Settle, Store
 from collector.queue.view import Run, View
 
 log = get_logger(__name__)
 
 BUSY_RETRY_AFTER_SECONDS = 1.0
+FULL_RETRY_AFTER_SECONDS = 5.0
 
 PRUNE_TICK_SECONDS = 1.0
 PRUNE_PASSES = 24
@@ -62,10 +63,9 @@ class _PruneWalk:
 class _Lane:
     """What is known of one app: how far it is leased, what was given back, and since when the oldest event waits."""
 
-    __slots__ = ("app", "app_id", "leased_events", "leased_to", "returned", "waiting_events", "waiting_since")
+    __slots__ = ("app_id", "leased_events", "leased_to", "returned", "waiting_events", "waiting_since")
 
-    def __init__(self, app: int, app_id: str) -> None:
-        self.app = app
+    def __init__(self, app_id: str) -> None:
         self.app_id = app_id
         self.waiting_events = 0
         self.leased_events = 0
@@ -75,7 +75,8 @@ class _Lane:
 
     @property
     def available(self) -> int:
-        return self.waiting_events - self.leased_events
+        """Events to lease. A lease may have read a commit before its puts were counted here; then it is 0 till then."""
+        return max(0, self.waiting_events - self.leased_events)
 
 
 class SqliteQueue:
@@ -104,11 +105,12 @@ class SqliteQueue:
         self._lanes: dict[str, _Lane] = {}
         self._leasing = asyncio.Lock()
         self._foreign_commits = 0
+        self._waiting_bytes = 0
         self._writer_thread = ThreadPoolExecutor(1, thread_name_prefix="collector-queue-writer")
         self._reader_thread = ThreadPoolExecutor(1, thread_name_prefix="collector-queue-reader")
         self._store: Store
         self._view: View
-        self._commits: GroupCommit[Put | Settle, Committed]
+        self._commits: GroupCommit
 
     async def open(self) -> None:
         """The file is open, in its latest schema, and what waits in it is known.
@@ -118,9 +120,7 @@ class SqliteQueue:
         loop = asyncio.get_running_loop()
         self._store = await loop.run_in_executor(
             self._writer_thread,
-            lambda: Store(
-                self._directory, batch_events=self._batch_events, max_bytes=self._max_bytes, clock=self._clock
-            ),
+            lambda: Store(self._directory, batch_events=self._batch_events, clock=self._clock),
         )
         self._view = await loop.run_in_executor(self._reader_thread, View, self._directory)
         self._commits = GroupCommit(
@@ -154,13 +154,18 @@ class SqliteQueue:
     async def put(self, batches: Sequence[Batch]) -> list[Verdict]:
         """See `Queue.put`."""
         put = Put(batches)
+        if self._waiting_bytes + self.uncommitted_bytes + put.bytes > self._max_bytes:
+            raise QueueFull(
+                f"{self._waiting_bytes} of queue.max_bytes = {self._max_bytes} bytes wait for delivery",
+                retry_after_seconds=FULL_RETRY_AFTER_SECONDS,
+            )
         if self._commits.uncommitted_bytes + put.bytes > self._max_uncommitted_bytes:
             raise QueueBusy(
                 f"{self.uncommitted_bytes} of queue.max_uncommitted = {self._max_uncommitted_bytes} bytes wait for "
                 "their commit",
                 retry_after_seconds=BUSY_RETRY_AFTER_SECONDS,
             )
-        return list((await self._commits.submit(put)).verdicts)
+        return list(await self._commits.submit(put))
 
     def backlog(self) -> Iterable[Backlog]:
         """See `Queue.backlog`. Reads memory only."""
@@ -184,7 +189,7 @@ class SqliteQueue:
     async def settle(self, lease: Lease, *, buried: Sequence[Burial] = (), returned: Sequence[int] = ()) -> None:
         """See `Queue.settle`."""
         if len(returned) == lease.events:
-            self._end_lease(lease.app_id, lease.events, (lease.first, lease.last, lease.events))
+            self._end_lease(self._lanes[lease.app_id], lease.events, (lease.first, lease.last, lease.events))
             return
         lines = lease.lines.split(b"\n") if buried or returned else []
         rest = [lines[position] for position in sorted(returned)]
@@ -216,10 +221,10 @@ class SqliteQueue:
             await self._refresh()
         if walk.is_due(self._clock.monotonic()):
             keys = await loop.run_in_executor(self._writer_thread, self._store.remembered_keys)
-            before_ms = self._clock.now_ms() - int(self._retention_seconds * 1000)
+            before_us = self._clock.now_us() - int(self._retention_seconds * 1e6)
             step = walk.step(keys)
             walk.reached = await loop.run_in_executor(
-                self._writer_thread, self._store.prune, walk.reached or b"", step, before_ms
+                self._writer_thread, self._store.prune, walk.reached or b"", step, before_us
             )
         await loop.run_in_executor(self._writer_thread, self._store.shrink)
 
@@ -241,40 +246,48 @@ class SqliteQueue:
         if lane.returned:
             first, last, events = lane.returned.pop(0)
             try:
-                return await loop.run_in_executor(self._reader_thread, self._view.run, lane.app, first, last, events)
+                return await loop.run_in_executor(self._reader_thread, self._view.run, lane.app_id, first, last, events)
             except BaseException:
                 lane.returned.insert(0, (first, last, events))
                 raise
-        run = await loop.run_in_executor(self._reader_thread, self._view.next_run, lane.app, lane.leased_to, max_events)
+        run = await loop.run_in_executor(
+            self._reader_thread, self._view.next_run, lane.app_id, lane.leased_to, max_events
+        )
         if run is None:
             raise QueueBroken(
-                f"{self._directory}: {lane.available} events of app {lane.app_id!r} are counted as waiting, none is there"
+                f"{self._directory}: {lane.available} events of app {lane.app_id!r} should be waiting, none is there"
             )
         return run
 
-    def _apply(self, operation: Put | Settle, committed: Committed) -> None:
-        """Brings the lanes up to date with a commit, in the order of commits."""
+    def _apply(self, operation: Put | Settle, done: Done) -> None:
+        """Brings memory up to date with one operation of a commit."""
+        self._waiting_bytes += done.bytes
         if isinstance(operation, Settle):
-            self._end_lease(
-                operation.app_id, operation.events, (operation.first, operation.last, operation.rest_events)
-            )
-        for waiting in committed.waiting:
-            self._see(waiting, since=self._clock.monotonic())
+            lane = self._lanes[operation.app_id]
+            lane.waiting_events -= operation.events - operation.rest_events
+            self._end_lease(lane, operation.events, (operation.first, operation.last, operation.rest_events))
+        else:
+            for batch, verdict in zip(operation.batches, done.verdicts, strict=True):
+                if verdict.accepted:
+                    lane = self._lane(batch.app_id)
+                    self._set_waiting(lane, lane.waiting_events + verdict.accepted, since=self._clock.monotonic())
 
-    def _end_lease(self, app_id: str, events: int, rest: tuple[int, int, int]) -> None:
-        lane = self._lanes[app_id]
+    def _end_lease(self, lane: _Lane, events: int, rest: tuple[int, int, int]) -> None:
         lane.leased_events -= events
         if rest[2]:
             insort(lane.returned, rest)
             self.arrivals.set()
 
-    def _see(self, waiting: Waiting, *, since: float) -> None:
-        """Takes over what the file says of one app; events that are the first to wait do so `since` then."""
-        lane = self._lanes.get(waiting.app_id)
+    def _lane(self, app_id: str) -> _Lane:
+        lane = self._lanes.get(app_id)
         if lane is None:
-            lane = self._lanes[waiting.app_id] = _Lane(waiting.app, waiting.app_id)
+            lane = self._lanes[app_id] = _Lane(app_id)
+        return lane
+
+    def _set_waiting(self, lane: _Lane, events: int, *, since: float) -> None:
+        """Takes over how many events wait; those that are the first to wait do so `since` then."""
         before = lane.available
-        lane.waiting_events = waiting.events
+        lane.waiting_events = events
         if lane.available > before:
             if before == 0:
                 lane.waiting_since = since
@@ -286,10 +299,12 @@ class SqliteQueue:
         """Learns from the file what waits, also what other processes have put."""
         loop = asyncio.get_running_loop()
         self._foreign_commits = await loop.run_in_executor(self._writer_thread, self._store.foreign_commits)
-        for waiting in await loop.run_in_executor(self._writer_thread, self._store.apps):
-            self._see(waiting, since=self._since(waiting.oldest_stamp))
+        apps = await loop.run_in_executor(self._writer_thread, self._store.apps)
+        self._waiting_bytes = sum(waiting.bytes for waiting in apps)
+        for waiting in apps:
+            self._set_waiting(self._lane(waiting.app_id), waiting.events, since=self._since(waiting.oldest_stamp))
 
     def _since(self, stamp: int | None) -> float:
         """A stamp on the scale of the monotonic clock; where wall time has jumped back, now."""
-        now_ms = self._clock.now_ms()
-        return self._clock.monotonic() - max(0, now_ms - (stamp or now_ms)) / 1000
+        now_us = self._clock.now_us()
+        return self._clock.monotonic() - max(0, now_us - (stamp or now_us)) / 1e6

@@ -1,9 +1,6 @@
 -- Every statement of the queue, by name. Each is one step of SQLite however many events it covers: a step a row would
 -- hand the interpreter lock back and forth for each event (measured beside a busy thread: 475,000 events/s became 400).
 
--- name: totals
-SELECT coalesce(sum(waiting_bytes), 0), coalesce(max(last_stamp), 0) FROM app;
-
 -- name: add_app
 INSERT INTO app (name, next_segment) VALUES (?1, ((SELECT coalesce(max(app), 0) + 1 FROM app) << 40) + 1);
 
@@ -11,7 +8,7 @@ INSERT INTO app (name, next_segment) VALUES (?1, ((SELECT coalesce(max(app), 0) 
 SELECT app FROM app WHERE name = ?1;
 
 -- name: load_apps
-SELECT app, name, waiting_events,
+SELECT app, name, waiting_events, waiting_bytes,
        (SELECT stamp FROM segment WHERE segment > (app << 40) AND segment < ((app + 1) << 40) ORDER BY segment LIMIT 1)
 FROM app;
 
@@ -30,26 +27,14 @@ WHERE (SELECT stamp FROM seen WHERE key = substr(?1, at, 24)) <> ?2;
 -- name: add_segment
 INSERT INTO segment (segment, stamp, events, lines) SELECT next_segment, ?2, ?3, ?4 FROM app WHERE app = ?1;
 
--- name: count_in
-UPDATE app SET next_segment = next_segment + 1, waiting_events = waiting_events + ?2, waiting_bytes = waiting_bytes + ?3,
-               stored_events = stored_events + ?2, last_stamp = ?4
-WHERE app = ?1;
-
--- name: waiting
-SELECT waiting_events FROM app WHERE app = ?1;
-
 -- name: range_totals
-SELECT coalesce(sum(events), 0), coalesce(sum(length(lines)), 0), min(stamp) FROM segment WHERE segment BETWEEN ?1 AND ?2;
+SELECT coalesce(sum(events), 0), coalesce(sum(length(lines)), 0) FROM segment WHERE segment BETWEEN ?1 AND ?2;
 
 -- name: drop_range
 DELETE FROM segment WHERE segment BETWEEN ?1 AND ?2;
 
--- name: put_back
-INSERT INTO segment (segment, stamp, events, lines) VALUES (?1, ?2, ?3, ?4);
-
--- name: count_out
-UPDATE app SET waiting_events = waiting_events - ?2, waiting_bytes = waiting_bytes - ?3, dead_events = dead_events + ?4
-WHERE app = ?1;
+-- name: cut_segment
+UPDATE segment SET events = ?2, lines = ?3 WHERE segment = ?1;
 
 -- name: bury
 INSERT INTO dead (app, buried_ms, reason, line) VALUES (?1, ?2, ?3, ?4);

@@ -4,11 +4,15 @@ Invariants:
 
 1. A key enters `seen` in the transaction that stores its event in `segment`: there is no instant at which one is
    there without the other, so an acknowledged event is neither lost nor stored twice.
-2. `app.waiting_events` and `waiting_bytes` equal what `segment` holds, at every commit.
-3. Stamps rise with every commit that stores events, over all processes: a key with another stamp is an older one.
-4. A segment goes only in the transaction that settles it: delivered, buried, or put back in part.
-5. Nothing is read back from memory of an earlier transaction but the numbers of apps, which never change; so several
+2. The counts in `app` equal what `segment` and `dead` hold, at every commit (the schema's triggers see to it).
+3. Stamps are taken under the write lock and rise with every commit of this process; two processes' commits lie an
+   fsync apart. So a key whose stamp is not this commit's was there before.
+4. A segment goes, or gets shorter, only in the transaction that settles it.
+5. Nothing is carried over from an earlier transaction but the numbers of apps, which never change; so several
    processes can write to one file, and SQLite's lock orders them.
+
+The hot path is four statements, whatever it stores: each gives the interpreter lock away twice, and getting it back
+beside a busy thread costs a switch interval.
 """
 
 import contextlib
@@ -20,10 +24,10 @@ from pathlib import Path
 import msgspec
 
 from collector.clock import Clock
-from collector.errors import CollectorError, QueueFull
+from collector.errors import CollectorError
 from collector.events import KEY_BYTES
 from collector.queue.base import Batch, Burial, Verdict
-from collector.queue.database import FILE_NAME, RETRY_AFTER_SECONDS, SQL, WAL_LIMIT_BYTES, open_writer, translate
+from collector.queue.database import FILE_NAME, SQL, WAL_LIMIT_BYTES, open_writer, translate
 
 VACUUM_PAGES = 256
 """Pages given back to the file system in one step: 1 MiB, a few milliseconds."""
@@ -57,62 +61,61 @@ class Settle(msgspec.Struct, frozen=True):
         return 0
 
 
+class Done(msgspec.Struct, frozen=True):
+    """What became of one operation: the verdicts of a Put, and by how many bytes more is waiting now."""
+
+    verdicts: Sequence[Verdict]
+    bytes: int
+
+
 class Waiting(msgspec.Struct, frozen=True, gc=False):
-    """How many events of one app wait after a transaction."""
+    """What waits of one app: events, bytes, and the stamp of the oldest."""
 
     app: int
     app_id: str
     events: int
-    oldest_stamp: int | None = None
-
-
-class Committed(msgspec.Struct, frozen=True):
-    """What one operation's commit did: verdicts for a Put, and what waits now of each app it touched."""
-
-    waiting: Sequence[Waiting]
-    verdicts: Sequence[Verdict] = ()
+    bytes: int
+    oldest_stamp: int | None
 
 
 class Store:
     """The writing connection. Use it from one thread only."""
 
-    def __init__(self, directory: Path, *, batch_events: int, max_bytes: int, clock: Clock) -> None:
+    def __init__(self, directory: Path, *, batch_events: int, clock: Clock) -> None:
         self._file = directory / FILE_NAME
         self._batch_events = batch_events
-        self._max_bytes = max_bytes
         self._clock = clock
         self._apps: dict[str, int] = {}
+        self._last_stamp = 0
         self._connection = open_writer(directory)
         self._execute: Callable[..., sqlite3.Cursor] = self._connection.execute
 
-    def transact(self, operations: Sequence[Put | Settle]) -> list[Committed | CollectorError]:
+    def transact(self, operations: Sequence[Put | Settle]) -> list[Done | CollectorError]:
         """One transaction for all operations; returns after its fsync, with what became of each.
 
         Where the disk refuses, nothing is stored; settlements are tried once more on their own, since they free room.
         """
         try:
-            return self._attempt(operations)
+            return list(self._attempt(operations))
         except sqlite3.Error as error:
             failure = translate(error, self._file)
         settlements = [operation for operation in operations if isinstance(operation, Settle)]
-        settled: Iterator[Committed | CollectorError] = iter(())
-        if len(settlements) < len(operations):
+        if 0 < len(settlements) < len(operations):
             with contextlib.suppress(sqlite3.Error):
                 settled = iter(self._attempt(settlements))
-        return [next(settled, failure) if isinstance(operation, Settle) else failure for operation in operations]
+                return [next(settled) if isinstance(operation, Settle) else failure for operation in operations]
+        return [failure] * len(operations)
 
-    def _attempt(self, operations: Sequence[Put | Settle]) -> list[Committed | CollectorError]:
+    def _attempt(self, operations: Sequence[Put | Settle]) -> list[Done]:
         self._execute("BEGIN IMMEDIATE")
         try:
-            puts = self._put([operation for operation in operations if isinstance(operation, Put)])
-            results = [
-                next(puts) if isinstance(operation, Put) else self._settle(operation) for operation in operations
-            ]
+            stored = iter(self._store([operation for operation in operations if isinstance(operation, Put)]))
+            done = [next(stored) if isinstance(operation, Put) else self._settle(operation) for operation in operations]
             self._execute("COMMIT")
         except BaseException:
             self._rollback()
             raise
-        return results
+        return done
 
     def _rollback(self) -> None:
         # After some errors SQLite has rolled back by itself. Apps that the transaction added are gone with it.
@@ -120,74 +123,40 @@ class Store:
         if self._connection.in_transaction:
             self._execute("ROLLBACK")
 
-    def _put(self, puts: Sequence[Put]) -> Iterator[Committed | CollectorError]:
-        """Stores what is new of all puts together, then answers each. A put that has no room is refused alone."""
+    def _store(self, puts: Sequence[Put]) -> list[Done]:
+        """Stores what is new of all puts together."""
         if not puts:
-            return iter(())
-        waiting_bytes, last_stamp = self._execute(SQL["totals"]).fetchone()
-        refused: set[int] = set()
-        for position, put in enumerate(puts):
-            if waiting_bytes + put.bytes > self._max_bytes:
-                refused.add(position)
-            else:
-                waiting_bytes += put.bytes
-        batches = [batch for position, put in enumerate(puts) if position not in refused for batch in put.batches]
-        stamp = max(self._clock.now_ms(), last_stamp + 1)
-        verdicts, fresh = self._remember(batches, stamp)
-        waiting = {app_id: self._append(app_id, parts, stamp) for app_id, parts in fresh.items()}
-        remaining = iter(verdicts)
-        full = QueueFull(
-            f"{waiting_bytes} of queue.max_bytes = {self._max_bytes} bytes wait for delivery",
-            retry_after_seconds=RETRY_AFTER_SECONDS,
-        )
-        return iter(
-            [
-                full
-                if position in refused
-                else Committed(
-                    waiting=[
-                        waiting[app_id] for app_id in {batch.app_id for batch in put.batches} if app_id in waiting
-                    ],
-                    verdicts=[next(remaining) for _ in put.batches],
-                )
-                for position, put in enumerate(puts)
-            ]
-        )
-
-    def _remember(
-        self, batches: Sequence[Batch], stamp: int
-    ) -> tuple[list[Verdict], dict[str, list[tuple[int, bytes]]]]:
-        """Enters all keys; a verdict for each batch, and by app the runs of lines that are new with their counts."""
-        keys = list(chain.from_iterable(batch.keys for batch in batches))
+            return []
+        stamp = self._last_stamp = max(self._clock.now_us(), self._last_stamp + 1)
+        known = self._remember(list(chain.from_iterable(batch.keys for put in puts for batch in put.batches)), stamp)
         fresh: dict[str, list[tuple[int, bytes]]] = {}
+        done = []
+        for put in puts:
+            verdicts, size = [], 0
+            for batch in put.batches:
+                verdict, lines = _tell_apart(batch, known)
+                verdicts.append(verdict)
+                if verdict.accepted:
+                    fresh.setdefault(batch.app_id, []).append((verdict.accepted, lines))
+                    size += len(lines)
+            done.append(Done(verdicts, size))
+        for app_id, runs in fresh.items():
+            self._append(app_id, runs, stamp)
+        return done
+
+    def _remember(self, keys: Sequence[bytes], stamp: int) -> set[bytes] | None:
+        """Enters the keys; those that were there before, or None where every single one is new."""
         blob = b"".join(sorted(set(keys)))  # in key order, so that neighbours meet in the same page
-        entered = self._execute(SQL["remember"], (blob, stamp)).rowcount if blob else 0
+        entered = self._execute(SQL["remember"], (blob, stamp)).rowcount
         if entered == len(keys):
-            for batch in batches:
-                fresh.setdefault(batch.app_id, []).append((len(batch.keys), batch.lines))
-            return [Verdict(len(batch.keys)) for batch in batches], fresh
+            return None
+        if entered * KEY_BYTES == len(blob):
+            return set()
+        (positions,) = self._execute(SQL["known"], (blob, stamp)).fetchone()
+        starts = [int(position) * KEY_BYTES for position in positions.split(",")]
+        return {blob[start : start + KEY_BYTES] for start in starts}
 
-        taken: set[bytes] = set()
-        if entered * KEY_BYTES < len(blob):
-            (positions,) = self._execute(SQL["known"], (blob, stamp)).fetchone()
-            taken = {
-                blob[at : at + KEY_BYTES] for at in (int(position) * KEY_BYTES for position in positions.split(","))
-            }
-        verdicts = []
-        for batch in batches:
-            duplicates, new = [], []
-            for position, (key, line) in enumerate(zip(batch.keys, batch.lines.split(b"\n"), strict=True)):
-                if key in taken:
-                    duplicates.append(position)
-                else:
-                    taken.add(key)
-                    new.append(line)
-            if new:
-                fresh.setdefault(batch.app_id, []).append((len(new), b"\n".join(new)))
-            verdicts.append(Verdict(len(new), tuple(duplicates)))
-        return verdicts, fresh
-
-    def _append(self, app_id: str, runs: Sequence[tuple[int, bytes]], stamp: int) -> Waiting:
+    def _append(self, app_id: str, runs: Sequence[tuple[int, bytes]], stamp: int) -> None:
         """Adds runs of lines to an app's segments, as many runs to a segment as make at most a batch."""
         app = self._app(app_id)
         events = 0
@@ -195,28 +164,22 @@ class Store:
         end = (self._batch_events, b"")  # a run that fits nowhere: it closes the last segment
         for run_events, lines in (*runs, end):
             if events and events + run_events > self._batch_events:
-                joined = b"\n".join(parts)
-                self._execute(SQL["add_segment"], (app, stamp, events, joined))
-                self._execute(SQL["count_in"], (app, events, len(joined), stamp))
+                self._execute(SQL["add_segment"], (app, stamp, events, b"\n".join(parts)))
                 events, parts = 0, []
             events += run_events
             parts.append(lines)
-        return self._waiting(app, app_id)
 
-    def _settle(self, settle: Settle) -> Committed:
+    def _settle(self, settle: Settle) -> Done:
         app = self._app(settle.app_id)
-        events, size, stamp = self._execute(SQL["range_totals"], (settle.first, settle.last)).fetchone()
-        self._execute(SQL["drop_range"], (settle.first, settle.last))
+        _, size = self._execute(SQL["range_totals"], (settle.first, settle.last)).fetchone()
+        kept = settle.first if settle.rest_events else settle.first - 1
+        if kept < settle.last:
+            self._execute(SQL["drop_range"], (kept + 1, settle.last))
         if settle.rest_events:
-            self._execute(SQL["put_back"], (settle.first, stamp, settle.rest_events, settle.rest_lines))
+            self._execute(SQL["cut_segment"], (settle.first, settle.rest_events, settle.rest_lines))
         for burial, line in settle.dead:
             self._execute(SQL["bury"], (app, self._clock.now_ms(), burial.reason, line))
-        gone = (events - settle.rest_events, size - len(settle.rest_lines), len(settle.dead))
-        self._execute(SQL["count_out"], (app, *gone))
-        return Committed(waiting=[self._waiting(app, settle.app_id)])
-
-    def _waiting(self, app: int, app_id: str) -> Waiting:
-        return Waiting(app, app_id, self._execute(SQL["waiting"], (app,)).fetchone()[0])
+        return Done((), len(settle.rest_lines) - size)
 
     def _app(self, app_id: str) -> int:
         app = self._apps.get(app_id)
@@ -240,13 +203,13 @@ class Store:
         with self._translated():
             return int(self._execute(SQL["remembered"]).fetchone()[0])
 
-    def prune(self, after: bytes, keys: int, before_ms: int) -> bytes | None:
-        """Forgets what was received before `before_ms` among the next `keys` keys; where to go on, None at the end."""
+    def prune(self, after: bytes, keys: int, before_us: int) -> bytes | None:
+        """Forgets what was received before `before_us` among the next `keys` keys; where to go on, None at the end."""
         with self._translated():
             row = self._execute(SQL["prune_reach"], (after, keys - 1)).fetchone()
             reach = row[0] if row else b"\xff" * (KEY_BYTES + 1)
             self._execute("BEGIN IMMEDIATE")
-            forgotten = self._execute(SQL["prune"], (after, reach, before_ms)).rowcount
+            forgotten = self._execute(SQL["prune"], (after, reach, before_us)).rowcount
             self._execute(SQL["count_pruned"], (forgotten,))
             self._execute("COMMIT")
             return reach if row else None
@@ -275,3 +238,17 @@ class Store:
         except (sqlite3.Error, OSError) as error:
             self._rollback()
             raise translate(error, self._file) from error
+
+
+def _tell_apart(batch: Batch, known: set[bytes] | None) -> tuple[Verdict, bytes]:
+    """The batch's verdict and the lines that are new. What is new enters `known`: its next occurrence is not."""
+    if known is None:
+        return Verdict(len(batch.keys)), batch.lines
+    duplicates, new = [], []
+    for position, (key, line) in enumerate(zip(batch.keys, batch.lines.split(b"\n"), strict=True)):
+        if key in known:
+            duplicates.append(position)
+        else:
+            known.add(key)
+            new.append(line)
+    return Verdict(len(new), tuple(duplicates)), b"\n".join(new)

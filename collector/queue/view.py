@@ -35,19 +35,19 @@ class View:
         self._file = directory / FILE_NAME
         self._connection = open_reader(directory)
         self._execute: Callable[..., sqlite3.Cursor] = self._connection.execute
+        self._apps: dict[str, int] = {}
 
-    def next_run(self, app: int, after: int, batch_events: int) -> Run | None:
+    def next_run(self, app_id: str, after: int, batch_events: int) -> Run | None:
         """The app's segments after number `after` that fill batches best; None where there are none.
 
         Reads no more than the run itself and the sizes of a few segments, however many wait.
         """
-        end = (app + 1) << APP_SHIFT
-        after = max(after, app << APP_SHIFT)
         try:
             # One transaction, so that all reads see the same commit.
             self._execute("BEGIN")
             try:
-                numbers, sizes = self._sizes(after, end, batch_events)
+                start, end = self._bounds(app_id)
+                numbers, sizes = self._sizes(max(after, start), end, batch_events)
                 taken = best_reach(sizes, batch_events)
                 if not taken:
                     return None
@@ -57,12 +57,22 @@ class View:
         except sqlite3.Error as error:
             raise translate(error, self._file) from error
 
-    def run(self, app: int, first: int, last: int, events: int) -> Run:
+    def run(self, app_id: str, first: int, last: int, events: int) -> Run:
         """The run that an earlier lease covered."""
         try:
-            return self._run(first, last, events, (app + 1) << APP_SHIFT)
+            return self._run(first, last, events, self._bounds(app_id)[1])
         except sqlite3.Error as error:
             raise translate(error, self._file) from error
+
+    def _bounds(self, app_id: str) -> tuple[int, int]:
+        """The numbers between which all of the app's segments lie."""
+        app = self._apps.get(app_id)
+        if app is None:
+            row = self._execute(SQL["find_app"], (app_id,)).fetchone()
+            if row is None:
+                return 0, 0
+            app = self._apps[app_id] = row[0]
+        return app << APP_SHIFT, (app + 1) << APP_SHIFT
 
     def _sizes(self, after: int, end: int, batch_events: int) -> tuple[list[int], list[int]]:
         """Numbers and sizes of enough segments to choose from: few where they are large, many where they are small."""
@@ -98,9 +108,9 @@ class View:
             file_bytes, wal_bytes = self._file.stat().st_size, wal.stat().st_size if wal.exists() else 0
         except (sqlite3.Error, OSError) as error:
             raise translate(error, self._file) from error
-        now_ms = clock.now_ms()
+        now_us = clock.now_us()
         apps = [
-            AppStats(name, events, size, None if stamp is None else max(0, now_ms - stamp), dead)
+            AppStats(name, events, size, None if stamp is None else max(0, now_us - stamp) // 1000, dead)
             for name, events, size, dead, stamp in rows
         ]
         ages = [app.oldest_age_ms for app in apps if app.oldest_age_ms is not None]

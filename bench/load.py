@@ -1,0 +1,116 @@
+"""The load: events over a few connections, each waiting for its answer before it sends on. Runs as a process.
+
+Everything is built before the clock starts. Prints one JSON object: seconds, acknowledged events, latencies in ms.
+"""
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from typing import cast
+
+import uvloop
+
+from bench.http1 import message_length, post
+
+
+def requests(events_per_request: int, count: int, seed: int) -> list[bytes]:
+    """Requests of distinct events, as live traffic has them: time goes on, people and actions repeat."""
+    start_ms = 1_700_000_000_000 + seed * 1_000_000_000
+    number = 0
+    built = []
+    for _ in range(count):
+        events = []
+        for _ in range(events_per_request):
+            number += 1
+            events.append(
+                f'{{"timestamp":{start_ms + number // 2},"email":"person{number % 5000}@example.com",'
+                f'"eventName":"document_opened_{number % 20}"}}'
+            )
+        body = events[0] if events_per_request == 1 else '{"events":[' + ",".join(events) + "]}"
+        built.append(post("/v1/events", "application/json", body.encode()))
+    return built
+
+
+class Connection(asyncio.Protocol):
+    """Sends the next request whenever the last one was answered."""
+
+    def __init__(self, source: Iterator[bytes], latencies: list[float], answers: list[bytes]) -> None:
+        self._source = source
+        self._latencies = latencies
+        self._answers = answers
+        self._received = bytearray()
+        self._sent_at = 0.0
+        self.done = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def send_next(self) -> None:
+        request = next(self._source, None)
+        if request is None:
+            self.done.set_result(None)
+            self._transport.close()
+            return
+        self._sent_at = time.perf_counter()
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        length = message_length(self._received)
+        if length is not None and len(self._received) >= length:
+            self._latencies.append(time.perf_counter() - self._sent_at)
+            self._answers.append(bytes(self._received[:length]))
+            del self._received[:length]
+            self.send_next()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(ConnectionError("the connection was closed before the answer"))
+
+
+async def drive(host: str, port: int, connections: int, to_send: list[bytes]) -> tuple[float, list[float], list[bytes]]:
+    """Seconds from the first request to the last answer, each request's latency in seconds, and the answers."""
+    source = iter(to_send)
+    latencies: list[float] = []
+    answers: list[bytes] = []
+    loop = asyncio.get_running_loop()
+    protocols = []
+    for _ in range(connections):
+        _, protocol = await loop.create_connection(lambda: Connection(source, latencies, answers), host, port)
+        protocols.append(protocol)
+    started = time.perf_counter()
+    for protocol in protocols:
+        protocol.send_next()
+    await asyncio.gather(*(protocol.done for protocol in protocols))
+    return time.perf_counter() - started, latencies, answers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--connections", type=int, required=True)
+    parser.add_argument("--events-per-request", type=int, required=True)
+    parser.add_argument("--requests", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    options = parser.parse_args()
+    to_send = requests(options.events_per_request, options.requests, options.seed)
+    seconds, latencies, answers = uvloop.run(drive("127.0.0.1", options.port, options.connections, to_send))
+    refused = [answer for answer in answers if not answer.startswith(b"HTTP/1.1 200 ")]
+    assert not refused, refused[0]
+    latencies.sort()
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "events": len(to_send) * options.events_per_request,
+                "p50_ms": latencies[len(latencies) // 2] * 1000,
+                "p99_ms": latencies[len(latencies) * 99 // 100] * 1000,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
