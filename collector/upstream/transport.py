@@ -1,6 +1,7 @@
 """The one place that talks to the network on the way out."""
 
 import asyncio
+import io
 
 import aiohttp
 
@@ -9,6 +10,10 @@ from collector.upstream.wire import Request, Response
 
 MAX_RESPONSE_BYTES = 256 * 1024
 """More of an answer than anybody could want: the operations used here answer with a few bytes."""
+
+
+STREAMED_BYTES = 2**20
+"""A larger body is written in pieces, so that sending it does not hold up the loop."""
 
 
 class Transport:
@@ -37,7 +42,7 @@ class Transport:
             raise Retryable("the connection to upstream is closed")
         try:
             async with self._session.request(
-                request.method, request.url, data=request.body, headers=request.headers, allow_redirects=False
+                request.method, request.url, data=_streamed(request.body), headers=request.headers, allow_redirects=False
             ) as answer:
                 body = await answer.content.read(MAX_RESPONSE_BYTES)
                 while len(body) < MAX_RESPONSE_BYTES and (
@@ -49,3 +54,7 @@ class Transport:
             raise Retryable(f"{request.method} {request.url}: no answer within {self._timeout.total:g} s") from error
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
             raise Retryable(f"{request.method} {request.url}: {str(error) or type(error).__name__}") from error
+
+
+def _streamed(body: bytes) -> bytes | io.BytesIO:
+    return body if len(body) < STREAMED_BYTES else io.BytesIO(body)

@@ -1,0 +1,116 @@
+"""A collector as its users run it: a child process with its own environment."""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+START_SECONDS = 15.0
+STOP_SECONDS = 30.0
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "collector", *words]
+
+
+def environment(folder: Path, upstream_url: str, **settings: str) -> dict[str, str]:
+    """What a daemon needs to run in `folder` and deliver to a sandbox; settings are `section__key="value"`."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("COLLECTOR_")}
+    defaults = {
+        "http__listen": "127.0.0.1:0",
+        "queue__path": str(folder / "queue"),
+        "upstream__base_url": upstream_url,
+        "upstream__token_url": f"{upstream_url}/oauth2/token",
+        "upstream__client_id": "sandbox",
+        "upstream__client_secret": "sandbox",
+        "flush__linger": "50ms",
+        "flush__backoff_base": "20ms",
+        "flush__backoff_max": "200ms",
+        "log__format": "json",
+    }
+    return own | {f"COLLECTOR_{name}".upper(): value for name, value in (defaults | settings).items()}
+
+
+class Daemon:
+    """One run of `collector run`: its process, where it listens, and what it logged."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._logged: list[str] = []
+        self._started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._reading = asyncio.create_task(self._read_log())
+
+    @classmethod
+    async def start(cls, folder: Path, upstream_url: str, **settings: str) -> "Daemon":
+        """A daemon that listens. Raises AssertionError with its log if it does not come to that."""
+        process = await asyncio.create_subprocess_exec(
+            *command("run"),
+            env=environment(folder, upstream_url, **settings),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        daemon = cls(process)
+        await asyncio.wait_for(asyncio.shield(daemon._started), START_SECONDS)
+        return daemon
+
+    @property
+    def url(self) -> str:
+        return self._started.result()
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.returncode is None
+
+    def log(self, event: str) -> list[dict[str, object]]:
+        """The log's entries for one event."""
+        entries = [msgspec.json.decode(line, type=dict[str, object]) for line in self._logged if line.startswith("{")]
+        return [entry for entry in entries if entry["event"] == event]
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self._logged)
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    async def ended(self) -> int:
+        """The exit status, once the process is gone and all it said was read."""
+        status = await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+        await self._reading
+        return status
+
+    async def kill(self) -> None:
+        """As a crash would: no handler runs, nothing is flushed."""
+        if self.is_running:
+            self._process.kill()
+        await self.ended()
+
+    async def stop(self) -> int:
+        self.send(signal.SIGTERM)
+        return await self.ended()
+
+    async def _read_log(self) -> None:
+        assert self._process.stderr is not None
+        async for line in self._process.stderr:
+            self._logged.append(line.decode().rstrip())
+            if match := re.search(r'"event":"agent.started".*"http":"([^"]+)"', self._logged[-1]):
+                self._started.set_result(f"http://{match[1]}")
+        if not self._started.done():
+            self._started.set_exception(AssertionError(f"the daemon did not start:\n{self.output}"))
+
+
+@asynccontextmanager
+async def running(folder: Path, upstream_url: str, **settings: str) -> AsyncIterator[Daemon]:
+    """A daemon for the length of a block, killed with -9 at its end if it is still there."""
+    daemon = await Daemon.start(folder, upstream_url, **settings)
+    try:
+        yield daemon
+    finally:
+        await daemon.kill()
