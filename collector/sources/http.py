@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
@@ -131,10 +132,10 @@ class HttpSource:
     def _route(self, request: web.BaseRequest) -> Handler:
         route = self._routes.get(request.path)
         if route is None:
-            match = PUSH_PATH.fullmatch(request.path)
+            match = PUSH_PATH.fullmatch(request.rel_url.raw_path)
             if match is None:
                 raise _Refusal(404, f"{request.path} is not here; events go to POST {EVENTS_PATH}")
-            route = "POST", functools.partial(self._push_usage_events, app_id=match[1])
+            route = "POST", functools.partial(self._push_usage_events, app_id=unquote(match[1]))
         if request.method != route[0]:
             raise _Refusal(405, f"{request.method} is not for {request.path}; expected {route[0]}", {"Allow": route[0]})
         return route[1]

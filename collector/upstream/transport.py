@@ -42,7 +42,11 @@ class Transport:
             raise Retryable("the connection to upstream is closed")
         try:
             async with self._session.request(
-                request.method, request.url, data=_streamed(request.body), headers=request.headers, allow_redirects=False
+                request.method,
+                request.url,
+                data=_streamed(request.body),
+                headers=request.headers,
+                allow_redirects=False,
             ) as answer:
                 body = await answer.content.read(MAX_RESPONSE_BYTES)
                 while len(body) < MAX_RESPONSE_BYTES and (

@@ -32,7 +32,12 @@ class Event(msgspec.Struct, rename="camel", frozen=True):
 def random_events(rng: random.Random, count: int) -> list[Event]:
     """Events of which some are the same by chance."""
     return [
-        Event(rng.choice(APPS), rng.randrange(2_000), f"person{rng.randrange(20)}@example.com", f"action {rng.randrange(5)}")
+        Event(
+            rng.choice(APPS),
+            rng.randrange(2_000),
+            f"person{rng.randrange(20)}@example.com",
+            f"action {rng.randrange(5)}",
+        )
         for _ in range(count)
     ]
 
@@ -49,7 +54,9 @@ class Books:
         """Posts events; only an answer makes them acknowledged. Raises what the connection raises."""
         self.sent |= {event.key for event in events}
         body = b"\n".join(msgspec.json.encode(event) for event in events)
-        async with session.post(f"{url}/v1/events", data=body, headers={"Content-Type": "application/x-ndjson"}) as response:
+        async with session.post(
+            f"{url}/v1/events", data=body, headers={"Content-Type": "application/x-ndjson"}
+        ) as response:
             answer: dict[str, Any] = await response.json()
         assert response.status == 200, answer
         assert answer["accepted"] + answer["duplicates"] == len(events)

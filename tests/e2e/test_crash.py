@@ -34,7 +34,9 @@ async def test_twenty_kills_at_random_instants_lose_nothing_acknowledged(
     books = Books()
     for _ in range(ROUNDS):
         async with running(tmp_path, sandbox.url) as daemon:
-            clients = [asyncio.create_task(client(daemon.url, books, random.Random(rng.random()))) for _ in range(CLIENTS)]
+            clients = [
+                asyncio.create_task(client(daemon.url, books, random.Random(rng.random()))) for _ in range(CLIENTS)
+            ]
             # A random instant is what this test is about; nothing else is waited for by the clock.
             await asyncio.sleep(rng.uniform(0.01, 0.4))
         await asyncio.gather(*clients)

@@ -51,7 +51,9 @@ async def test_a_stop_ends_at_its_deadline_and_says_what_remains(tmp_path: Path)
         assert daemon.log("agent.stopped")[0]["waiting_events"] == 7
 
 
-async def test_a_second_signal_ends_it_at_once_and_loses_nothing(tmp_path: Path, sandbox: Sandbox, state: State) -> None:
+async def test_a_second_signal_ends_it_at_once_and_loses_nothing(
+    tmp_path: Path, sandbox: Sandbox, state: State
+) -> None:
     books = Books()
     async with running(tmp_path, NOWHERE, stop__deadline="1h") as daemon, aiohttp.ClientSession() as session:
         await books.post(session, daemon.url, events(7))
@@ -120,7 +122,9 @@ async def test_the_version_is_said(tmp_path: Path) -> None:
     assert (status, out) == (0, "collector, version 0.1.0\n")
 
 
-async def test_neither_secret_nor_token_nor_address_reaches_the_log(tmp_path: Path, sandbox: Sandbox, state: State) -> None:
+async def test_neither_secret_nor_token_nor_address_reaches_the_log(
+    tmp_path: Path, sandbox: Sandbox, state: State
+) -> None:
     sandbox.set_faults(Fault(status=500, times=2), Fault(operation="getAccessToken", status=500, times=1))
     settings = {"log__level": "debug", "upstream__client_secret": "sandbox"}
     async with running(tmp_path, sandbox.url, **settings) as daemon, aiohttp.ClientSession() as session:

@@ -1,0 +1,349 @@
+"""Where a setting comes from, and how every problem is told at once without telling a secret."""
+
+import os
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from collector.config import Config, load
+from collector.config.kinds import Address, Secret
+from collector.config.load import keys
+from collector.errors import ConfigInvalid
+
+CREDENTIALS = {"COLLECTOR_UPSTREAM__CLIENT_ID": "client", "COLLECTOR_UPSTREAM__CLIENT_SECRET": "hunter2"}
+ONLY_ID = {"COLLECTOR_UPSTREAM__CLIENT_ID": "client"}
+
+# A value for each setting that is not its default, and what it is read as.
+SETTINGS: Mapping[str, tuple[str, object]] = {
+    "http.listen": ("[::1]:1", Address("::1", 1)),
+    "http.max_request_bytes": ("1MB", 10**6),
+    "apps.default": ("app", "app"),
+    "events.keep_fields": ("team,site", ("team", "site")),
+    "queue.path": ("/queue", Path("/queue")),
+    "queue.dedup_retention": ("7d", 7 * 86_400.0),
+    "queue.max_bytes": ("1GiB", 2**30),
+    "queue.max_uncommitted": ("1MiB", 2**20),
+    "flush.batch_events": ("7", 7),
+    "flush.linger": ("0s", 0.0),
+    "flush.max_in_flight": ("9", 9),
+    "flush.backoff_base": ("1ms", 0.001),
+    "flush.backoff_max": ("2m", 120.0),
+    "flush.hold_retry": ("1h", 3600.0),
+    "upstream.base_url": ("https://api.example.com", "https://api.example.com"),
+    "upstream.token_url": ("https://login.example.com/t", "https://login.example.com/t"),
+    "upstream.client_id": ("client", "client"),
+    "upstream.client_secret": ("hunter2", Secret("hunter2")),
+    "upstream.client_secret_file": ("/secret", Path("/secret")),
+    "upstream.scope": ("write", "write"),
+    "upstream.usage_events_path": ("/{appId}/events", "/{appId}/events"),
+    "upstream.timeout": ("5s", 5.0),
+    "stop.deadline": ("20s", 20.0),
+    "log.level": ("debug", "debug"),
+    "log.format": ("json", "json"),
+}
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a configuration file."""
+
+    def write(text: str) -> Path:
+        file = tmp_path / "collector.toml"
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    return write
+
+
+def problems(file: Path | None = None, environment: Mapping[str, str] = CREDENTIALS) -> list[str]:
+    """What is said about a configuration that is refused."""
+    with pytest.raises(ConfigInvalid) as caught:
+        load(file, environment)
+    return str(caught.value).splitlines()
+
+
+def in_toml(dotted: str) -> str:
+    section, name = dotted.split(".")
+    value = SETTINGS[dotted][0]
+    return f"[{section}]\n{name} = {['team', 'site'] if name == 'keep_fields' else repr(value)}\n"
+
+
+def in_environment(dotted: str) -> dict[str, str]:
+    return {f"COLLECTOR_{dotted.replace('.', '__').upper()}": SETTINGS[dotted][0]}
+
+
+# -- where values come from --------------------------------------------------------------------------------------------
+
+
+def test_without_file_and_environment_every_setting_has_its_default() -> None:
+    assert load(None, {}, with_credentials=False) == Config()
+
+
+def test_every_setting_is_tried_out_here() -> None:
+    assert list(SETTINGS) == [key.dotted for key in keys()]
+
+
+@pytest.mark.parametrize("dotted", SETTINGS)
+def test_a_setting_can_be_given_by_the_file_and_touches_no_other(write: Write, dotted: str) -> None:
+    config = load(write(in_toml(dotted)), {}, with_credentials=False)
+    assert attrgetter(dotted)(config) == SETTINGS[dotted][1] != attrgetter(dotted)(Config())
+    assert differences(config) == [dotted]
+
+
+@pytest.mark.parametrize("dotted", SETTINGS)
+def test_a_setting_can_be_given_by_the_environment_and_touches_no_other(dotted: str) -> None:
+    config = load(None, in_environment(dotted), with_credentials=False)
+    assert attrgetter(dotted)(config) == SETTINGS[dotted][1]
+    assert differences(config) == [dotted]
+
+
+def differences(config: Config) -> list[str]:
+    """The settings that do not have their default."""
+    return [key.dotted for key in keys() if attrgetter(key.dotted)(config) != key.default]
+
+
+def test_the_file_wins_over_the_default_and_the_environment_over_the_file(write: Write) -> None:
+    file = write('[http]\nlisten = "127.0.0.1:1"\n[flush]\nbatch_events = 10\nlinger = "2s"\n')
+    config = load(file, CREDENTIALS | {"COLLECTOR_FLUSH__BATCH_EVENTS": "20"})
+    assert config.http.listen == Address("127.0.0.1", 1)
+    assert (config.flush.batch_events, config.flush.linger) == (20, 2.0)
+    assert config.flush.max_in_flight == Config().flush.max_in_flight
+
+
+def test_the_environment_is_the_processs_own_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("COLLECTOR_")]:
+        monkeypatch.delenv(name)
+    for name, value in (CREDENTIALS | {"COLLECTOR_LOG__LEVEL": "debug"}).items():
+        monkeypatch.setenv(name, value)
+    config = load()
+    assert (config.upstream.client_id, config.log.level) == ("client", "debug")
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "[http]\n", "\r\n[log]\r\nlevel = 'info'\r\n"])
+def test_a_file_may_say_little(write: Write, text: str) -> None:
+    assert load(write(text), {}, with_credentials=False) == Config()
+
+
+# -- problems ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_problem_is_told_at_once_with_key_value_and_what_is_allowed(write: Write) -> None:
+    sizes = 'allowed: a size from "1KiB" to "1GiB", in B, KiB, MiB, GiB, TiB, kB, MB, GB, TB'
+    file = write(
+        '[http]\nlisten = "nowhere"\nmax_request_bytes = "2TiB"\n[flush]\nbatch_events = 1001\nlingr = "1s"\n'
+        '[upstreem]\n[log]\nlevel = "loud"\n'
+    )
+    assert sorted(problems(file, {"COLLECTOR_STOP__DEADLINE": "soon", "COLLECTOR_QUEUE__PTAH": "/q"})) == sorted(
+        [
+            "http.listen: 'nowhere'; allowed: HOST:PORT with a port from 0 to 65535, such as \"127.0.0.1:8787\"",
+            f"http.max_request_bytes: '2TiB'; {sizes}",
+            "flush.batch_events: 1001; allowed: a whole number from 1 to 1000",
+            "flush.lingr: unknown; did you mean flush.linger?",
+            "upstreem: unknown; did you mean upstream?",
+            'log.level: \'loud\'; allowed: one of "debug", "info", "warning", "error"',
+            'stop.deadline: \'soon\'; allowed: a duration from "0s" to "1h", in ms, s, m, h, d',
+            "COLLECTOR_QUEUE__PTAH: unknown; did you mean COLLECTOR_QUEUE__PATH?",
+            "upstream.client_secret: missing; give it here, in client_secret_file, or as a systemd credential",
+            "upstream.client_id: missing; give the OAuth2 client ID that Productiv issued",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('[http]\nlisten_on = "a:1"', "http.listen_on: unknown; did you mean http.listen?"),
+        ('[http]\nListen = "a:1"', "http.Listen: unknown; did you mean http.listen?"),
+        ("[queue]\nmax-bytes = 1", "queue.max-bytes: unknown; did you mean queue.max_bytes?"),
+        ("[HTTP]", "HTTP: unknown; see config.example.toml"),
+        ("[flushing]\nlinger = '1s'", "flushing: unknown; did you mean flush?"),
+        ("x = 1", "x: unknown; see config.example.toml"),
+        ("[http.listen]\nport = 1", "http.listen: {'port': 1}; allowed: HOST:PORT"),
+        ("queue = 'here'", "queue: 'here'; allowed: a section, [queue]"),
+        ("[flush]\nbatch_events = '10 events'", "flush.batch_events: '10 events'; allowed: a whole number"),
+        ("[flush]\nbatch_events = true", "flush.batch_events: True; allowed: a whole number"),
+        ("[flush]\nbatch_events = 10.0", "flush.batch_events: 10.0; allowed: a whole number"),
+        ("[flush]\nlinger = 1", "flush.linger: 1; allowed: a duration"),
+        ("[flush]\nlinger = 07:32:00", "flush.linger: datetime.time(7, 32); allowed: a duration"),
+        ("[queue]\npath = ['a']", "queue.path: ['a']; allowed: a path"),
+        ("[queue]\npath = ''", "queue.path: ''; allowed: a path"),
+        ("[events]\nkeep_fields = [1]", "events.keep_fields: [1]; allowed: a list of names"),
+        ("[log]\nformat = []", "log.format: []; allowed: one of"),
+    ],
+)
+def test_what_is_unknown_or_of_a_wrong_type_is_named_with_a_remedy(write: Write, text: str, problem: str) -> None:
+    [said] = problems(write(text))
+    assert said.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[http",
+        b"[http]\nlisten",
+        b"[http]\n[http]",
+        b"= 1",
+        b"[http]\nlisten = nowhere",
+        b"\xff\xfe",
+        b"a = " + b"[" * 9999,
+    ],
+    ids=repr,
+)
+def test_a_file_that_is_not_toml_is_named_and_the_rest_is_checked_all_the_same(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "broken.toml"
+    file.write_bytes(content)
+    first, second = problems(file, CREDENTIALS | {"COLLECTOR_LOG__LEVEL": "loud"})
+    assert first.startswith(f"{file}: is not TOML: ")
+    assert second.startswith("log.level: 'loud'")
+
+
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.toml"
+    assert problems(missing) == [f"{missing}: cannot be read (No such file or directory)"]
+    assert problems(tmp_path) == [f"{tmp_path}: cannot be read (Is a directory)"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "COLLECTOR_PORT",
+        "COLLECTOR_PORT_8787_TCP_ADDR",
+        "COLLECTOR_SERVICE_HOST",
+        "COLLECTOR_SERVICE_PORT_HTTP",
+        "COLLECTOR_VERSION",
+        "COLLECTOR_",
+        "COLLECTOR",
+        "MY_COLLECTOR_HTTP__LISTEN",
+        "OTHER__COLLECTOR__X",
+    ],
+)
+def test_variables_that_others_set_are_left_alone(name: str) -> None:
+    assert load(None, {name: "tcp://10.0.0.1:8787"}, with_credentials=False) == Config()
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("COLLECTOR_UPSTREAM_CLIENT_ID", "COLLECTOR_UPSTREAM__CLIENT_ID"),
+        ("COLLECTOR_UPSTREAM_CLIENT_SECRET", "COLLECTOR_UPSTREAM__CLIENT_SECRET"),
+        ("COLLECTOR_HTTP_LISTEN", "COLLECTOR_HTTP__LISTEN"),
+        ("COLLECTOR_QUEUE_PATH", "COLLECTOR_QUEUE__PATH"),
+        ("COLLECTOR_UPSTREAM__CLIENTID", "COLLECTOR_UPSTREAM__CLIENT_ID"),
+        ("COLLECTOR_FLUSH__BATCH_SIZE", "COLLECTOR_FLUSH__BATCH_EVENTS"),
+    ],
+)
+def test_a_variable_that_is_nearly_a_settings_name_is_a_mistake(name: str, nearest: str) -> None:
+    assert problems(environment=CREDENTIALS | {name: "hunter3"}) == [f"{name}: unknown; did you mean {nearest}?"]
+
+
+# -- the secret --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", ["hunter2", "hunter2\n", "hunter2\r\n"])
+def test_the_secret_may_come_from_a_file_and_loses_its_line_end(tmp_path: Path, content: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(content.encode())
+    config = load(None, ONLY_ID | {"COLLECTOR_UPSTREAM__CLIENT_SECRET_FILE": str(secret)})
+    assert config.upstream.client_secret == Secret("hunter2")
+
+
+def test_a_secret_keeps_its_spaces_and_signs(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(" h\u00fcnter\n2 \n", encoding="utf-8")
+    config = load(None, ONLY_ID | {"COLLECTOR_UPSTREAM__CLIENT_SECRET_FILE": str(secret)})
+    assert config.upstream.client_secret == Secret(" h\u00fcnter\n2 ")
+
+
+def test_the_secret_may_come_from_systemds_credentials(tmp_path: Path) -> None:
+    (tmp_path / "client_secret").write_text("hunter2\n", encoding="utf-8")
+    config = load(None, ONLY_ID | {"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert config.upstream.client_secret == Secret("hunter2")
+
+
+def test_the_nearest_secret_wins_key_before_file_before_systemd(tmp_path: Path) -> None:
+    file, directory = tmp_path / "file", tmp_path / "credentials"
+    file.write_text("of file", encoding="utf-8")
+    directory.mkdir()
+    (directory / "client_secret").write_text("of systemd", encoding="utf-8")
+    environment = ONLY_ID | {"CREDENTIALS_DIRECTORY": str(directory)}
+    assert load(None, environment).upstream.client_secret == Secret("of systemd")
+    environment |= {"COLLECTOR_UPSTREAM__CLIENT_SECRET_FILE": str(file)}
+    assert load(None, environment).upstream.client_secret == Secret("of file")
+    environment |= {"COLLECTOR_UPSTREAM__CLIENT_SECRET": "of key"}
+    assert load(None, environment).upstream.client_secret == Secret("of key")
+
+
+def test_a_secret_that_cannot_be_read_is_a_problem_with_its_place(tmp_path: Path) -> None:
+    def said(content: bytes | None) -> list[str]:
+        secret = tmp_path / "client_secret"
+        if content is not None:
+            secret.write_bytes(content)
+        return [
+            problem.partition(": ")[2]
+            for environment in (
+                {"COLLECTOR_UPSTREAM__CLIENT_SECRET_FILE": str(secret)},
+                {"CREDENTIALS_DIRECTORY": str(tmp_path)},
+            )
+            for problem in problems(environment=ONLY_ID | environment)
+        ]
+
+    place = repr(str(tmp_path / "client_secret"))
+    assert said(None) == [
+        f"{place} cannot be read (No such file or directory); allowed: a readable file",
+        "missing; give it here, in client_secret_file, or as a systemd credential",
+    ]
+    assert said(b"") == [f"{place} is empty; allowed: a file that holds the secret"] * 2
+    assert said(b"\n") == [f"{place} is empty; allowed: a file that holds the secret"] * 2
+    assert said(b"\xff") == [f"{place} cannot be read (not UTF-8); allowed: a readable file"] * 2
+
+
+def test_credentials_are_asked_for_only_where_they_are_needed() -> None:
+    assert [problem.partition(":")[0] for problem in problems(environment={})] == [
+        "upstream.client_secret",
+        "upstream.client_id",
+    ]
+    assert load(None, {}, with_credentials=False).upstream.client_secret is None
+
+
+def test_credentials_that_are_wrong_are_not_called_missing_too() -> None:
+    environment = {"COLLECTOR_UPSTREAM__CLIENT_ID": "", "COLLECTOR_UPSTREAM__CLIENT_SECRET": ""}
+    assert sorted(problems(environment=environment)) == [
+        "upstream.client_id: ''; allowed: text that is not empty",
+        "upstream.client_secret: (not shown); allowed: text that is not empty",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[upstream]\nclient_secret = 'hunter2'",
+        "[upstream]\nclient_secret = ['hunter2']",
+        "[upstream]\nclient_secret = {value = 'hunter2'}",
+        "[upstream]\nclient_secrets = 'hunter2'",
+        "[upstream.client_secret]\nhunter = 'hunter2'",
+        "client_secret = 'hunter2'",
+        "[upstrem]\nclient_secret = 'hunter2'",
+        "[upstream]\nclient_secret = 'hunter2",
+        "[upstream]\nclient_secret = hunter2",
+    ],
+)
+def test_no_problem_tells_the_secret(write: Write, text: str) -> None:
+    file = write(text + "\n[log]\nlevel = 'loud'\n")  # the first of these has no other problem
+    with pytest.raises(ConfigInvalid) as caught:
+        load(file, {})
+    error = caught.value
+    assert "hunter2" not in f"{error} {error!r} {error.__cause__!r} {error.__context__!r}"
+
+
+def test_a_configuration_does_not_tell_its_secret() -> None:
+    config = load(None, CREDENTIALS)
+    assert config.upstream.client_secret is not None
+    assert config.upstream.client_secret.reveal() == "hunter2"
+    assert "hunter2" not in repr(config) + str(config) + repr(msgspec.structs.asdict(config.upstream))
+    with pytest.raises(TypeError):
+        msgspec.json.encode(config)

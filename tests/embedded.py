@@ -1,0 +1,34 @@
+"""A whole collector inside the test's own loop, delivering to a sandbox."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from collector.agent import Collector
+from collector.config import Config, load
+
+
+def config(folder: Path, upstream_url: str, **settings: str) -> Config:
+    """What a test needs; settings are `section__key="value"`."""
+    defaults = {
+        "http__listen": "127.0.0.1:0",
+        "apps__default": "wiki",
+        "queue__path": str(folder / "queue"),
+        "upstream__base_url": upstream_url,
+        "upstream__token_url": f"{upstream_url}/oauth2/token",
+        "upstream__client_id": "sandbox",
+        "upstream__client_secret": "sandbox",
+        "flush__linger": "20ms",
+        "flush__backoff_base": "10ms",
+        "flush__backoff_max": "50ms",
+        "flush__hold_retry": "50ms",
+        "stop__deadline": "2s",
+    }
+    return load(environment={f"COLLECTOR_{name}".upper(): value for name, value in (defaults | settings).items()})
+
+
+@asynccontextmanager
+async def embedded(folder: Path, upstream_url: str, **settings: str) -> AsyncIterator[Collector]:
+    """A collector that runs for the length of a block."""
+    async with Collector(config(folder, upstream_url, **settings)) as collector:
+        yield collector

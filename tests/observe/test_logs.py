@@ -1,0 +1,213 @@
+"""What is logged, where it goes, and what never gets into it.
+
+Set-up of logging is global: what needs one runs in a child process.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+
+from collector.observe.logs import SECRET_WORDS, get_logger, redact
+
+
+def child(program: str) -> subprocess.CompletedProcess[str]:
+    """What a program of its own printed, having ended well."""
+    lines = ["import logging", "from collector.observe.logs import configure, get_logger", textwrap.dedent(program)]
+    command = [sys.executable, "-W", "error", "-c", "\n".join(lines)]
+    return subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
+
+
+def logged(program: str) -> list[dict[str, Any]]:
+    """The lines of JSON that a program logged."""
+    ended = child(program)
+    assert ended.stdout == ""
+    return [json.loads(line) for line in ended.stderr.removesuffix("\n").split("\n")]
+
+
+# -- secrets -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *SECRET_WORDS,
+        "client_secret",
+        "clientSecret",
+        "CLIENT_SECRET",
+        "access_token",
+        "Authorization",
+        "proxy_authorization",
+        "db_password",
+    ],
+)
+def test_a_field_named_like_a_secret_loses_its_value(name: str) -> None:
+    fields = redact(None, "info", {"event": "part.happened", name: "hunter2", "app": "a"})
+    assert fields == {"event": "part.happened", name: "***", "app": "a"}
+
+
+@pytest.mark.parametrize("value", [None, 7, b"hunter2", ["hunter2"], {"a": "hunter2"}])
+def test_a_secret_of_any_type_is_redacted(value: object) -> None:
+    assert redact(None, "info", {"token": value}) == {"token": "***"}
+
+
+def test_other_fields_keep_their_values() -> None:
+    fields = {"event": "queue.opened", "app": "a", "events": 7, "error": "the secret word", "key": "k"}
+    assert redact(None, "info", dict(fields)) == fields
+
+
+# -- inside a host program ---------------------------------------------------------------------------------------------
+
+
+def test_a_host_program_gets_the_event_as_message_and_the_fields_as_attributes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, "collector"):
+        get_logger("collector.part").warning("part.happened", app="a", events=7, access_token="hunter2")
+    [record] = caplog.records
+    assert (record.name, record.levelname, record.getMessage()) == ("collector.part", "WARNING", "part.happened")
+    assert (vars(record)["app"], vars(record)["events"], vars(record)["access_token"]) == ("a", 7, "***")
+
+
+def test_the_host_programs_levels_count(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "collector"):
+        log = get_logger("collector.part")
+        for say in (log.debug, log.info, log.warning, log.error):
+            say("part.happened")
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
+
+
+def test_the_library_writes_nothing_where_nobody_has_set_logging_up() -> None:
+    ended = child("get_logger('collector.part').error('part.failed', app='a')")
+    assert (ended.stdout, ended.stderr) == ("", "")
+
+
+def test_the_library_sets_nothing_up_when_it_is_imported() -> None:
+    ended = child(
+        """
+        import structlog
+        import collector.agent
+        root, own = logging.getLogger(), logging.getLogger("collector")
+        print(structlog.is_configured(), root.handlers, root.level, own.handlers, own.level, own.propagate)
+        """
+    )
+    assert ended.stdout == "False [] 30 [<NullHandler (NOTSET)>] 0 True\n"
+
+
+def test_the_library_does_not_depend_on_how_a_host_program_uses_structlog() -> None:
+    ended = child(
+        """
+        import structlog
+        def refuse(*_):
+            raise AssertionError("this is the host program's")
+        early = get_logger("collector.early")
+        structlog.configure(processors=[refuse], wrapper_class=structlog.BoundLogger, logger_factory=refuse)
+        logging.basicConfig(level="INFO", format="%(name)s %(message)s %(app)s")
+        early.info("part.happened", app="a")
+        get_logger("collector.late").info("part.happened", app="b")
+        """
+    )
+    assert ended.stderr == "collector.early part.happened a\ncollector.late part.happened b\n"
+
+
+# -- on the command line -----------------------------------------------------------------------------------------------
+
+
+def test_json_lines_carry_event_level_time_and_fields_and_no_secret() -> None:
+    [line] = logged(
+        """
+        configure("info", "json")
+        get_logger("collector.part").warning("part.happened", app="a", events=7, client_secret="hunter2")
+        """
+    )
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {"event": "part.happened", "level": "warning", "app": "a", "events": 7, "client_secret": "***"}
+
+
+def test_a_level_silences_what_is_less_severe() -> None:
+    lines = logged(
+        """
+        levels = ["debug", "info", "warning", "error"]
+        log = get_logger("collector.part")
+        for level in levels:
+            configure(level, "json")
+            for said in levels:
+                getattr(log, said)("part.happened", configured=level)
+        """
+    )
+    heard = [(line["configured"], line["level"]) for line in lines]
+    levels = ["debug", "info", "warning", "error"]
+    assert heard == [(level, said) for place, level in enumerate(levels) for said in levels[place:]]
+
+
+def test_of_other_libraries_only_warnings_are_heard() -> None:
+    lines = logged(
+        """
+        configure("debug", "json")
+        logging.getLogger("other").info("chatter")
+        logging.getLogger("other").warning("%s is %s", "disk", "full", extra={"disk": "sda"})
+        """
+    )
+    assert [(line["event"], line["level"], line["disk"]) for line in lines] == [("disk is full", "warning", "sda")]
+
+
+def test_an_exception_is_one_line_with_its_traceback() -> None:
+    [line] = logged(
+        """
+        configure("info", "json")
+        try:
+            raise ValueError("no such thing")
+        except ValueError as error:
+            get_logger("collector.part").error("part.failed", exc_info=error)
+        """
+    )
+    assert line["event"] == "part.failed"
+    assert line["exception"].startswith("Traceback (most recent call last):\n")
+    assert line["exception"].endswith("ValueError: no such thing")
+
+
+def test_a_field_of_any_type_is_written_and_no_text_breaks_a_line() -> None:
+    [line] = logged(
+        r"""
+        from collector.config.kinds import Address, Secret
+        from pathlib import Path
+        configure("info", "json")
+        fields = dict(path=Path("/q"), error=OSError("bad"), held=Secret("hunter2"), text="a\nb\r\u2028\x00")
+        get_logger("collector.part").info("part.happened", address=Address("a", 1), **fields)
+        """
+    )
+    assert (line["path"], line["error"], line["held"], line["text"]) == ("/q", "bad", "Secret(***)", "a\nb\r\u2028\x00")
+    assert line["address"] == ["a", 1]
+
+
+def test_setting_up_again_replaces_what_was_set_up() -> None:
+    lines = logged(
+        """
+        logging.basicConfig(level="DEBUG")
+        configure("debug", "json")
+        configure("info", "json")
+        get_logger("collector.part").info("part.happened")
+        get_logger("collector.part").debug("part.thought")
+        """
+    )
+    assert [line["event"] for line in lines] == ["part.happened"]
+
+
+@pytest.mark.parametrize(("log_format", "is_json"), [("json", True), ("auto", True), ("console", False)])
+def test_without_a_terminal_the_format_is_json_unless_it_was_asked_to_be_readable(
+    log_format: str, is_json: bool
+) -> None:
+    ended = child(
+        f"""
+        configure("info", {log_format!r})
+        get_logger("collector.part").info("part.happened", app="a", token="hunter2")
+        """
+    )
+    [line] = ended.stderr.splitlines()
+    assert "part.happened" in line
+    assert "hunter2" not in line
+    assert line.startswith("{") == is_json

@@ -1,0 +1,574 @@
+"""What a transaction stores, refuses and counts; the file is read back beside the store and believed alone."""
+
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from collector.errors import CollectorError, DiskFull, QueueUnavailable
+from collector.events import event_key
+from collector.queue.base import Batch, Burial, Verdict
+from collector.queue.database import FILE_NAME, RETRY_AFTER_SECONDS
+from collector.queue.store import Done, Put, Settle, Store, Waiting
+from tests.fake_clock import START_MS, FakeClock
+from tests.queue.samples import EMAIL, batch, key, line, lines, opened, remembered, stored, waiting_numbers
+
+BATCH_EVENTS = 10
+APPS = ("wiki", "crm", "chat")
+Opener = Callable[[], Store]
+
+
+class WallClock(FakeClock):
+    """Its wall time is what a test sets it to."""
+
+    wall_ms = START_MS
+
+    def now_us(self) -> int:
+        return self.wall_ms * 1000
+
+
+@pytest.fixture
+def wall_clock() -> WallClock:
+    return WallClock()
+
+
+@pytest.fixture
+def open_store(tmp_path: Path, wall_clock: WallClock) -> Iterator[Opener]:
+    """Opens stores on the test's directory, and closes them at its end."""
+    with ExitStack() as stack:
+
+        def open_one() -> Store:
+            return stack.enter_context(closing(Store(tmp_path, batch_events=BATCH_EVENTS, clock=wall_clock)))
+
+        yield open_one
+
+
+@pytest.fixture
+def store(open_store: Opener) -> Store:
+    return open_store()
+
+
+def transact(store: Store, *operations: Put | Settle) -> list[Done]:
+    """What became of operations that are expected to go through together."""
+    results = store.transact(operations)
+    for result in results:
+        if isinstance(result, CollectorError):
+            raise result
+    return [result for result in results if isinstance(result, Done)]
+
+
+def put(store: Store, *batches: Batch) -> list[Verdict]:
+    """The verdicts of one put in a transaction of its own."""
+    (done,) = transact(store, Put(batches))
+    return list(done.verdicts)
+
+
+def settlement(
+    store: Store, app_id: str, events: int, *, rest: Sequence[int] = (), dead: Sequence[Burial] = ()
+) -> Settle:
+    """Ends a lease of an app's first segments, as many as hold `events`; `rest` and `dead` name positions in it."""
+    taken: list[bytes] = []
+    segments = []
+    for segment, text in store._execute(
+        "SELECT segment, lines FROM segment JOIN app ON segment >> 40 = app WHERE name = ? ORDER BY segment", (app_id,)
+    ):
+        if len(taken) >= events:
+            break
+        segments.append(segment)
+        taken += text.split(b"\n")
+    return Settle(
+        app_id,
+        segments[0],
+        segments[-1],
+        len(taken),
+        dead=[(burial, taken[burial.position]) for burial in dead],
+        rest_events=len(rest),
+        rest_lines=b"\n".join(taken[position] for position in rest),
+    )
+
+
+def dead_letters(directory: Path) -> list[tuple[str, int, str, bytes]]:
+    with opened(directory) as connection:
+        return connection.execute(
+            "SELECT name, buried_ms, reason, line FROM dead JOIN app USING (app) ORDER BY dead"
+        ).fetchall()
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(
+    ("before", "puts", "verdicts", "waiting"),
+    [
+        pytest.param([], [[[1, 2, 3]]], [[Verdict(3)]], [1, 2, 3], id="all new"),
+        pytest.param([1, 2, 3], [[[1, 2, 3]]], [[Verdict(0, (0, 1, 2))]], [1, 2, 3], id="all known"),
+        pytest.param([2], [[[1, 2, 3]]], [[Verdict(2, (1,))]], [2, 1, 3], id="one known"),
+        pytest.param([], [[[1, 2, 1, 1]]], [[Verdict(2, (2, 3))]], [1, 2], id="twice inside a batch"),
+        pytest.param([2], [[[2, 1, 2, 1]]], [[Verdict(1, (0, 2, 3))]], [2, 1], id="known, and twice inside a batch"),
+        pytest.param([], [[[1, 2], [2, 3]]], [[Verdict(2), Verdict(1, (0,))]], [1, 2, 3], id="across batches"),
+        pytest.param([], [[[1, 2]], [[2, 3]]], [[Verdict(2)], [Verdict(1, (0,))]], [1, 2, 3], id="across puts"),
+        pytest.param(
+            [4], [[[1]], [[4], [1, 5]]], [[Verdict(1)], [Verdict(0, (0,)), Verdict(1, (0,))]], [4, 1, 5], id="all of it"
+        ),
+    ],
+)
+def test_each_event_is_new_once_however_it_comes_again(
+    tmp_path: Path,
+    store: Store,
+    before: list[int],
+    puts: list[list[list[int]]],
+    verdicts: list[list[Verdict]],
+    waiting: list[int],
+) -> None:
+    if before:
+        put(store, batch("wiki", before))
+    done = transact(store, *(Put([batch("wiki", numbers) for numbers in batches]) for batches in puts))
+    assert [each.verdicts for each in done] == verdicts
+    assert waiting_numbers(tmp_path, "wiki") == waiting
+
+
+def test_an_event_stays_known_after_its_delivery_its_burial_and_a_reopen(
+    tmp_path: Path, open_store: Opener, wall_clock: WallClock
+) -> None:
+    store = open_store()
+    put(store, batch("wiki", [1, 2, 3]))
+    transact(store, settlement(store, "wiki", 3, rest=[2], dead=[Burial(1, "no")]))
+    assert put(store, batch("wiki", [1, 2, 3])) == [Verdict(0, (0, 1, 2))]
+    store.close()
+    wall_clock.wall_ms += 1
+    assert put(open_store(), batch("wiki", [1, 2, 3, 4])) == [Verdict(1, (0, 1, 2))]
+    assert waiting_numbers(tmp_path, "wiki") == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        event_key("crm", 1, EMAIL, "opened"),
+        event_key("wiki", 2, EMAIL, "opened"),
+        event_key("wiki", 1, "Someone@example.com", "opened"),
+        event_key("wiki", 1, EMAIL, "opened "),
+    ],
+    ids=["app", "timestamp", "email", "event name"],
+)
+def test_an_event_that_differs_in_one_part_of_the_key_is_new(store: Store, other: bytes) -> None:
+    put(store, batch("wiki", [1]))
+    assert put(store, Batch("wiki", [other], b"{}")) == [Verdict(1)]
+
+
+@pytest.mark.parametrize("timestamp", [-(2**63), -1, 0, 2**63 - 1])
+def test_the_outermost_timestamps_are_told_apart_and_remembered(store: Store, timestamp: int) -> None:
+    neighbours = [timestamp, max(timestamp - 1, -(2**63)), min(timestamp + 1, 2**63 - 1)]
+    put(store, batch("wiki", dict.fromkeys(neighbours)))
+    assert put(store, batch("wiki", [timestamp])) == [Verdict(0, (0,))]
+
+
+def test_a_put_of_known_events_alone_stores_nothing(tmp_path: Path, store: Store) -> None:
+    put(store, batch("wiki", [1, 2]))
+    before = stored(tmp_path)
+    assert transact(store, Put([batch("wiki", [2, 1])])) == [Done([Verdict(0, (0, 1))], 0)]
+    assert stored(tmp_path) == before
+
+
+# Segments
+
+
+@given(sizes=st.lists(st.lists(st.integers(1, 25), min_size=1, max_size=8), min_size=1, max_size=4))
+@settings(max_examples=40)
+def test_segments_hold_at_most_a_batch_unless_a_single_batch_is_larger_and_keep_the_order(
+    sizes: list[list[int]],
+) -> None:
+    directory = Path(tempfile.mkdtemp())
+    with closing(Store(directory, batch_events=BATCH_EVENTS, clock=FakeClock())) as store:
+        puts, begin, whole = [], 0, {0}
+        for batch_sizes in sizes:
+            batches = []
+            for size in batch_sizes:
+                batches.append(batch("wiki", range(begin, begin + size)))
+                begin += size
+                whole.add(begin)
+            puts.append(Put(batches))
+        store.transact(puts)
+        share = stored(directory)["wiki"]
+    assert share.numbers == list(range(begin))
+    end = 0
+    for events in share.segments:
+        end += events
+        assert events <= BATCH_EVENTS or {end - events, end} <= whole
+    assert all(a + b > BATCH_EVENTS for a, b in pairwise(share.segments))
+    shutil.rmtree(directory)
+
+
+def test_apps_of_one_transaction_have_segments_of_their_own(tmp_path: Path, store: Store) -> None:
+    store.transact([Put([batch("wiki", [1]), batch("crm", [1]), batch("wiki", [2])]), Put([batch("crm", [2])])])
+    assert {app_id: (share.numbers, share.segments) for app_id, share in stored(tmp_path).items()} == {
+        "wiki": ([1, 2], [2]),
+        "crm": ([1, 2], [2]),
+    }
+
+
+# Counters and verdicts against a model
+
+
+Numbers = st.lists(st.integers(0, 60), min_size=1, max_size=25)
+Puts = st.lists(st.lists(st.tuples(st.sampled_from(APPS), Numbers), min_size=1, max_size=3), max_size=3)
+
+
+class StoreModel(RuleBasedStateMachine):
+    """The store beside a set of known keys and a list of waiting events for each app."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = Path(tempfile.mkdtemp())
+        self.clock = WallClock()
+        self.known: set[bytes] = set()
+        self.waiting: dict[str, list[int]] = {}
+        self.dead: list[tuple[str, str, bytes]] = []
+        self.latest_ms = START_MS
+
+    @initialize()
+    def open(self) -> None:
+        self.store = Store(self.directory, batch_events=BATCH_EVENTS, clock=self.clock)
+
+    @rule(
+        puts=Puts,
+        app_id=st.sampled_from(APPS),
+        events=st.integers(1, 40),
+        seed=st.integers(0, 99),
+        settle_first=st.booleans(),
+        passed_ms=st.sampled_from([0, 0, 1, 5000, -5000]),
+    )
+    def transact(
+        self,
+        puts: list[list[tuple[str, list[int]]]],
+        app_id: str,
+        events: int,
+        seed: int,
+        settle_first: bool,
+        passed_ms: int,
+    ) -> None:
+        self.clock.wall_ms += passed_ms
+        operations: list[Put | Settle] = [
+            Put([batch(app_id, numbers) for app_id, numbers in batches]) for batches in puts
+        ]
+        settled_before: list[int] = []
+        expected: list[list[Verdict]] = [[self._expect(*each) for each in batches] for batches in puts]
+        if self.waiting.get(app_id, settled_before):
+            operations.insert(0 if settle_first else len(operations), self._settlement(app_id, events, seed))
+            expected.insert(0 if settle_first else len(expected), [])
+        assert [list(done.verdicts) for done in transact(self.store, *operations)] == expected
+
+    @rule(share=st.floats(0, 1), step=st.integers(1, 50))
+    def prune(self, share: float, step: int) -> None:
+        before = remembered(self.directory)
+        stamps = sorted(before.values())
+        cut = stamps[int(share * (len(stamps) - 1))] if stamps else 0
+        after: bytes | None = b""
+        while after is not None:
+            after = self.store.prune(after, step, cut)
+        self.known -= {key for key, stamp in before.items() if stamp < cut}
+
+    @rule()
+    def reopen(self) -> None:
+        self.store.close()
+        self.clock.wall_ms = self.latest_ms = self.latest_ms + 3_600_000
+        self.open()
+
+    @invariant()
+    def the_file_is_what_the_model_says(self) -> None:
+        keys = remembered(self.directory)
+        assert set(keys) == self.known
+        assert self.store.remembered_keys() == len(self.known)
+        shares = stored(self.directory)
+        assert {app_id: share.numbers for app_id, share in shares.items()} == self.waiting
+        for app_id, share in shares.items():
+            assert (share.counted_events, share.counted_bytes) == (share.events, share.bytes), app_id
+            assert share.counted_dead == share.dead
+        assert sorted((waiting.app_id, waiting.events) for waiting in self.store.apps()) == sorted(
+            (app_id, len(numbers)) for app_id, numbers in self.waiting.items()
+        )
+        assert [(name, reason, text) for name, _, reason, text in dead_letters(self.directory)] == self.dead
+
+    def teardown(self) -> None:
+        self.store.close()
+        shutil.rmtree(self.directory)
+
+    def _expect(self, app_id: str, numbers: list[int]) -> Verdict:
+        duplicates = []
+        for position, number in enumerate(numbers):
+            if key(app_id, number) in self.known:
+                duplicates.append(position)
+            else:
+                self.known.add(key(app_id, number))
+                self.waiting.setdefault(app_id, []).append(number)
+        return Verdict(len(numbers) - len(duplicates), tuple(duplicates))
+
+    def _settlement(self, app_id: str, events: int, seed: int) -> Settle:
+        plain = settlement(self.store, app_id, events)
+        fate = random.Random(seed).choices(["delivered", "rest", "dead"], k=plain.events)
+        rest = [position for position, what in enumerate(fate) if what == "rest"]
+        dead = [Burial(position, f"refused at {position}") for position, what in enumerate(fate) if what == "dead"]
+        leased, later = self.waiting[app_id][: plain.events], self.waiting[app_id][plain.events :]
+        self.dead += [(app_id, burial.reason, line(app_id, leased[burial.position])) for burial in dead]
+        self.waiting[app_id] = [leased[position] for position in rest] + later
+        return settlement(self.store, app_id, events, rest=rest, dead=dead)
+
+
+TestStoreModel = StoreModel.TestCase
+TestStoreModel.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+
+
+# Stamps
+
+
+@pytest.mark.parametrize("passed_ms", [[0, 0, 0], [5, 0, 1], [-3_600_000, 0, 7_200_000], [-1, -1, -1]])
+def test_stamps_rise_with_every_commit_whatever_the_clock_does(
+    tmp_path: Path, store: Store, wall_clock: WallClock, passed_ms: list[int]
+) -> None:
+    put(store, batch("wiki", [0]))
+    for number, passed in enumerate(passed_ms, 1):
+        wall_clock.wall_ms += passed
+        put(store, batch(APPS[number % 3], [number]), batch("wiki", [100 + number]))
+    by_stamp = sorted((stamp, each) for each, stamp in remembered(tmp_path).items())
+    commits = [{key("wiki", 0)}]
+    commits += [{key(APPS[number % 3], number), key("wiki", 100 + number)} for number in range(1, 4)]
+    assert [{each for stamp, each in by_stamp if stamp == when} for when in dict(by_stamp)] == commits
+    assert by_stamp[0][0] == START_MS * 1000
+    assert by_stamp[-1][0] >= wall_clock.wall_ms * 1000
+
+
+# What does not fit
+
+
+def cap_pages(store: Store, spare: int) -> None:
+    """The file may grow by `spare` pages and no more, as on a disk that is about to be full."""
+    (pages,) = store._execute("PRAGMA page_count").fetchone()
+    store._execute(f"PRAGMA max_page_count = {pages + spare}").fetchone()
+
+
+LARGE = batch("new", range(5_000))
+
+
+def test_a_full_disk_stores_nothing_of_a_group_and_says_so_to_every_put(tmp_path: Path, store: Store) -> None:
+    put(store, batch("wiki", [1, 2]))
+    before = stored(tmp_path), remembered(tmp_path)
+    cap_pages(store, 5)
+    results = store.transact([Put([batch("wiki", [3])]), Put([LARGE])])
+    assert [type(result) for result in results] == [DiskFull, DiskFull]
+    assert (stored(tmp_path), remembered(tmp_path)) == before
+
+
+def test_settlements_go_through_on_a_full_disk_beside_puts_that_do_not(tmp_path: Path, store: Store) -> None:
+    put(store, batch("wiki", range(20)))
+    cap_pages(store, 5)
+    results = store.transact(
+        [Put([LARGE]), settlement(store, "wiki", 20, rest=[3, 4], dead=[Burial(7, "no")]), Put([batch("crm", [1])])]
+    )
+    assert [type(result) for result in results] == [DiskFull, Done, DiskFull]
+    assert {app_id: share.numbers for app_id, share in stored(tmp_path).items()} == {"wiki": [3, 4]}
+    assert len(remembered(tmp_path)) == 20
+
+
+def test_a_disk_that_has_room_again_takes_the_same_events_as_new_ones(tmp_path: Path, store: Store) -> None:
+    cap_pages(store, 5)
+    with pytest.raises(DiskFull) as refusal:
+        put(store, LARGE)
+    assert refusal.value.retry_after_seconds == RETRY_AFTER_SECONDS
+    cap_pages(store, 10_000)
+    # The app was added in the transaction that is undone; the other takes its number, which nothing may confuse.
+    assert put(store, batch("other", [1])) == [Verdict(1)]
+    assert put(store, LARGE) == [Verdict(5_000)]
+    assert {app_id: len(share.numbers) for app_id, share in stored(tmp_path).items()} == {"other": 1, "new": 5_000}
+
+
+def test_a_lock_that_another_process_keeps_is_unavailable_with_nothing_stored(tmp_path: Path, store: Store) -> None:
+    put(store, batch("wiki", range(3)))
+    ending = settlement(store, "wiki", 3)
+    store._execute("PRAGMA busy_timeout = 0")
+    with opened(tmp_path) as other:
+        other.execute("BEGIN IMMEDIATE")
+        results = store.transact([Put([batch("wiki", [3])]), ending])
+        assert [type(result) for result in results] == [QueueUnavailable, QueueUnavailable]
+        other.execute("ROLLBACK")
+    assert waiting_numbers(tmp_path, "wiki") == [0, 1, 2]
+    put_done, settle_done = transact(store, Put([batch("wiki", [3])]), ending)
+    assert (put_done.verdicts, settle_done.verdicts) == ([Verdict(1)], ())
+    assert waiting_numbers(tmp_path, "wiki") == [3]
+
+
+# Settling
+
+
+def test_burying_keeps_line_reason_app_and_time(tmp_path: Path, store: Store, wall_clock: WallClock) -> None:
+    put(store, batch("wiki", [1, 2, 3]), batch("crm", [1]))
+    wall_clock.wall_ms += 60_000
+    transact(
+        store,
+        settlement(store, "wiki", 3, dead=[Burial(2, "400: não é um evento"), Burial(0, "")]),
+        settlement(store, "crm", 1, dead=[Burial(0, "gone")]),
+    )
+    assert dead_letters(tmp_path) == [
+        ("wiki", START_MS + 60_000, "400: não é um evento", line("wiki", 3)),
+        ("wiki", START_MS + 60_000, "", line("wiki", 1)),
+        ("crm", START_MS + 60_000, "gone", line("crm", 1)),
+    ]
+    assert {app_id: share.counted_dead for app_id, share in stored(tmp_path).items()} == {"wiki": 2, "crm": 1}
+
+
+def test_what_is_put_back_keeps_its_place_and_its_age(tmp_path: Path, store: Store, wall_clock: WallClock) -> None:
+    put(store, batch("wiki", [1, 2]))
+    wall_clock.wall_ms += 1000
+    put(store, batch("wiki", [3, 4]))
+    wall_clock.wall_ms += 1000
+    put(store, batch("wiki", [5, 6]))
+    transact(store, settlement(store, "wiki", 4, rest=[1, 3]))
+    assert waiting_numbers(tmp_path, "wiki") == [2, 4, 5, 6]
+    (waiting,) = store.apps()
+    assert waiting == Waiting(
+        waiting.app, "wiki", 4, len(lines("wiki", [2, 4])) + len(lines("wiki", [5, 6])), START_MS * 1000
+    )
+
+
+def test_the_apps_are_known_with_what_waits_and_since_when(open_store: Opener, wall_clock: WallClock) -> None:
+    store = open_store()
+    assert store.apps() == []
+    put(store, batch("wiki", [1]))
+    wall_clock.wall_ms += 500
+    put(store, batch("crm", [1, 2]), batch("wiki", [2]))
+    put(store, batch("chat", [1]))
+    transact(store, settlement(store, "chat", 1))
+    for each in (store, open_store()):
+        assert {waiting.app_id: (waiting.events, waiting.bytes, waiting.oldest_stamp) for waiting in each.apps()} == {
+            "wiki": (2, len(line("wiki", 1)) + len(line("wiki", 2)), START_MS * 1000),
+            "crm": (2, len(lines("crm", [1, 2])), (START_MS + 500) * 1000),
+            "chat": (0, 0, None),
+        }
+
+
+def test_commits_of_others_are_noticed_and_those_of_its_own_are_not(open_store: Opener) -> None:
+    store, other = open_store(), open_store()
+    before = store.foreign_commits()
+    put(store, batch("wiki", [1]))
+    assert store.foreign_commits() == before
+    put(other, batch("wiki", [2]))
+    assert store.foreign_commits() != before
+
+
+# Forgetting
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 100])
+def test_pruning_forgets_exactly_what_is_older_than_the_cut_and_counts_it(
+    tmp_path: Path, store: Store, wall_clock: WallClock, step: int
+) -> None:
+    for second in range(5):
+        wall_clock.wall_ms = START_MS + 1000 * second
+        put(store, batch("wiki", range(second, 40, 5)))  # old and new keys are neighbours
+    before = remembered(tmp_path)
+    cut = (START_MS + 2000) * 1000
+    after: bytes | None = b""
+    steps = 0
+    while after is not None:
+        kept = len(remembered(tmp_path))
+        after = store.prune(after, step, cut)
+        assert kept - len(remembered(tmp_path)) <= step
+        steps += 1
+    assert remembered(tmp_path) == {each: stamp for each, stamp in before.items() if stamp >= cut}
+    assert store.remembered_keys() == 24
+    assert steps == 40 // step + 1
+    assert stored(tmp_path)["wiki"].events == 40  # what waits is not touched
+
+
+def test_a_pruned_key_is_new_again_and_its_neighbours_are_not(store: Store, wall_clock: WallClock) -> None:
+    put(store, batch("wiki", [1, 3]))
+    wall_clock.wall_ms += 1000
+    put(store, batch("wiki", [2]))
+    assert store.prune(b"", 100, (START_MS + 1000) * 1000) is None
+    assert put(store, batch("wiki", [1, 2, 3])) == [Verdict(2, (1,))]
+    assert store.remembered_keys() == 3
+
+
+def test_pruning_that_another_process_locks_out_forgets_nothing_and_can_be_repeated(
+    tmp_path: Path, store: Store
+) -> None:
+    put(store, batch("wiki", [1, 2]))
+    store._execute("PRAGMA busy_timeout = 0")
+    with opened(tmp_path) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(QueueUnavailable):
+            store.prune(b"", 100, (START_MS + 1) * 1000)
+        other.execute("ROLLBACK")
+    assert store.remembered_keys() == 2
+    assert store.prune(b"", 100, (START_MS + 1) * 1000) is None
+    assert (store.remembered_keys(), remembered(tmp_path)) == (0, {})
+
+
+# Giving space back
+
+
+def test_free_pages_go_back_to_the_file_system_in_small_steps(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("collector.queue.store.VACUUM_PAGES", 4)
+    put(store, *(batch("wiki", range(begin, begin + 100)) for begin in range(0, 10_000, 100)))
+    transact(store, settlement(store, "wiki", 10_000))
+
+    def pages() -> int:
+        return int(store._execute("PRAGMA page_count").fetchone()[0])
+
+    full = pages()
+    store.shrink()
+    assert full - 8 <= pages() < full  # what is given back at once is bounded
+    for _ in range(full):
+        store.shrink()
+    left = pages()
+    assert left < full * 0.8
+    assert int(store._execute("PRAGMA freelist_count").fetchone()[0]) <= max(16 * 4, left // 5)
+    store.close()
+    assert (tmp_path / FILE_NAME).stat().st_size == left * 4096
+
+
+@pytest.mark.parametrize(("limit_bytes", "is_cut"), [(1000, True), (10**9, False)])
+def test_the_log_is_cut_back_once_it_is_above_its_limit(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, limit_bytes: int, is_cut: bool
+) -> None:
+    monkeypatch.setattr("collector.queue.store.WAL_LIMIT_BYTES", limit_bytes)
+    put(store, batch("wiki", range(100)))
+    wal = tmp_path / f"{FILE_NAME}-wal"
+    assert wal.stat().st_size > 1000
+    store.shrink()
+    assert (wal.stat().st_size == 0) is is_cut
+    assert waiting_numbers(tmp_path, "wiki") == list(range(100))
+
+
+def test_lines_come_back_byte_for_byte(tmp_path: Path, store: Store) -> None:
+    odd = [b'{"a":"\\u0000"}', '{"a":"\u2028 \U0001f600 \\" ,"}'.encode(), b"{}", b'{"a":"' + b"x" * 100_000 + b'"}']
+    put(store, Batch("wiki", [key("wiki", number) for number in range(len(odd))], b"\n".join(odd)))
+    transact(store, settlement(store, "wiki", 4, rest=[0, 1, 3], dead=[Burial(2, "empty")]))
+    with opened(tmp_path) as connection:
+        assert connection.execute("SELECT lines FROM segment").fetchall() == [(b"\n".join([odd[0], odd[1], odd[3]]),)]
+        assert connection.execute("SELECT line FROM dead").fetchall() == [(b"{}",)]
+
+
+def test_the_size_of_a_put_is_that_of_its_lines_and_a_settlement_has_none(store: Store) -> None:
+    put(store, batch("wiki", [1, 2]))
+    assert Put([batch("wiki", [1, 2]), batch("crm", [3])]).bytes == len(lines("wiki", [1, 2])) + len(line("crm", 3))
+    assert settlement(store, "wiki", 2, rest=[0]).bytes == 0
+
+
+def test_what_was_done_says_by_how_many_bytes_more_or_less_is_waiting(store: Store) -> None:
+    numbers = list(range(BATCH_EVENTS))
+    all_bytes, rest_bytes = len(lines("wiki", numbers)), len(lines("wiki", [3, 4]))
+    (done,) = transact(store, Put([batch("wiki", numbers)]))
+    assert done.bytes == all_bytes
+    (done,) = transact(store, settlement(store, "wiki", 10, rest=[3, 4], dead=[Burial(0, "no")]))
+    assert done.bytes == rest_bytes - all_bytes
+    (done,) = transact(store, settlement(store, "wiki", 2))
+    assert done.bytes == -rest_bytes

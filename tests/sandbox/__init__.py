@@ -1,0 +1,1 @@
+"""The fake upstream is what the other tests stand on: it is tested first."""

@@ -1,0 +1,58 @@
+"""Speaks to the sandbox by plain HTTP, as anybody could; nothing of the collector's own way out is in it."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import aiohttp
+
+from collector.sandbox.server import CLIENT_ID, CLIENT_SECRET, Sandbox
+from collector.upstream.models import TOKEN_PATH, USAGE_EVENTS_PATH
+
+APP = "the-app"
+FORM = {"grant_type": "client_credentials", "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET}
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    """One who has a token after `authorize`, and none before."""
+
+    def __init__(self, session: aiohttp.ClientSession, sandbox: Sandbox) -> None:
+        self._session = session
+        self._url = sandbox.url
+        self.token = ""
+
+    async def request(self, method: str, path: str, **options: Any) -> Answer:
+        async with self._session.request(method, self._url + path, **options) as answer:
+            return Answer(answer.status, answer.headers, await answer.read())
+
+    async def ask_token(self, **form: str) -> Answer:
+        return await self.request("POST", TOKEN_PATH, data=FORM | form)
+
+    async def authorize(self, **form: str) -> None:
+        answer = await self.ask_token(**form)
+        assert answer.status == 200
+        self.token = answer.json["access_token"]
+
+    async def post(self, path: str, body: bytes, content_type: str = "application/json") -> Answer:
+        headers = {"Content-Type": content_type} | ({"Authorization": f"Bearer {self.token}"} if self.token else {})
+        return await self.request("POST", path, data=body, headers=headers)
+
+    async def push(self, *events: object, app_id: str = APP) -> Answer:
+        return await self.post(USAGE_EVENTS_PATH.replace("{appId}", app_id), json.dumps({"events": events}).encode())
+
+    async def stats(self) -> Any:
+        return (await self.request("GET", "/_sandbox/stats")).json
+
+
+def event(number: int = 0, **fields: object) -> dict[str, object]:
+    return {"timestamp": number, "email": "user@example.com", "eventName": "login"} | fields

@@ -1,0 +1,123 @@
+"""The sandbox fails as it is told; spoken to by plain HTTP."""
+
+import asyncio
+from types import SimpleNamespace
+
+import aiohttp
+import pytest
+
+from collector.sandbox import server
+from collector.sandbox.faults import Fault
+from collector.sandbox.server import Sandbox
+from collector.sandbox.state import State
+from collector.upstream.models import APPS_PATH
+from tests.fake_clock import FakeClock
+from tests.sandbox.client import Client, event
+
+
+async def test_faults_are_set_and_read_over_http(client: Client) -> None:
+    script: dict[str, list[dict[str, object]]]
+    script = {"faults": [{"status": 503, "times": 2}, {"operation": "getAccessToken", "cut": True}]}
+    assert (await client.request("POST", "/_sandbox/faults", json=script)).json == script
+    assert (await client.push(event())).status == 503
+    script["faults"][0]["times"] = 1
+    assert (await client.request("GET", "/_sandbox/faults")).json == script
+    assert [(await client.push(event())).status for _ in range(2)] == [503, 200]
+    assert (await client.request("GET", "/_sandbox/faults")).json == {"faults": script["faults"][1:]}
+
+
+async def test_a_wrong_script_is_refused_with_400_and_changes_nothing(client: Client, sandbox: Sandbox) -> None:
+    sandbox.set_faults(Fault(status=503))
+    answer = await client.request("POST", "/_sandbox/faults", json={"faults": [{"Status": 500}]})
+    assert answer.status == 400
+    assert "Status" in answer.json["message"]
+    assert (await client.push(event())).status == 503
+
+
+@pytest.mark.parametrize(("after", "kept"), [(False, 0), (True, 1)])
+async def test_a_fault_answers_as_it_is_told_instead_of_acting_or_after_it(
+    client: Client, sandbox: Sandbox, after: bool, kept: int
+) -> None:
+    headers = {"Retry-After": "7", "Content-Type": "text/html"}
+    sandbox.set_faults(Fault(status=429, headers=headers, body="<p>\u00e9", after=after))
+    answer = await client.push(event())
+    assert (answer.status, answer.body) == (429, "<p>\u00e9".encode())
+    assert (answer.headers["Retry-After"], answer.headers["Content-Type"]) == ("7", "text/html")
+    assert (await client.stats())["received"] == kept
+
+
+@pytest.mark.parametrize(("after", "kept"), [(False, 0), (True, 1)])
+async def test_a_cut_ends_the_connection_without_an_answer_before_or_after_the_commit(
+    client: Client, sandbox: Sandbox, after: bool, kept: int
+) -> None:
+    sandbox.set_faults(Fault(cut=True, after=after, times=1))
+    with pytest.raises(aiohttp.ClientConnectionError):
+        await client.push(event())
+    assert (await client.stats())["received"] == kept
+    assert (await client.push(event())).status == 200
+    stats = await client.stats()
+    assert (stats["received"], stats["distinct"]) == (kept + 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kept_meanwhile", "status"),
+    [
+        (Fault(delay_seconds=3600), 1, 200),
+        (Fault(delay_seconds=3600, status=503), 0, 503),
+        (Fault(delay_seconds=3600, status=503, after=True), 1, 503),
+    ],
+    ids=["late but true", "late and false", "late and false after acting"],
+)
+async def test_a_delay_holds_the_answer_back(
+    client: Client,
+    sandbox: Sandbox,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    kept_meanwhile: int,
+    status: int,
+) -> None:
+    asleep = asyncio.get_running_loop().create_future()
+
+    async def sleep(seconds: float) -> None:
+        asleep.set_result(None)
+        await clock.sleep(seconds)
+
+    monkeypatch.setattr(server, "asyncio", SimpleNamespace(sleep=sleep))
+    sandbox.set_faults(fault)
+    pushing = asyncio.create_task(client.push(event()))
+    await asyncio.wait([pushing, asleep], return_when=asyncio.FIRST_COMPLETED)
+    clock.advance(3599.9)
+    assert (await client.stats())["received"] == kept_meanwhile
+    assert not pushing.done()
+    clock.advance(0.1)
+    assert (await pushing).status == status
+
+
+@pytest.mark.parametrize("operation", ["getAccessToken", "setupApplication", "publishUsageEvents"])
+async def test_a_fault_hits_its_operation_and_no_other(client: Client, sandbox: Sandbox, operation: str) -> None:
+    sandbox.set_faults(Fault(operation=operation, status=599))
+    statuses = {
+        "getAccessToken": (await client.ask_token()).status,
+        "setupApplication": (await client.post(APPS_PATH, b'{"appName":"x"}')).status,
+        "publishUsageEvents": (await client.push(event())).status,
+    }
+    assert statuses == dict.fromkeys(statuses, 200) | {operation: 599}
+
+
+async def test_a_fault_sees_what_is_in_a_request(client: Client, sandbox: Sandbox) -> None:
+    sandbox.set_faults(Fault(event_name="poison", status=400), Fault(more_than=2, status=413))
+    sizes = [await client.push(*map(event, range(count))) for count in (2, 3)]
+    assert [answer.status for answer in sizes] == [200, 413]
+    assert (await client.push(event(7), event(8, eventName="poison"))).status == 400
+    assert (await client.stats())["received"] == 2
+
+
+async def test_faults_given_at_the_start_are_in_force_from_the_start(
+    session: aiohttp.ClientSession, state: State
+) -> None:
+    sandbox = Sandbox(state, faults=[Fault(operation="getAccessToken", status=500, times=1)])
+    await sandbox.start("127.0.0.1", 0)
+    client = Client(session, sandbox)
+    assert [(await client.ask_token()).status for _ in range(2)] == [500, 200]
+    await sandbox.stop()

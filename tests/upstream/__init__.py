@@ -1,0 +1,1 @@
+"""The way out: wire format, token, delivery."""
