@@ -43,6 +43,7 @@ class Daemon:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._logged: list[str] = []
+        self._said_more = asyncio.Event()
         self._started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._reading = asyncio.create_task(self._read_log())
 
@@ -77,6 +78,14 @@ class Daemon:
     def output(self) -> str:
         return "\n".join(self._logged)
 
+    async def logs(self, event: str) -> dict[str, object]:
+        """The log's first entry for an event, once it is there."""
+        async with asyncio.timeout(START_SECONDS):
+            while not (entries := self.log(event)):
+                await self._said_more.wait()
+                self._said_more.clear()
+        return entries[0]
+
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
@@ -100,6 +109,7 @@ class Daemon:
         assert self._process.stderr is not None
         async for line in self._process.stderr:
             self._logged.append(line.decode().rstrip())
+            self._said_more.set()
             if match := re.search(r'"event":"agent.started".*"http":"([^"]+)"', self._logged[-1]):
                 self._started.set_result(f"http://{match[1]}")
         if not self._started.done():

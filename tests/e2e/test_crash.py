@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import sys
 from pathlib import Path
 
 import aiohttp
@@ -29,7 +30,7 @@ async def client(url: str, books: Books, rng: random.Random) -> None:
 async def test_twenty_kills_at_random_instants_lose_nothing_acknowledged(
     tmp_path: Path, sandbox: Sandbox, state: State
 ) -> None:
-    print(f"seed {SEED}")
+    sys.stdout.write(f"seed {SEED}\n")  # pytest shows it where the test fails
     rng = random.Random(SEED)
     books = Books()
     for _ in range(ROUNDS):

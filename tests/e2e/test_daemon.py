@@ -58,8 +58,7 @@ async def test_a_second_signal_ends_it_at_once_and_loses_nothing(
     async with running(tmp_path, NOWHERE, stop__deadline="1h") as daemon, aiohttp.ClientSession() as session:
         await books.post(session, daemon.url, events(7))
         daemon.send(signal.SIGTERM)
-        while not daemon.log("agent.draining"):
-            await asyncio.sleep(0.01)
+        await daemon.logs("agent.draining")
         daemon.send(signal.SIGTERM)
         assert await daemon.ended() == 128 + signal.SIGTERM
         assert "Traceback" not in daemon.output

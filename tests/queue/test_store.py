@@ -258,10 +258,10 @@ class StoreModel(RuleBasedStateMachine):
         operations: list[Put | Settle] = [
             Put([batch(app_id, numbers) for app_id, numbers in batches]) for batches in puts
         ]
-        settled_before: list[int] = []
+        settlements = [self._settlement(app_id, events, seed)] if self.waiting.get(app_id) else []
         expected: list[list[Verdict]] = [[self._expect(*each) for each in batches] for batches in puts]
-        if self.waiting.get(app_id, settled_before):
-            operations.insert(0 if settle_first else len(operations), self._settlement(app_id, events, seed))
+        if settlements:  # of what was there before this transaction
+            operations.insert(0 if settle_first else len(operations), settlements[0])
             expected.insert(0 if settle_first else len(expected), [])
         assert [list(done.verdicts) for done in transact(self.store, *operations)] == expected
 

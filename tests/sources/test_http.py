@@ -191,6 +191,13 @@ async def test_a_gzipped_body_is_taken(client: Client) -> None:
     assert (await client.post("/v1/events", body, {**JSON, "Content-Encoding": "gzip"}))[1] == answer(1)
 
 
+@pytest.mark.parametrize("body", [b"no gzip", gzip.compress(b"[]")[:-1]])
+async def test_a_body_that_is_not_what_its_encoding_says_is_malformed(client: Client, body: bytes) -> None:
+    status, said, _ = await client.post("/v1/events", body, {**JSON, "Content-Encoding": "gzip"})
+    assert status == 400
+    assert said["errors"][0]["reason"].startswith("the body is not gzip")
+
+
 async def test_a_full_queue_answers_503_with_retry_after_and_keeps_what_it_has(tmp_path: Path) -> None:
     async with (
         embedded(tmp_path, NOWHERE, stop__deadline="0s", queue__max_bytes="64KiB") as collector,
@@ -235,8 +242,7 @@ async def test_a_stop_answers_the_requests_that_are_under_way(tmp_path: Path) ->
         async with embedded(tmp_path, NOWHERE, stop__deadline="0s") as collector:
             client = Client(collector, session)
             posts = [asyncio.create_task(client.post("/v1/events", event(number))) for number in range(20)]
-            while collector.metrics.registry.get_sample_value("collector_waiting_events") == 0:
-                await asyncio.sleep(0)
+            await asyncio.wait(posts, return_when=asyncio.FIRST_COMPLETED)
         answered = [post.result()[1] for post in posts if post.done() and not post.exception()]
         await asyncio.gather(*posts, return_exceptions=True)
         assert answered
