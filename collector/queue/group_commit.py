@@ -15,6 +15,9 @@ from collector.queue.base import Verdict
 from collector.queue.store import Done, Put, Settle
 
 MAX_TURNS = 32
+"""Turns of the loop that a group may take to gather. While each turn brings more requests, the loop has work to do that
+a commit beside it would slow down more than it would gain (measured: commits of 2.3 ms became 1.3 ms)."""
+
 MAX_GROUP_BYTES = 2 * 2**20
 """About 20,000 events: bounds how long one commit takes, and so how long the next caller waits."""
 

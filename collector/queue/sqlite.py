@@ -217,6 +217,7 @@ class SqliteQueue:
 
     async def _maintain_once(self, walk: "_PruneWalk") -> None:
         loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._writer_thread, self._store.check_file)
         if self._foreign_commits != await loop.run_in_executor(self._writer_thread, self._store.foreign_commits):
             await self._refresh()
         if walk.is_due(self._clock.monotonic()):

@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 
 from collector.clock import Clock
-from collector.errors import CollectorError
+from collector.errors import CollectorError, QueueBroken
 from collector.events import KEY_BYTES
 from collector.queue.base import Batch, Burial, Verdict
 from collector.queue.database import FILE_NAME, SQL, WAL_LIMIT_BYTES, open_writer, translate
@@ -88,6 +88,7 @@ class Store:
         self._apps: dict[str, int] = {}
         self._last_stamp = 0
         self._connection = open_writer(directory)
+        self._inode = self._file.stat().st_ino
         self._execute: Callable[..., sqlite3.Cursor] = self._connection.execute
 
     def transact(self, operations: Sequence[Put | Settle]) -> list[Done | CollectorError]:
@@ -213,6 +214,14 @@ class Store:
             self._execute(SQL["count_pruned"], (forgotten,))
             self._execute("COMMIT")
             return reach if row else None
+
+    def check_file(self) -> None:
+        """Raises QueueBroken where the file was removed or replaced: what is written to it would be gone with us."""
+        if not self._file.exists() or self._file.stat().st_ino != self._inode:
+            raise QueueBroken(
+                f"{self._file} was removed or replaced while it was open; what was acknowledged since then dies with "
+                "this process. Start the collector again, and never touch its files while it runs"
+            )
 
     def shrink(self) -> None:
         """Gives a few free pages back to the file system where a fifth of the file is free, and caps the log."""
