@@ -12,6 +12,9 @@ SELECT app, name, waiting_events, waiting_bytes,
        (SELECT stamp FROM segment WHERE segment > (app << 40) AND segment < ((app + 1) << 40) ORDER BY segment LIMIT 1)
 FROM app;
 
+-- name: put_fresh
+INSERT INTO fresh (keys, stamp, app, events, lines) VALUES (?1, ?2, ?3, ?4, ?5);
+
 -- name: remember
 -- The keys come as one blob, 24 bytes each; those that are there already stay as they are.
 INSERT OR IGNORE INTO seen (key, stamp)

@@ -11,8 +11,9 @@ Invariants:
 5. Nothing is carried over from an earlier transaction but the numbers of apps, which never change; so several
    processes can write to one file, and SQLite's lock orders them.
 
-The hot path is four statements, whatever it stores: each gives the interpreter lock away twice, and getting it back
-beside a busy thread costs a switch interval.
+The hot path is one statement (`fresh` in the schema), all else is four and more: each gives the interpreter lock away
+twice, and getting it back beside a busy thread costs more than the inserts of a small put (measured: commits of eight
+events took 2.3 ms with seven statements, 0.8 ms with one).
 """
 
 import contextlib
@@ -108,6 +109,8 @@ class Store:
         return [failure] * len(operations)
 
     def _attempt(self, operations: Sequence[Put | Settle]) -> list[Done]:
+        if fresh := self._put_fresh(operations):
+            return fresh
         self._execute("BEGIN IMMEDIATE")
         try:
             stored = iter(self._store([operation for operation in operations if isinstance(operation, Put)]))
@@ -117,6 +120,36 @@ class Store:
             self._rollback()
             raise
         return done
+
+    def _put_fresh(self, operations: Sequence[Put | Settle]) -> list[Done] | None:
+        """The transaction as a single statement, where it is a put of one app's events that fit into one segment.
+
+        None where it is not, or where some event was known already; then nothing is stored.
+        """
+        batches = [batch for operation in operations if isinstance(operation, Put) for batch in operation.batches]
+        keys = [key for batch in batches for key in batch.keys]
+        if (
+            not 0 < len(keys) <= self._batch_events
+            or not all(isinstance(operation, Put) for operation in operations)
+            or any(batch.app_id != batches[0].app_id for batch in batches)
+        ):
+            return None
+        blob = b"".join(sorted(keys))  # in key order, so that neighbours meet in the same page
+        stamp = self._next_stamp()
+        lines = b"\n".join(batch.lines for batch in batches)
+        try:
+            self._execute(SQL["put_fresh"], (blob, stamp, self._app(batches[0].app_id), len(keys), lines))
+        except sqlite3.IntegrityError:
+            return None
+        return [
+            Done([Verdict(len(batch.keys)) for batch in operation.batches], operation.bytes)
+            for operation in operations
+            if isinstance(operation, Put)
+        ]
+
+    def _next_stamp(self) -> int:
+        self._last_stamp = max(self._clock.now_us(), self._last_stamp + 1)
+        return self._last_stamp
 
     def _rollback(self) -> None:
         # After some errors SQLite has rolled back by itself. Apps that the transaction added are gone with it.
@@ -128,7 +161,7 @@ class Store:
         """Stores what is new of all puts together."""
         if not puts:
             return []
-        stamp = self._last_stamp = max(self._clock.now_us(), self._last_stamp + 1)
+        stamp = self._next_stamp()
         known = self._remember(list(chain.from_iterable(batch.keys for put in puts for batch in put.batches)), stamp)
         fresh: dict[str, list[tuple[int, bytes]]] = {}
         done = []
