@@ -1,12 +1,15 @@
 """Speaks to the sandbox by plain HTTP, as anybody could; nothing of the collector's own way out is in it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
 
 from collector.sandbox.server import CLIENT_ID, CLIENT_SECRET, Sandbox
+from collector.sandbox.state import State
 from collector.upstream.models import TOKEN_PATH, USAGE_EVENTS_PATH
 
 APP = "the-app"
@@ -56,3 +59,23 @@ class Client:
 
 def event(number: int = 0, **fields: object) -> dict[str, object]:
     return {"timestamp": number, "email": "user@example.com", "eventName": "login"} | fields
+
+
+@asynccontextmanager
+async def opened(directory: Path | None = None) -> AsyncIterator[State]:
+    """A state; closed however the test ends, for its thread would keep the process alive."""
+    state = await State.open(directory)
+    try:
+        yield state
+    finally:
+        await state.close()
+
+
+@asynccontextmanager
+async def serving(sandbox: Sandbox) -> AsyncIterator[Sandbox]:
+    """The sandbox, listening."""
+    await sandbox.start("127.0.0.1", 0)
+    try:
+        yield sandbox
+    finally:
+        await sandbox.stop()

@@ -21,7 +21,7 @@ from collector.upstream.models import (
     USAGE_EVENTS_PATH,
 )
 from tests.fake_clock import FakeClock
-from tests.sandbox.client import APP, FORM, Client, event
+from tests.sandbox.client import APP, FORM, Client, event, opened, serving
 
 # -- getAccessToken ----------------------------------------------------------------------------------------------------
 
@@ -222,13 +222,15 @@ async def test_an_unknown_app_is_refused_with_400(client: Client) -> None:
 
 
 async def test_apps_can_be_made_when_they_are_first_used(session: aiohttp.ClientSession, state: State) -> None:
-    sandbox = Sandbox(state, create_apps=True)
-    await sandbox.start("127.0.0.1", 0)
-    client = Client(session, sandbox)
-    await client.authorize()
-    assert [(await client.push(event(), app_id=app_id)).status for app_id in ("a", "b", "a", "a%2Fb")] == [200] * 4
-    assert {app: counts.requests for app, counts in (await sandbox.stats()).apps.items()} == {"a": 2, "b": 1, "a/b": 1}
-    await sandbox.stop()
+    async with serving(Sandbox(state, create_apps=True)) as sandbox:
+        client = Client(session, sandbox)
+        await client.authorize()
+        assert [(await client.push(event(), app_id=app_id)).status for app_id in ("a", "b", "a", "a%2Fb")] == [200] * 4
+        assert {app: counts.requests for app, counts in (await sandbox.stats()).apps.items()} == {
+            "a": 2,
+            "b": 1,
+            "a/b": 1,
+        }
 
 
 # -- the books ---------------------------------------------------------------------------------------------------------
@@ -270,7 +272,7 @@ async def test_every_distinct_event_can_be_had_back_byte_for_byte(client: Client
 async def test_a_reset_forgets_everything_but_tokens(client: Client, sandbox: Sandbox) -> None:
     await client.push(event())
     await client.request("GET", "/nowhere")
-    sandbox.set_faults(Fault(status=500))
+    sandbox.set_faults(Fault(operation="*", status=500))
     nothing = {"requests": 0, "received": 0, "distinct": 0, "apps": {}, "tokens": 0, "unexpected": 0}
     assert (await client.request("POST", "/_sandbox/reset")).json == nothing
     assert await client.stats() == nothing
@@ -306,16 +308,11 @@ async def test_what_was_received_survives_in_its_directory(session: aiohttp.Clie
     place = tmp_path / "made" / "if need be"
 
     async def one_life(*numbers: int, create_apps: bool) -> Mapping[str, AppCounts]:
-        state = await State.open(place)
-        sandbox = Sandbox(state, create_apps=create_apps)
-        await sandbox.start("127.0.0.1", 0)
-        client = Client(session, sandbox)
-        await client.authorize()
-        assert (await client.push(*map(event, numbers))).status == 200
-        stats = await sandbox.stats()
-        await sandbox.stop()
-        await state.close()
-        return stats.apps
+        async with opened(place) as state, serving(Sandbox(state, create_apps=create_apps)) as sandbox:
+            client = Client(session, sandbox)
+            await client.authorize()
+            assert (await client.push(*map(event, numbers))).status == 200
+            return (await sandbox.stats()).apps
 
     assert await one_life(1, 2, create_apps=True) == {APP: AppCounts(requests=1, received=2, distinct=2)}
     assert await one_life(2, 3, create_apps=False) == {APP: AppCounts(requests=2, received=4, distinct=3)}
@@ -324,26 +321,23 @@ async def test_what_was_received_survives_in_its_directory(session: aiohttp.Clie
 
 async def test_without_a_directory_each_state_starts_empty() -> None:
     for _ in range(2):
-        state = await State.open()
-        assert (await state.stats()).apps == {}
-        await state.add_app(APP, APP)
-        await state.close()
+        async with opened() as state:
+            assert (await state.stats()).apps == {}
+            await state.add_app(APP, APP)
 
 
 async def test_a_lifetime_can_be_chosen(
     session: aiohttp.ClientSession, state: State, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "time", clock)
-    sandbox = Sandbox(state, create_apps=True, token_lifetime_seconds=5)
-    await sandbox.start("127.0.0.1", 0)
-    client = Client(session, sandbox)
-    assert (await client.ask_token()).json["expires_in"] == 5
-    await client.authorize()
-    clock.advance(4.9)
-    assert (await client.push(event())).status == 200
-    clock.advance(0.1)
-    assert (await client.push(event())).status == 401
-    await sandbox.stop()
+    async with serving(Sandbox(state, create_apps=True, token_lifetime_seconds=5)) as sandbox:
+        client = Client(session, sandbox)
+        assert (await client.ask_token()).json["expires_in"] == 5
+        await client.authorize()
+        clock.advance(4.9)
+        assert (await client.push(event())).status == 200
+        clock.advance(0.1)
+        assert (await client.push(event())).status == 401
 
 
 async def test_an_address_that_is_taken_is_an_error_and_a_stopped_sandbox_is_gone(

@@ -12,7 +12,7 @@ from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from collector.upstream.models import APPS_PATH
 from tests.fake_clock import FakeClock
-from tests.sandbox.client import Client, event
+from tests.sandbox.client import Client, event, serving
 
 
 async def test_faults_are_set_and_read_over_http(client: Client) -> None:
@@ -116,8 +116,7 @@ async def test_a_fault_sees_what_is_in_a_request(client: Client, sandbox: Sandbo
 async def test_faults_given_at_the_start_are_in_force_from_the_start(
     session: aiohttp.ClientSession, state: State
 ) -> None:
-    sandbox = Sandbox(state, faults=[Fault(operation="getAccessToken", status=500, times=1)])
-    await sandbox.start("127.0.0.1", 0)
-    client = Client(session, sandbox)
-    assert [(await client.ask_token()).status for _ in range(2)] == [500, 200]
-    await sandbox.stop()
+    fault = Fault(operation="getAccessToken", status=500, times=1)
+    async with serving(Sandbox(state, faults=[fault])) as sandbox:
+        client = Client(session, sandbox)
+        assert [(await client.ask_token()).status for _ in range(2)] == [500, 200]

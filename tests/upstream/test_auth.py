@@ -41,8 +41,10 @@ async def token_source(
         clock=clock,
         metrics=metrics,
     )
-    yield source
-    await source.close()
+    try:
+        yield source
+    finally:
+        await source.close()
 
 
 @pytest.fixture

@@ -1,0 +1,484 @@
+"""Every event that waits is delivered once, buried with a reason, or waits on: whatever upstream answers."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from collector.errors import AppUnusable, CollectorError, QueueUnavailable, Rejected, Retryable, TooLarge
+from collector.flusher import SUSPICIOUS_BURIALS, Flusher
+from collector.observe.metrics import Metrics
+from collector.queue.base import Burial, Lease
+from collector.queue.sqlite import SqliteQueue
+from tests.fake_clock import FakeClock
+from tests.queue.samples import batch, line, numbers_in, opened, waiting_numbers
+
+BATCH_EVENTS = 1000
+LINGER_SECONDS = 10.0
+MAX_IN_FLIGHT = 3
+HOLD_RETRY_SECONDS = 300.0
+PATIENCE_SECONDS = 30  # a backstop for what is broken; nothing that works comes near it
+
+
+async def turns(count: int = 20) -> None:
+    """Lets the loop run a little: whoever was woken has gone on."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def until(come: Callable[[], bool]) -> None:
+    """Lets the loop and the queue's threads work until something is so."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not come():  # noqa: ASYNC110 -- nothing sets an event when the queue's threads are done
+            await asyncio.sleep(0)
+
+
+class WatchedClock(FakeClock):
+    """Knows which events are waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited_for: Counter[asyncio.Event] = Counter()
+
+    async def wait(self, event: asyncio.Event, timeout_seconds: float | None) -> bool:
+        self.waited_for[event] += 1
+        try:
+            return await super().wait(event, timeout_seconds)
+        finally:
+            self.waited_for[event] -= 1
+
+
+class Upstream:
+    """A publisher that answers as the test says, and remembers what it was sent and what it took."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.answer: Callable[[str, list[int]], Exception | None] = lambda _app, _numbers: None
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.requests: list[tuple[float, str, list[int]]] = []
+        self.taken: dict[str, list[int]] = {}
+        self.at_once = 0
+        self.most_at_once = 0
+        self.behind_gate = 0
+        self._clock = clock
+
+    async def publish(self, app_id: str, lines: bytes, events: int) -> None:
+        numbers = numbers_in(app_id, lines)
+        assert len(numbers) == events
+        self.requests.append((self._clock.monotonic(), app_id, numbers))
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            if not self.gate.is_set():
+                self.behind_gate += 1
+                await self.gate.wait()
+                self.behind_gate -= 1
+            await asyncio.sleep(0)
+            error = self.answer(app_id, numbers)
+            if error is not None:
+                raise error
+            self.taken.setdefault(app_id, []).extend(numbers)
+        finally:
+            self.at_once -= 1
+
+    def sizes(self, app_id: str = "wiki") -> list[int]:
+        """How many events each request for an app held."""
+        return [len(numbers) for _, app, numbers in self.requests if app == app_id]
+
+    def times(self, app_id: str = "wiki") -> list[float]:
+        """When each request for an app was made."""
+        return [when for when, app, _ in self.requests if app == app_id]
+
+    def refuse(self, bad: Iterable[int], error: Callable[[str], CollectorError] = Rejected) -> None:
+        """Whatever holds one of these events is refused as a whole."""
+        bad = set(bad)
+        self.answer = lambda _app, numbers: error("no such day") if bad.intersection(numbers) else None
+
+    def fail(self, times: int, error: CollectorError) -> None:
+        """The next requests fail; all later ones are taken."""
+        left = [error] * times
+        self.answer = lambda _app, _numbers: left.pop() if left else None
+
+
+class StubbornQueue(SqliteQueue):
+    """Does not settle at first, as often as the test says."""
+
+    refusals = 0
+    refused = 0
+
+    async def settle(self, lease: Lease, *, buried: Sequence[Burial] = (), returned: Sequence[int] = ()) -> None:
+        if self.refused < self.refusals:
+            self.refused += 1
+            raise QueueUnavailable("the disk is away")
+        await super().settle(lease, buried=buried, returned=returned)
+
+
+class Rig:
+    """A flusher between a real queue and a scripted upstream."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.clock = WatchedClock()
+        self.metrics = Metrics()
+        self.upstream = Upstream(self.clock)
+        self.queue = StubbornQueue(
+            directory,
+            batch_events=BATCH_EVENTS,
+            max_bytes=2**30,
+            max_uncommitted_bytes=2**30,
+            dedup_retention_seconds=86_400,
+            clock=self.clock,
+            metrics=self.metrics,
+        )
+        self.flusher = Flusher(
+            self.queue,
+            self.upstream,
+            batch_events=BATCH_EVENTS,
+            linger_seconds=LINGER_SECONDS,
+            max_in_flight=MAX_IN_FLIGHT,
+            backoff_base_seconds=1.0,
+            backoff_max_seconds=4.0,
+            hold_retry_seconds=HOLD_RETRY_SECONDS,
+            clock=self.clock,
+            metrics=self.metrics,
+            random_fraction=lambda: 0.5,
+        )
+        self.run: asyncio.Task[None]
+
+    def start(self) -> None:
+        self.run = asyncio.create_task(self.flusher.run())
+
+    async def put(self, app_id: str, numbers: Iterable[int]) -> None:
+        numbers = list(numbers)
+        starts = range(0, len(numbers), BATCH_EVENTS)
+        await self.queue.put([batch(app_id, numbers[start : start + BATCH_EVENTS]) for start in starts])
+
+    async def at_rest(self) -> None:
+        """The flusher has done all it can do until time passes, events arrive or upstream answers."""
+        arrivals = self.queue.arrivals
+        await until(
+            lambda: (
+                self.run.done()
+                or bool(
+                    self.clock.waited_for[arrivals]
+                    and not arrivals.is_set()
+                    and self.flusher.in_flight == self.upstream.behind_gate
+                )
+            )
+        )
+
+    def settling_waits(self, refused: int) -> bool:
+        """So many settlements were refused, and the next one waits for its time."""
+        return self.queue.refused == refused and self.clock.next_due_seconds() is not None
+
+    async def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        await turns()
+        await self.at_rest()
+
+    async def advance_to_next(self) -> None:
+        due = self.clock.next_due_seconds()
+        assert due is not None
+        await self.advance(due)
+
+    async def ended(self) -> None:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await self.run
+
+    def dead(self) -> list[tuple[str, bytes]]:
+        with opened(self.directory) as connection:
+            return connection.execute("SELECT reason, line FROM dead ORDER BY line").fetchall()
+
+    def waiting(self, app_id: str = "wiki") -> list[int]:
+        return waiting_numbers(self.directory, app_id)
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    rig = Rig(tmp_path)
+    await rig.queue.open()
+    rig.start()
+    yield rig
+    rig.run.cancel()
+    await asyncio.gather(rig.run, return_exceptions=True)
+    await rig.queue.close()
+
+
+async def test_full_batches_leave_at_once_and_the_rest_after_the_linger(rig: Rig) -> None:
+    await rig.put("wiki", range(2500))
+    await rig.at_rest()
+    assert rig.upstream.sizes() == [1000, 1000]
+    await rig.advance(LINGER_SECONDS - 0.5)
+    assert rig.upstream.sizes() == [1000, 1000]
+    await rig.advance(0.5)
+    assert rig.upstream.sizes() == [1000, 1000, 500]
+    assert sorted(rig.upstream.taken["wiki"]) == list(range(2500))
+    assert rig.waiting() == []
+
+
+async def test_a_batch_that_becomes_full_does_not_linger_on(rig: Rig) -> None:
+    await rig.put("wiki", range(400))
+    await rig.at_rest()
+    assert rig.upstream.sizes() == []
+    await rig.put("wiki", range(400, 1000))
+    await rig.at_rest()
+    assert rig.upstream.sizes() == [1000]
+
+
+async def test_as_many_batches_as_allowed_are_in_flight_and_never_more(rig: Rig) -> None:
+    rig.upstream.gate.clear()
+    await rig.put("wiki", range(5000))
+    await rig.put("crm", range(3000))
+    await rig.at_rest()
+    assert rig.upstream.at_once == rig.flusher.in_flight == MAX_IN_FLIGHT
+    rig.upstream.gate.set()
+    await until(lambda: rig.queue.waiting_events == 0)
+    assert rig.upstream.most_at_once == MAX_IN_FLIGHT
+    assert sorted(rig.upstream.taken["wiki"]) == list(range(5000))
+    assert sorted(rig.upstream.taken["crm"]) == list(range(3000))
+
+
+async def test_failures_in_a_row_wait_twice_as_long_each_up_to_the_maximum(rig: Rig) -> None:
+    rig.upstream.fail(5, Retryable("503"))
+    await rig.put("wiki", range(1000))
+    await rig.at_rest()
+    for _ in range(5):
+        await rig.advance_to_next()
+    assert rig.upstream.times() == [0.0, 0.5, 1.5, 3.5, 5.5, 7.5]
+    assert rig.upstream.taken == {"wiki": list(range(1000))}
+
+
+async def test_after_a_success_the_backoff_starts_anew(rig: Rig) -> None:
+    rig.upstream.fail(3, Retryable("503"))
+    await rig.put("wiki", range(1000))
+    await rig.at_rest()
+    for _ in range(3):
+        await rig.advance_to_next()
+    rig.upstream.fail(1, Retryable("503"))
+    await rig.put("wiki", range(1000, 2000))
+    await rig.at_rest()
+    await rig.advance_to_next()
+    assert rig.upstream.times() == [0.0, 0.5, 1.5, 3.5, 3.5, 4.0]
+    assert rig.upstream.taken == {"wiki": list(range(2000))}
+
+
+async def test_a_retry_after_is_a_floor_below_the_jitter(rig: Rig) -> None:
+    rig.upstream.fail(1, Retryable("429", retry_after_seconds=30.0))
+    await rig.put("wiki", range(1000))
+    await rig.at_rest()
+    await rig.advance(30.25)
+    assert rig.upstream.times() == [0.0]
+    await rig.advance(0.25)
+    assert rig.upstream.times() == [0.0, 30.5]
+
+
+async def test_an_app_that_backs_off_does_not_hold_up_another(rig: Rig) -> None:
+    rig.upstream.answer = lambda app, _numbers: Retryable("503") if app == "wiki" else None
+    await rig.put("wiki", range(1000))
+    await rig.put("crm", range(2000))
+    await rig.at_rest()
+    assert rig.upstream.taken == {"crm": list(range(2000))}
+    assert rig.waiting("wiki") == list(range(1000))
+
+
+async def test_a_hundred_failures_in_a_row_lose_nothing(rig: Rig) -> None:
+    rig.upstream.fail(100, Retryable("503"))
+    await rig.put("wiki", range(1000))
+    await rig.at_rest()
+    for _ in range(100):
+        assert rig.waiting() == list(range(1000))
+        await rig.advance_to_next()
+    assert len(rig.upstream.requests) == 101
+    assert rig.upstream.taken == {"wiki": list(range(1000))}
+    assert rig.waiting() == []
+
+
+async def test_three_poisoned_events_of_a_thousand_are_buried_and_the_rest_is_delivered(rig: Rig) -> None:
+    bad = [17, 500, 999]
+    rig.upstream.refuse(bad)
+    await rig.put("wiki", range(1000))
+    await rig.at_rest()
+    assert rig.upstream.taken["wiki"] == [number for number in range(1000) if number not in bad]
+    assert rig.dead() == sorted(("no such day", line("wiki", number)) for number in bad)
+    assert rig.waiting() == []
+    assert len(rig.upstream.requests) <= 70
+    assert rig.metrics.delivered._value.get() == 997
+    assert rig.metrics.buried._value.get() == 3
+
+
+@pytest.mark.parametrize("events", [SUSPICIOUS_BURIALS, 1000])
+async def test_an_app_whose_every_event_is_refused_is_held_and_nothing_is_buried(rig: Rig, events: int) -> None:
+    rig.upstream.refuse(range(events))
+    await rig.put("wiki", range(events))
+    await rig.at_rest()
+    await rig.advance(LINGER_SECONDS)
+    assert list(rig.flusher.held) == ["wiki"]
+    assert "no such day" in rig.flusher.held["wiki"]
+    assert rig.dead() == []
+    assert rig.waiting() == list(range(events))
+
+
+async def test_a_few_events_that_are_all_refused_are_buried(rig: Rig) -> None:
+    events = SUSPICIOUS_BURIALS - 1
+    rig.upstream.refuse(range(events))
+    await rig.put("wiki", range(events))
+    await rig.at_rest()
+    await rig.advance(LINGER_SECONDS)
+    assert rig.flusher.held == {}
+    assert len(rig.dead()) == events
+    assert rig.waiting() == []
+
+
+async def test_many_refused_events_are_buried_where_others_of_their_lease_are_taken(rig: Rig) -> None:
+    rig.upstream.refuse(range(500, 600))
+    await rig.put("wiki", range(1000))
+    await rig.at_rest()
+    assert rig.flusher.held == {}
+    assert len(rig.dead()) == 100
+    assert len(rig.upstream.taken["wiki"]) == 900
+    assert rig.waiting() == []
+
+
+async def test_what_is_too_large_is_halved_and_the_next_batches_are_smaller(rig: Rig) -> None:
+    rig.upstream.answer = lambda _app, numbers: TooLarge("413") if len(numbers) > 100 else None
+    await rig.put("wiki", range(1000))
+    await rig.at_rest()
+    assert rig.upstream.taken["wiki"] == list(range(1000))
+    before = len(rig.upstream.requests)
+    await rig.put("wiki", range(1000, 2000))
+    await rig.at_rest()
+    assert max(rig.upstream.sizes()[before:]) <= 100
+    assert rig.upstream.taken["wiki"] == list(range(2000))
+    assert rig.dead() == []
+
+
+async def test_a_single_event_that_is_too_large_is_buried(rig: Rig) -> None:
+    rig.upstream.refuse([5], TooLarge)
+    await rig.put("wiki", range(1000))
+    await rig.at_rest()
+    assert rig.dead() == [("no such day", line("wiki", 5))]
+    assert len(rig.upstream.taken["wiki"]) == 999
+
+
+async def test_an_unusable_app_alone_is_held_and_resumes_once_it_is_usable(rig: Rig) -> None:
+    rig.upstream.answer = lambda app, _numbers: AppUnusable("404: wiki?") if app == "wiki" else None
+    await rig.put("wiki", range(2000))
+    await rig.put("crm", range(1000))
+    await rig.at_rest()
+    assert rig.flusher.held == {"wiki": "404: wiki?"}
+    assert rig.upstream.taken == {"crm": list(range(1000))}
+    tried = len(rig.upstream.times("wiki"))
+    await rig.put("crm", range(1000, 2000))
+    await rig.advance(HOLD_RETRY_SECONDS - 1)
+    assert len(rig.upstream.times("wiki")) == tried
+    assert rig.upstream.taken == {"crm": list(range(2000))}
+    await rig.advance(1)
+    assert len(rig.upstream.times("wiki")) == tried + 1, "one attempt finds out whether the trouble is over"
+    assert rig.waiting("wiki") == list(range(2000))
+    rig.upstream.answer = lambda _app, _numbers: None
+    await rig.advance(HOLD_RETRY_SECONDS)
+    assert rig.flusher.held == {}
+    assert sorted(rig.upstream.taken["wiki"]) == list(range(2000))
+    assert rig.dead() == []
+
+
+@pytest.mark.parametrize("failing_request", range(2, 20))
+async def test_a_failure_amid_a_halved_lease_sends_nothing_twice_and_loses_nothing(
+    rig: Rig, failing_request: int
+) -> None:
+    bad = {300, 700}
+
+    def answer(_app: str, numbers: list[int]) -> Exception | None:
+        if len(rig.upstream.requests) == failing_request:
+            return Retryable("503")
+        return Rejected("no such day") if bad.intersection(numbers) else None
+
+    rig.upstream.answer = answer
+    await rig.put("wiki", range(1000))
+    await rig.at_rest()
+    taken = set(rig.upstream.taken.get("wiki", []))
+    dead = {int(text.split(b":")[1].split(b",")[0]) for _, text in rig.dead()}
+    assert rig.waiting() == sorted(set(range(1000)) - taken - dead)
+    assert rig.waiting()
+    await rig.advance(LINGER_SECONDS)
+    assert sorted(rig.upstream.taken["wiki"]) == [number for number in range(1000) if number not in bad]
+    assert rig.dead() == sorted(("no such day", line("wiki", number)) for number in bad)
+    assert rig.waiting() == []
+
+
+async def test_what_was_taken_is_not_sent_again_while_the_disk_refuses_to_settle(rig: Rig) -> None:
+    rig.queue.refusals = 4
+    await rig.put("wiki", range(1000))
+    for refused in range(1, 5):
+        await until(partial(rig.settling_waits, refused))
+        assert rig.waiting() == list(range(1000))
+        rig.clock.advance(rig.clock.next_due_seconds() or 0.0)
+        await turns()
+    await rig.at_rest()
+    assert rig.upstream.sizes() == [1000]
+    assert rig.waiting() == []
+    assert rig.clock.monotonic() == 0.5 + 1.0 + 2.0 + 2.0
+
+
+async def test_draining_does_not_linger_and_ends_when_nothing_is_left(rig: Rig) -> None:
+    await rig.put("wiki", range(10))
+    await rig.put("crm", range(2500))
+    await rig.at_rest()
+    assert rig.upstream.sizes("wiki") == []
+    rig.flusher.drain()
+    await rig.ended()
+    assert rig.upstream.taken["wiki"] == list(range(10))
+    assert sorted(rig.upstream.taken["crm"]) == list(range(2500))
+    assert rig.clock.monotonic() == 0.0
+    assert rig.waiting("wiki") == rig.waiting("crm") == []
+
+
+async def test_draining_an_empty_queue_ends_at_once(rig: Rig) -> None:
+    rig.flusher.drain()
+    await rig.ended()
+    assert rig.upstream.requests == []
+
+
+async def test_draining_waits_for_an_app_that_backs_off(rig: Rig) -> None:
+    rig.upstream.fail(2, Retryable("503"))
+    await rig.put("wiki", range(10))
+    rig.flusher.drain()
+    await rig.at_rest()
+    await rig.advance_to_next()
+    assert not rig.run.done()
+    await rig.advance_to_next()
+    await rig.ended()
+    assert rig.upstream.taken == {"wiki": list(range(10))}
+
+
+async def test_draining_ends_when_only_held_apps_have_events_left(rig: Rig) -> None:
+    rig.upstream.answer = lambda app, _numbers: AppUnusable("404") if app == "wiki" else None
+    await rig.put("wiki", range(10))
+    await rig.put("crm", range(10))
+    rig.flusher.drain()
+    await rig.ended()
+    assert rig.upstream.taken == {"crm": list(range(10))}
+    assert rig.waiting("wiki") == list(range(10))
+    assert list(rig.flusher.held) == ["wiki"]
+
+
+async def test_an_unforeseen_exception_of_the_publisher_ends_the_run_and_keeps_the_events(rig: Rig) -> None:
+    rig.upstream.answer = lambda _app, _numbers: ZeroDivisionError("a defect")
+    await rig.put("wiki", range(1000))
+    with pytest.raises(ExceptionGroup) as caught:
+        await rig.ended()
+    assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
+    assert rig.waiting() == list(range(1000))
+
+
+async def test_cancelling_leaves_what_is_in_flight_in_the_queue(rig: Rig) -> None:
+    rig.upstream.gate.clear()
+    await rig.put("wiki", range(1000))
+    await rig.at_rest()
+    rig.run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await rig.ended()
+    assert rig.waiting() == list(range(1000))
