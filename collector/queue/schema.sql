@@ -40,8 +40,7 @@ CREATE TRIGGER segment_gone AFTER DELETE ON segment BEGIN
   WHERE app = OLD.segment >> 40;
 END;
 
--- Every key received within the retention, delivered or not. `stamp` is the receipt in microseconds since the epoch,
--- taken under the write lock, so that it names the commit too: a key whose stamp is another one was there before.
+-- Every key received within the retention, delivered or not. `stamp` is the receipt in microseconds since the epoch.
 -- No index by stamp: pruning walks the keys in small steps instead, which costs live inserts nothing.
 CREATE TABLE seen (
   key   BLOB    NOT NULL PRIMARY KEY,

@@ -16,16 +16,16 @@ FROM app;
 INSERT INTO fresh (keys, stamp, app, events, lines) VALUES (?1, ?2, ?3, ?4, ?5);
 
 -- name: remember
--- The keys come as one blob, 24 bytes each; those that are there already stay as they are.
-INSERT OR IGNORE INTO seen (key, stamp)
+-- The keys come as one blob, 24 bytes each. Fails if any of them is known.
+INSERT INTO seen (key, stamp)
 WITH RECURSIVE place (at) AS (SELECT 1 UNION ALL SELECT at + 24 FROM place WHERE at + 24 < length(?1))
 SELECT substr(?1, at, 24), ?2 FROM place;
 
 -- name: known
--- After `remember` with the same blob and stamp: the positions of the keys that had been there before.
+-- The positions of the keys in such a blob that are known.
 WITH RECURSIVE place (at) AS (SELECT 1 UNION ALL SELECT at + 24 FROM place WHERE at + 24 < length(?1))
 SELECT group_concat(at / 24) FROM place
-WHERE (SELECT stamp FROM seen WHERE key = substr(?1, at, 24)) <> ?2;
+WHERE EXISTS (SELECT 1 FROM seen WHERE key = substr(?1, at, 24));
 
 -- name: add_segment
 INSERT INTO segment (segment, stamp, events, lines) SELECT next_segment, ?2, ?3, ?4 FROM app WHERE app = ?1;

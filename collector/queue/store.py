@@ -5,10 +5,8 @@ Invariants:
 1. A key enters `seen` in the transaction that stores its event in `segment`: there is no instant at which one is
    there without the other, so an acknowledged event is neither lost nor stored twice.
 2. The counts in `app` equal what `segment` and `dead` hold, at every commit (the schema's triggers see to it).
-3. Stamps are taken under the write lock and rise with every commit of this process; two processes' commits lie an
-   fsync apart. So a key whose stamp is not this commit's was there before.
-4. A segment goes, or gets shorter, only in the transaction that settles it.
-5. Nothing is carried over from an earlier transaction but the numbers of apps, which never change; so several
+3. A segment goes, or gets shorter, only in the transaction that settles it.
+4. Nothing is carried over from an earlier transaction but the numbers of apps, which never change; so several
    processes can write to one file, and SQLite's lock orders them.
 
 The hot path is one statement (`fresh` in the schema), all else is four and more: each gives the interpreter lock away
@@ -87,18 +85,17 @@ class Store:
         self._batch_events = batch_events
         self._clock = clock
         self._apps: dict[str, int] = {}
-        self._last_stamp = 0
         self._connection = open_writer(directory)
         self._inode = self._file.stat().st_ino
         self._execute: Callable[..., sqlite3.Cursor] = self._connection.execute
 
-    def transact(self, operations: Sequence[Put | Settle]) -> list[Done | CollectorError]:
+    def transact(self, operations: Sequence[Put | Settle]) -> Sequence[Done | CollectorError]:
         """One transaction for all operations; returns after its fsync, with what became of each.
 
         Where the disk refuses, nothing is stored; settlements are tried once more on their own, since they free room.
         """
         try:
-            return list(self._attempt(operations))
+            return self._put_fresh(operations) or self._attempt(operations)
         except sqlite3.Error as error:
             failure = translate(error, self._file)
         settlements = [operation for operation in operations if isinstance(operation, Settle)]
@@ -109,8 +106,6 @@ class Store:
         return [failure] * len(operations)
 
     def _attempt(self, operations: Sequence[Put | Settle]) -> list[Done]:
-        if fresh := self._put_fresh(operations):
-            return fresh
         self._execute("BEGIN IMMEDIATE")
         try:
             stored = iter(self._store([operation for operation in operations if isinstance(operation, Put)]))
@@ -135,10 +130,10 @@ class Store:
         ):
             return None
         blob = b"".join(sorted(keys))  # in key order, so that neighbours meet in the same page
-        stamp = self._next_stamp()
         lines = b"\n".join(batch.lines for batch in batches)
+        app = self._app(batches[0].app_id)
         try:
-            self._execute(SQL["put_fresh"], (blob, stamp, self._app(batches[0].app_id), len(keys), lines))
+            self._execute(SQL["put_fresh"], (blob, self._clock.now_us(), app, len(keys), lines))
         except sqlite3.IntegrityError:
             return None
         return [
@@ -146,10 +141,6 @@ class Store:
             for operation in operations
             if isinstance(operation, Put)
         ]
-
-    def _next_stamp(self) -> int:
-        self._last_stamp = max(self._clock.now_us(), self._last_stamp + 1)
-        return self._last_stamp
 
     def _rollback(self) -> None:
         # After some errors SQLite has rolled back by itself. Apps that the transaction added are gone with it.
@@ -161,7 +152,7 @@ class Store:
         """Stores what is new of all puts together."""
         if not puts:
             return []
-        stamp = self._next_stamp()
+        stamp = self._clock.now_us()
         known = self._remember(list(chain.from_iterable(batch.keys for put in puts for batch in put.batches)), stamp)
         fresh: dict[str, list[tuple[int, bytes]]] = {}
         done = []
@@ -180,15 +171,17 @@ class Store:
 
     def _remember(self, keys: Sequence[bytes], stamp: int) -> set[bytes] | None:
         """Enters the keys; those that were there before, or None where every single one is new."""
-        blob = b"".join(sorted(set(keys)))  # in key order, so that neighbours meet in the same page
-        entered = self._execute(SQL["remember"], (blob, stamp)).rowcount
-        if entered == len(keys):
-            return None
-        if entered * KEY_BYTES == len(blob):
-            return set()
-        (positions,) = self._execute(SQL["known"], (blob, stamp)).fetchone()
-        starts = [int(position) * KEY_BYTES for position in positions.split(",")]
-        return {blob[start : start + KEY_BYTES] for start in starts}
+        unique = sorted(set(keys))  # in key order, so that neighbours meet in the same page
+        blob = b"".join(unique)
+        try:
+            self._execute(SQL["remember"], (blob, stamp))
+        except sqlite3.IntegrityError:  # undoes this one statement
+            (positions,) = self._execute(SQL["known"], (blob,)).fetchone()
+            known = {unique[int(position)] for position in positions.split(",")}
+            if new := [key for key in unique if key not in known]:
+                self._execute(SQL["remember"], (b"".join(new), stamp))
+            return known
+        return None if len(unique) == len(keys) else set()
 
     def _append(self, app_id: str, runs: Sequence[tuple[int, bytes]], stamp: int) -> None:
         """Adds runs of lines to an app's segments, as many runs to a segment as make at most a batch."""
