@@ -482,3 +482,103 @@ async def test_cancelling_leaves_what_is_in_flight_in_the_queue(rig: Rig) -> Non
     with pytest.raises(asyncio.CancelledError):
         await rig.ended()
     assert rig.waiting() == list(range(1000))
+
+
+async def test_after_a_413_batches_grow_back_step_by_step(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("collector.flusher.BATCH_REGROWTH_EVENTS", 200)
+    rig.upstream.answer = lambda _app, numbers: TooLarge("413") if len(numbers) > 100 else None
+    await rig.put("wiki", range(1000))
+    await rig.at_rest()
+    rig.upstream.answer = lambda _app, _numbers: None
+    largest = []
+    for begin in range(1000, 8000, 1000):
+        before = len(rig.upstream.requests)
+        await rig.put("wiki", range(begin, begin + 1000))
+        await rig.at_rest()
+        largest.append(max(rig.upstream.sizes()[before:]))
+    assert largest == [262, 462, 662, 862, 1000, 1000, 1000]
+    assert rig.upstream.taken["wiki"] == list(range(8000))
+
+
+async def test_one_app_that_always_fails_does_not_slow_ninety_nine_others(rig: Rig) -> None:
+    others = [f"app{number}" for number in range(99)]
+    rig.upstream.answer = lambda app, _numbers: Retryable("503") if app == "wiki" else None
+    for begin in (0, 10):
+        put_at = rig.clock.monotonic()
+        await rig.queue.put([batch(app_id, range(begin, begin + 10)) for app_id in ("wiki", *others)])
+        await rig.at_rest()
+        while (due := rig.clock.next_due_seconds()) is not None and rig.clock.monotonic() + due <= put_at + 10:
+            await rig.advance(due)
+        assert {app_id: rig.upstream.times(app_id)[-1] - put_at for app_id in others} == dict.fromkeys(
+            others, LINGER_SECONDS
+        )
+    assert {app_id: rig.upstream.taken[app_id] for app_id in others} == dict.fromkeys(others, list(range(20)))
+    assert rig.waiting("wiki") == list(range(20))
+    assert len(rig.upstream.times("wiki")) > 2
+
+
+async def test_batches_that_fail_together_are_one_failure_and_one_attempt_finds_out(rig: Rig) -> None:
+    rig.upstream.gate.clear()
+    rig.upstream.fail(4, Retryable("503"))
+    await rig.put("wiki", range(5000))
+    await rig.at_rest()
+    rig.upstream.gate.set()
+    await turns()
+    await rig.at_rest()
+    await rig.advance_to_next()
+    assert rig.upstream.times() == [0.0, 0.0, 0.0, 0.5]
+    await rig.advance_to_next()
+    assert rig.upstream.times() == [0.0, 0.0, 0.0, 0.5, *[1.5] * 5]
+    assert sorted(rig.upstream.taken["wiki"]) == list(range(5000))
+
+
+async def test_a_lease_that_the_queue_cannot_give_is_asked_for_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease, failures = rig.queue.lease, [QueueUnavailable("the disk is away")] * 3
+
+    async def fail_at_first(app_id: str, max_events: int) -> Lease | None:
+        if failures:
+            raise failures.pop()
+        return await lease(app_id, max_events)
+
+    monkeypatch.setattr(rig.queue, "lease", fail_at_first)
+    await rig.put("wiki", range(1000))
+    await rig.at_rest()
+    for _ in range(3):
+        assert rig.upstream.requests == []
+        await rig.advance_to_next()
+    assert rig.upstream.times() == [0.5 + 1.0 + 2.0]
+    assert rig.upstream.taken == {"wiki": list(range(1000))}
+
+
+async def test_apps_take_turns(rig: Rig) -> None:
+    rig.upstream.gate.clear()
+    for app_id in ("wiki", "crm", "chat"):
+        await rig.put(app_id, range(4000))
+    await rig.at_rest()
+    rig.upstream.gate.set()
+    await until(lambda: rig.queue.waiting_events == 0)
+    # Those that were there first fill what is in flight; from then on each app has its turn.
+    order = [app_id for _, app_id, _ in rig.upstream.requests[MAX_IN_FLIGHT:]]
+    for begin in range(3, len(order) - 3, 3):
+        assert len(set(order[begin : begin + 3])) > 1
+    assert {app_id: sorted(taken) for app_id, taken in rig.upstream.taken.items()} == dict.fromkeys(
+        ("wiki", "crm", "chat"), list(range(4000))
+    )
+
+
+async def test_what_was_in_flight_at_a_cancellation_is_delivered_in_the_next_life(rig: Rig, tmp_path: Path) -> None:
+    rig.upstream.gate.clear()
+    await rig.put("wiki", range(2500))
+    await rig.at_rest()
+    rig.run.cancel()
+    await asyncio.wait([rig.run])
+    await rig.queue.close()
+    again = Rig(tmp_path)
+    await again.queue.open()
+    again.start()
+    again.flusher.drain()
+    await again.ended()
+    await again.queue.close()
+    assert sorted(again.upstream.taken["wiki"]) == list(range(2500))
+    assert again.waiting() == []
+    await rig.queue.open()  # as the fixture expects to find it

@@ -16,15 +16,15 @@ from collector.errors import (
     TooLarge,
     Unusable,
 )
-from collector.events import UsageEvent
+from collector.events import EVENT_NAME_MAX_CHARS, UsageEvent
 from collector.observe.metrics import Metrics
 from collector.sandbox.faults import Fault
 from collector.sandbox.server import CLIENT_ID, CLIENT_SECRET, Sandbox
 from collector.sandbox.state import State
 from collector.upstream.auth import TokenSource
-from collector.upstream.models import SCOPE_READ, SCOPE_WRITE, TOKEN_PATH, USAGE_EVENTS_PATH
+from collector.upstream.models import MAX_EVENTS_PER_REQUEST, SCOPE_READ, SCOPE_WRITE, TOKEN_PATH, USAGE_EVENTS_PATH
 from collector.upstream.publisher import UsageEventsPublisher
-from collector.upstream.transport import MAX_RESPONSE_BYTES, Transport
+from collector.upstream.transport import MAX_RESPONSE_BYTES, STREAMED_BYTES, Transport
 from tests.fake_clock import FakeClock
 
 APP = "the-app"
@@ -58,8 +58,8 @@ class Delivery:
             transport, self.tokens, base_url=sandbox.url, path=USAGE_EVENTS_PATH, clock=clock, metrics=self.metrics
         )
 
-    async def publish(self, *numbers: int, app_id: str = APP) -> None:
-        events = [UsageEvent(number, f"user-{number}@example.com", "login") for number in numbers]
+    async def publish(self, *numbers: int, app_id: str = APP, event_name: str = "login") -> None:
+        events = [UsageEvent(number, f"user-{number}@example.com", event_name) for number in numbers]
         lines = msgspec.json.Encoder().encode_lines(events)[:-1]
         await self._publisher.publish(app_id, lines, len(events))
 
@@ -109,6 +109,19 @@ async def test_an_app_id_arrives_as_it_is(delivery: Delivery, sandbox: Sandbox, 
     await state.add_app(app_id, "an app")
     await delivery.publish(1, app_id=app_id)
     assert await received(sandbox, app_id) == (1, 1)
+
+
+async def test_the_largest_batch_there_can_be_arrives_whole_also_with_its_second_token(
+    delivery: Delivery, sandbox: Sandbox, state: State
+) -> None:
+    event_name = "\U0001f600" * EVENT_NAME_MAX_CHARS
+    await delivery.publish(0)
+    sandbox.forget_tokens()
+    await delivery.publish(*range(1, MAX_EVENTS_PER_REQUEST + 1), event_name=event_name)
+    kept = [json for _, json in await state.events()][1:]
+    assert await received(sandbox) == (3, MAX_EVENTS_PER_REQUEST + 1)
+    assert sum(map(len, kept)) > STREAMED_BYTES
+    assert {msgspec.json.decode(json, type=UsageEvent).event_name for json in kept} == {event_name}
 
 
 # -- the token ---------------------------------------------------------------------------------------------------------
