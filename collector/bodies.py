@@ -80,9 +80,7 @@ class BodyParser:
                 raise MalformedBody(f"the body is not JSON: {error}") from error
             parsed = self._sift(self._candidates(body, body_format))
         if self._kept:
-            for event in parsed.events:
-                if event is not None:
-                    self._put_on_one_line(event)
+            self._clean_kept(parsed)
         return parsed
 
     def _clean(self, body: bytes, body_format: BodyFormat) -> list[UsageEvent | None]:
@@ -133,8 +131,9 @@ class BodyParser:
                 parsed.rejections.append(Rejection(str(candidate), index))
             else:
                 try:
-                    event = self._lenient.decode(candidate)
+                    sound = self._lenient.decode(candidate)
                     parsed.unknown_fields += len(self._raw_fields.decode(candidate).keys() - self._known)
+                    event = sound
                 except msgspec.ValidationError as error:
                     parsed.rejections.append(Rejection(_explain(candidate, error), index))
                 except UNPARSABLE as error:
@@ -142,12 +141,19 @@ class BodyParser:
             parsed.events.append(event)
         return parsed
 
-    def _put_on_one_line(self, event: UsageEvent) -> None:
-        """Line ends in kept JSON can only stand between its tokens (RFC 8259 section 7): spaces do as well there."""
-        for name in self._kept:
-            kept = getattr(event, name)
-            if kept is not msgspec.UNSET:
-                setattr(event, name, msgspec.Raw(bytes(kept).replace(b"\n", b" ").replace(b"\r", b" ")))
+    def _clean_kept(self, parsed: Parsed) -> None:
+        """Puts kept JSON on one line, and rejects events whose kept JSON is no text: nobody has looked into it yet."""
+        for index, event in enumerate(parsed.events):
+            try:
+                for name in self._kept if event is not None else ():
+                    kept = getattr(event, name)
+                    if kept is not msgspec.UNSET:
+                        # Line ends can only stand between tokens (RFC 8259 section 7): spaces do as well there.
+                        text = bytes(kept).decode().replace("\n", " ").replace("\r", " ")
+                        setattr(event, name, msgspec.Raw(text))
+            except UnicodeDecodeError as error:
+                parsed.events[index] = None
+                parsed.rejections.append(Rejection(f"not JSON: {error}", index))
 
 
 def _event_type(keep_fields: Sequence[str], *, forbid_unknown_fields: bool) -> type[UsageEvent]:

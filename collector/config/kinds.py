@@ -57,6 +57,8 @@ class Kind(NamedTuple):
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BINARY_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE_UNITS = _BINARY_UNITS | {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_NAME = re.compile(r'[^"\\\x00-\x1f]+')
+_URL = re.compile(r"[^\s?#@\x00-\x1f]+")
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", re.ASCII)
 
 
@@ -76,7 +78,8 @@ def _write_largest_unit(value: float, units: dict[str, float] | dict[str, int]) 
     for unit, factor in sorted(units.items(), key=lambda item: -item[1]):
         if value >= factor and (value / factor).is_integer():
             return f'"{value / factor:.0f}{unit}"'
-    return f'"{value:g}{next(iter(units))}"'
+    unit, factor = next(iter(units.items()))
+    return f'"{round(value / factor, 6):g}{unit}"'
 
 
 def duration(about: str, minimum: str, maximum: str) -> Kind:
@@ -153,11 +156,18 @@ def names(about: str) -> Kind:
 
     def parse(value: Any) -> tuple[str, ...]:
         entries = [entry.strip() for entry in value.split(",") if entry.strip()] if isinstance(value, str) else value
-        if not isinstance(entries, list) or not all(isinstance(entry, str) and entry for entry in entries):
+        if not isinstance(entries, list) or not all(
+            isinstance(entry, str) and _NAME.fullmatch(entry) for entry in entries
+        ):
             raise ValueError(value)
         return tuple(dict.fromkeys(entries))
 
-    return Kind(about, "a list of names", parse, lambda value: f"[{', '.join(map(_quoted, value))}]")
+    return Kind(
+        about,
+        "a list of names without quotes, backslashes and control characters",
+        parse,
+        lambda value: f"[{', '.join(map(_quoted, value))}]",
+    )
 
 
 def path(about: str) -> Kind:
@@ -191,13 +201,7 @@ def url(about: str) -> Kind:
 
     def parse(value: Any) -> str:
         parts = urlsplit(_text(value))
-        if (
-            parts.scheme not in {"http", "https"}
-            or not parts.hostname
-            or parts.query
-            or parts.fragment
-            or "@" in parts.netloc
-        ):
+        if parts.scheme not in {"http", "https"} or not parts.hostname or not _URL.fullmatch(value):
             raise ValueError(value)
         _ = parts.port  # raises ValueError where it is no number
         return str(value).rstrip("/")

@@ -123,7 +123,7 @@ def _from_file(file: Path | None, known: Mapping[str, Key], problems: list[Probl
                 else:
                     problems.append(_unknown(dotted, known))
         elif section in sections:
-            problems.append(Problem(section, repr(content), f"allowed: a section, [{section}]"))
+            problems.append(Problem(section, f"a {type(content).__name__}", f"allowed: a section, [{section}]"))
         else:
             problems.append(_unknown(section, sections))
     return found
@@ -154,7 +154,7 @@ def _with_secret(upstream: Upstream, environment: Mapping[str, str], problems: l
         return upstream
     file, key = upstream.client_secret_file, "upstream.client_secret_file"
     directory = environment.get("CREDENTIALS_DIRECTORY")
-    if file is None and directory is not None:
+    if file is None and directory:
         file, key = Path(directory, SECRET_CREDENTIAL), f"systemd credential {SECRET_CREDENTIAL}"
     if file is None or (key.startswith("systemd") and not file.exists()):
         if not _named("upstream.client_secret", problems):
@@ -168,8 +168,8 @@ def _with_secret(upstream: Upstream, environment: Mapping[str, str], problems: l
         return upstream
     try:
         content = file.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8, or NUL in its name"
         problems.append(Problem(key, f"{str(file)!r} cannot be read ({reason})", "allowed: a readable file"))
         return upstream
     if not content:

@@ -4,6 +4,7 @@ The library logs under the name `collector` and sets nothing up: a host program'
 event as the message and the fields as the record's attributes. `configure` is for the command line.
 """
 
+import json
 import logging
 import sys
 from typing import Any, cast
@@ -62,4 +63,7 @@ def configure(level: str, log_format: str) -> None:
 
 
 def _json(event: EventDict, **_: Any) -> str:
-    return msgspec.json.encode(event, enc_hook=str).decode()
+    try:
+        return msgspec.json.encode(event, enc_hook=str).decode()
+    except UnicodeEncodeError:  # a lone surrogate, as in the name of a file that is not UTF-8
+        return json.dumps(event, default=str)

@@ -127,11 +127,12 @@ class Store:
             not 0 < len(keys) <= self._batch_events
             or not all(isinstance(operation, Put) for operation in operations)
             or any(batch.app_id != batches[0].app_id for batch in batches)
+            or batches[0].app_id not in self._apps  # another process may be adding it: that needs the write lock
         ):
             return None
         blob = b"".join(sorted(keys))  # in key order, so that neighbours meet in the same page
         lines = b"\n".join(batch.lines for batch in batches)
-        app = self._app(batches[0].app_id)
+        app = self._apps[batches[0].app_id]
         try:
             self._execute(SQL["put_fresh"], (blob, self._clock.now_us(), app, len(keys), lines))
         except sqlite3.IntegrityError:

@@ -7,7 +7,7 @@ others. A request for anything else is answered 404 and counted as unexpected: a
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -111,11 +111,8 @@ class Sandbox:
 
     async def _get_access_token(self, request: web.Request) -> web.StreamResponse:
         async def grant() -> web.Response:
-            form = await request.post()
-            if (
-                request.content_type != "application/x-www-form-urlencoded"
-                or form.get("grant_type") != "client_credentials"
-            ):
+            form = await _read_form(request)
+            if form.get("grant_type") != "client_credentials":
                 raise _Refusal(401, "unsupported_grant_type", "expected a form with grant_type=client_credentials")
             if form.get("client_id") != CLIENT_ID or form.get("client_secret") != CLIENT_SECRET:
                 raise _Refusal(401, "invalid_client", "client_id or client_secret is wrong")
@@ -245,6 +242,16 @@ class Sandbox:
             return _answer(
                 {"error": "unexpected", "message": f"{request.method} {request.path}: {error.reason}"}, error.status
             )
+
+
+async def _read_form(request: web.Request) -> Mapping[str, Any]:
+    """The form's fields; none where the body is no form, or one that cannot be read."""
+    if request.content_type != "application/x-www-form-urlencoded":
+        return {}
+    try:
+        return await request.post()
+    except (ValueError, LookupError):  # not UTF-8, or a charset that nobody knows
+        return {}
 
 
 def read_faults(script: bytes) -> list[Fault]:

@@ -5,6 +5,7 @@ holds a connection, a clock or a token.
 """
 
 from collections.abc import Mapping
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import NoReturn
 from urllib.parse import quote, urlencode
@@ -51,6 +52,8 @@ def token_request(token_url: str, *, client_id: str, client_secret: str, scope: 
 
 def usage_events_request(base_url: str, path: str, *, app_id: str, lines: bytes, token: str) -> Request:
     """PublishUsageEvents. `lines` are events as JSON, one a line, and go into the body as they are."""
+    if app_id in {".", ".."}:
+        raise AppUnusable(f"app {app_id!r} cannot stand in a URL's path")
     # A line end cannot occur inside the JSON of an event, so this is all it takes to make an array of lines.
     body = b'{"events":[' + lines.replace(b"\n", b",") + b"]}"
     url = base_url + path.replace("{appId}", quote(app_id, safe=""))
@@ -70,9 +73,12 @@ def read_token(response: Response, *, now_seconds: float) -> AccessToken:
     if response.status != 200:
         _raise_for_unexpected(response, "getAccessToken", now_seconds)
     try:
-        return msgspec.json.decode(response.body, type=AccessToken)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        token = msgspec.json.decode(response.body, type=AccessToken)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Retryable(f"getAccessToken: the answer is no token: {error}") from None
+    if not token.access_token.isascii() or not token.access_token.isprintable() or not token.access_token:
+        raise Retryable("getAccessToken: the token is empty or has characters that no header can carry")
+    return token
 
 
 def read_push(response: Response, operation: str, *, app_id: str, now_seconds: float) -> None:
@@ -141,7 +147,11 @@ def retry_after_seconds(value: str | None, *, now_seconds: float) -> float | Non
     if value is None:
         return None
     try:
-        seconds = float(value) if value.strip().isdigit() else parsedate_to_datetime(value).timestamp() - now_seconds
+        if value.strip().isdigit():
+            seconds = float(value)
+        else:
+            date = parsedate_to_datetime(value)
+            seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now_seconds
     except (ValueError, TypeError, OverflowError):
         return None
     return min(max(0.0, seconds), MAX_RETRY_AFTER_SECONDS)

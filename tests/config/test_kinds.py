@@ -127,7 +127,17 @@ def test_every_size_survives_being_written_and_read(size: int) -> None:
 @pytest.mark.parametrize("text", ['"', "\\", '\\"', "a\\b", "{}", "#", "'", "caf\u00e9", "\U0001f600"])
 def test_text_survives_being_written_and_read(text: str) -> None:
     assert TEXT.parse(tomllib.loads(f"value = {TEXT.write(text)}")["value"]) == text
+
+
+@pytest.mark.parametrize("text", ["a b", "{}", "#", "'", "caf\u00e9", "\U0001f600"])
+def test_names_survive_being_written_and_read(text: str) -> None:
     assert NAMES.parse(tomllib.loads(f"value = {NAMES.write((text, 'b'))}")["value"]) == (text, "b")
+
+
+@pytest.mark.parametrize("name", ['"', "\\", "a\nb", "\x00", ""])
+def test_a_name_that_json_would_write_differently_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^\["):
+        NAMES.parse([name])
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,8 @@ def test_every_problem_is_told_at_once_with_key_value_and_what_is_allowed(write:
         ("[flushing]\nlinger = '1s'", "flushing: unknown; did you mean flush?"),
         ("x = 1", "x: unknown; see config.example.toml"),
         ("[http.listen]\nport = 1", "http.listen: {'port': 1}; allowed: HOST:PORT"),
-        ("queue = 'here'", "queue: 'here'; allowed: a section, [queue]"),
+        ("queue = 'here'", "queue: a str; allowed: a section, [queue]"),
+        ("[[upstream]]\nclient_secret = 'hunter2'", "upstream: a list; allowed: a section, [upstream]"),
         ("[flush]\nbatch_events = '10 events'", "flush.batch_events: '10 events'; allowed: a whole number"),
         ("[flush]\nbatch_events = true", "flush.batch_events: True; allowed: a whole number"),
         ("[flush]\nbatch_events = 10.0", "flush.batch_events: 10.0; allowed: a whole number"),
@@ -299,7 +300,7 @@ def test_a_secret_that_cannot_be_read_is_a_problem_with_its_place(tmp_path: Path
     ]
     assert said(b"") == [f"{place} is empty; allowed: a file that holds the secret"] * 2
     assert said(b"\n") == [f"{place} is empty; allowed: a file that holds the secret"] * 2
-    assert said(b"\xff") == [f"{place} cannot be read (not UTF-8); allowed: a readable file"] * 2
+    assert said(b"\xff") == [f"{place} cannot be read (not UTF-8, or NUL in its name); allowed: a readable file"] * 2
 
 
 def test_credentials_are_asked_for_only_where_they_are_needed() -> None:

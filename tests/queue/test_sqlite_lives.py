@@ -154,13 +154,11 @@ async def test_the_next_life_has_everything_that_was_not_settled_and_every_key(
     assert remembered(tmp_path).keys() == {key("wiki", n) for n in range(40)} | {key("crm", n) for n in (0, 10, 20, 30)}
 
     queue = await open_queue()
-    # The first lease's remainder was leased again and then held; the lease after it was settled.
-    waiting = waiting_numbers(tmp_path, "wiki")
+    waiting = [3, 4, *range(20, 40)]  # the returned were leased again and never settled, the lease after them was
+    assert waiting_numbers(tmp_path, "wiki") == waiting
     assert queue.waiting_events == len(waiting) + 4
     assert await lease_all(queue) == waiting
     assert await lease_all(queue, "crm") == [0, 10, 20, 30]
-    assert set(waiting) <= {3, 4, *range(10, 40)}
-    assert len(waiting) in {22, 12}
     assert await queue.put([batch("wiki", range(41))]) == [Verdict(1, tuple(range(40)))]
     assert dead_lines(tmp_path) == [line("wiki", 0)]
 
