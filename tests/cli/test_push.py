@@ -1,0 +1,78 @@
+"""`collector push`: files into a running collector."""
+
+import asyncio
+import gzip
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.e2e.daemon import command, environment, running
+
+NOWHERE = "http://127.0.0.1:1"
+EVENTS = [
+    {"appId": "wiki", "timestamp": number, "email": "person@example.com", "eventName": "page_viewed"}
+    for number in range(12_000)
+]
+NDJSON = b"".join(msgspec.json.encode(event) + b"\n" for event in [*EVENTS, *EVENTS[:34]])
+
+
+async def push(*words: str, folder: Path, stdin: bytes = b"") -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        *command("push", *words),
+        env=environment(folder, NOWHERE),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(stdin), 60)
+    assert process.returncode is not None
+    assert b"Traceback" not in err
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_files_of_every_kind_are_sent_and_again_adds_nothing(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "events.ndjson", tmp_path / "events.ndjson.gz"
+    plain.write_bytes(NDJSON)
+    packed.write_bytes(gzip.compress(NDJSON))
+    async with running(tmp_path, NOWHERE) as daemon:
+        status, out, _ = await push(str(packed), "--to", daemon.url, folder=tmp_path)
+        assert (status, out) == (0, "sent 12,034  accepted 12,000  duplicates 34  rejected 0\n")
+        for words in (["--json", str(plain)], ["--json", "-"]):
+            status, out, _ = await push(*words, "--to", daemon.url, folder=tmp_path, stdin=NDJSON)
+            assert status == 0
+            assert msgspec.json.decode(out) == {"sent": 12_034, "accepted": 0, "duplicates": 12_034, "rejected": 0}
+
+
+async def test_a_rejected_line_is_named_by_file_and_number(tmp_path: Path) -> None:
+    file = tmp_path / "events.ndjson"
+    file.write_bytes(msgspec.json.encode(EVENTS[0]) + b'\n\n\n{"timestamp": 1}\nrubbish\n')
+    async with running(tmp_path, NOWHERE) as daemon:
+        status, out, err = await push(str(file), "--to", daemon.url, folder=tmp_path)
+    assert (status, out) == (1, "sent 3  accepted 1  duplicates 0  rejected 2\n")
+    assert f"{file}:4: email: missing" in err
+    assert f"{file}:5: not JSON" in err
+
+
+async def test_a_broken_archive_is_said_and_what_came_before_it_stays(tmp_path: Path) -> None:
+    file = tmp_path / "events.gz"
+    file.write_bytes(gzip.compress(NDJSON)[:-20])
+    async with running(tmp_path, NOWHERE) as daemon:
+        status, _, err = await push(str(file), "--to", daemon.url, folder=tmp_path)
+    assert status == 1
+    assert "cannot be read" in err
+
+
+@pytest.mark.parametrize(
+    ("url", "said"), [(NOWHERE, "Run the same command again to go on"), ("nonsense", "is not a URL")]
+)
+async def test_where_there_is_no_collector_it_says_so_and_how_to_go_on(tmp_path: Path, url: str, said: str) -> None:
+    status, _, err = await push("-", "--to", url, "--patience", "0", folder=tmp_path, stdin=NDJSON)
+    assert status == 1
+    assert said in err
+
+
+async def test_a_file_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
+    status, _, err = await push(str(tmp_path / "nothing"), folder=tmp_path)
+    assert status == 2
+    assert "does not exist" in err

@@ -1,0 +1,139 @@
+"""The whole collector in one loop: what upstream does to it, and what comes of the events."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import msgspec
+import pytest
+
+from collector.agent import Collector
+from collector.errors import Unusable
+from collector.sandbox.faults import Fault
+from collector.sandbox.server import Sandbox
+from collector.sandbox.state import State
+from tests.e2e.books import settled
+from tests.embedded import config, embedded
+
+
+@pytest.fixture
+async def upstream(state: State) -> AsyncIterator[Sandbox]:
+    sandbox = Sandbox(state, create_apps=True)
+    await sandbox.start("127.0.0.1", 0)
+    yield sandbox
+    await sandbox.stop()
+
+
+async def post(collector: Collector, names: list[str], app_id: str = "wiki") -> None:
+    events = [
+        {"appId": app_id, "timestamp": number, "email": "person@example.com", "eventName": name}
+        for number, name in enumerate(names)
+    ]
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"http://{collector.http_address}/v1/events", json=events) as answer,
+    ):
+        assert answer.status == 200, await answer.text()
+
+
+def metric(collector: Collector, name: str) -> float:
+    return collector.metrics.registry.get_sample_value(f"collector_{name}") or 0.0
+
+
+async def until(collector: Collector, name: str, value: float) -> None:
+    async with asyncio.timeout(20):
+        while metric(collector, name) != value:  # noqa: ASYNC110 - metrics set no event
+            await asyncio.sleep(0.005)
+
+
+async def test_three_poisoned_events_of_a_thousand_are_buried_and_the_rest_arrives(
+    tmp_path: Path, upstream: Sandbox, state: State
+) -> None:
+    upstream.set_faults(Fault(status=400, body="no such action", event_name="poison"))
+    async with embedded(tmp_path, upstream.url) as collector:
+        await post(collector, ["poison" if number in {0, 500, 999} else "fine" for number in range(1000)])
+        await settled(state, 997)
+        await until(collector, "waiting_events", 0)
+        assert metric(collector, "buried_events_total") == 3
+        assert (await collector._queue.stats()).dead_events == 3
+    # Splitting finds each of k guilty events in about 2 log2(n) requests.
+    assert (await state.stats()).requests <= 3 * 2 * 10 + 1
+
+
+async def test_an_unknown_app_is_held_alone_and_goes_on_when_it_exists(
+    tmp_path: Path, sandbox: Sandbox, state: State
+) -> None:
+    await state.add_app("wiki", "wiki")
+    async with embedded(tmp_path, sandbox.url) as collector:
+        await post(collector, ["a", "b"], app_id="unknown")
+        await until(collector, "held_apps", 1)
+        await post(collector, ["a", "b", "c"])
+        await settled(state, 3)
+        assert metric(collector, "waiting_events") == 2
+        assert metric(collector, "buried_events_total") == 0
+        await state.add_app("unknown", "unknown")
+        await settled(state, 5)
+        await until(collector, "held_apps", 0)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(Fault(cut=True, after=True, times=1), id="the line is cut after the commit"),
+        pytest.param(Fault(cut=True, times=1), id="the line is cut before the commit"),
+        pytest.param(Fault(status=503, headers={"Retry-After": "0"}, times=3), id="503"),
+        pytest.param(Fault(status=429, times=3), id="429"),
+        pytest.param(Fault(status=401, times=1), id="the token dies early"),
+        pytest.param(Fault(status=200, body='{"success": false}', times=2), id="200 without success"),
+        pytest.param(Fault(status=200, body="<html>", times=2), id="a page of HTML"),
+        pytest.param(Fault(status=413, more_than=100), id="413"),
+        pytest.param(Fault(status=404, times=2), id="404 for a while"),
+        pytest.param(Fault(operation="getAccessToken", status=500, times=2), id="no token for a while"),
+    ],
+)
+async def test_whatever_upstream_does_every_event_arrives_once(
+    tmp_path: Path, upstream: Sandbox, state: State, fault: Fault
+) -> None:
+    upstream.set_faults(fault)
+    async with embedded(tmp_path, upstream.url) as collector:
+        await post(collector, [f"action {number}" for number in range(1500)])
+        await settled(state, 1500)
+        await until(collector, "waiting_events", 0)
+        assert metric(collector, "delivered_events_total") == 1500
+        assert metric(collector, "buried_events_total") == 0
+    kept = [msgspec.json.decode(line)["eventName"] for _, line in await state.events()]
+    assert sorted(kept) == sorted(f"action {number}" for number in range(1500))
+
+
+async def test_a_wrong_secret_holds_everything_and_loses_nothing(
+    tmp_path: Path, upstream: Sandbox, state: State
+) -> None:
+    async with embedded(tmp_path, upstream.url, upstream__client_secret="wrong") as collector:
+        await post(collector, ["a", "b"])
+        await until(collector, "held_apps", 1)
+    async with embedded(tmp_path, upstream.url):
+        await settled(state, 2)
+
+
+async def test_a_part_that_dies_is_the_end_of_the_agent_and_it_says_so(
+    tmp_path: Path, upstream: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = Collector(config(tmp_path, upstream.url))
+
+    async def explode(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    async with collector:
+        monkeypatch.setattr(collector._flusher._publisher, "publish", explode)
+        await post(collector, ["a"])
+        with pytest.raises(Unusable, match="a defect"):
+            await asyncio.wait_for(collector.failed(), 20)
+        assert collector.why_unready() == "flusher.run has died"
+
+
+async def test_a_queue_file_that_vanishes_is_the_end_of_the_agent(tmp_path: Path, upstream: Sandbox) -> None:
+    async with embedded(tmp_path, upstream.url) as collector:
+        (tmp_path / "queue" / "queue.sqlite3").unlink()
+        with pytest.raises(Unusable, match="was removed or replaced"):
+            await asyncio.wait_for(collector.failed(), 20)
