@@ -56,6 +56,14 @@ def test_a_refusal_takes_nothing_from_the_holder(tmp_path: Path, lock: RoleLock)
                 lock.acquire()
 
 
+def test_the_number_is_that_of_the_holder_alone_whatever_an_earlier_one_left(tmp_path: Path, lock: RoleLock) -> None:
+    (tmp_path / "flusher.lock").write_text("9999999999\n")
+    with child(HOLD, tmp_path) as holder:
+        assert hear(holder) == "held"
+        with pytest.raises(QueueInUse, match=rf"process {holder.pid} is its flusher"):
+            lock.acquire()
+
+
 def test_kill_9_of_the_holder_frees_the_role(tmp_path: Path, lock: RoleLock) -> None:
     with child(HOLD, tmp_path) as holder:
         assert hear(holder) == "held"

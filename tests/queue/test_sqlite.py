@@ -223,8 +223,6 @@ async def test_the_holder_of_the_role_leases_what_two_processes_put(
     tmp_path: Path, maintained: SqliteQueue, clock: FakeClock
 ) -> None:
     maintained.take_flusher_role()
-    await maintained.put([batch("wiki", [1000])])
-    await maintained.settle(await lease(maintained, "wiki"))
     with child(PUT_WHEN_TOLD, tmp_path) as process:
         assert hear(process) == "has no role"
         for begin in range(0, 60, 15):

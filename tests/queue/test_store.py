@@ -373,15 +373,20 @@ def test_settlements_go_through_on_a_full_disk_beside_puts_that_do_not(tmp_path:
 
 
 def test_a_disk_that_has_room_again_takes_the_same_events_as_new_ones(tmp_path: Path, store: Store) -> None:
-    cap_pages(store, 5)
+    cap_pages(store, 80)  # the keys fit and so does the first app's segment; then there is no room
     with pytest.raises(DiskFull) as refusal:
-        put(store, LARGE)
+        put(store, batch("early", [1]), LARGE)
     assert refusal.value.retry_after_seconds == RETRY_AFTER_SECONDS
+    assert (stored(tmp_path), remembered(tmp_path)) == ({}, {})
     cap_pages(store, 10_000)
-    # The app was added in the transaction that is undone; the other takes its number, which nothing may confuse.
-    assert put(store, batch("other", [1])) == [Verdict(1)]
-    assert put(store, LARGE) == [Verdict(5_000)]
-    assert {app_id: len(share.numbers) for app_id, share in stored(tmp_path).items()} == {"other": 1, "new": 5_000}
+    # The first app was added in the transaction that is undone; another takes its number, which nothing may confuse.
+    assert put(store, batch("other", [2])) == [Verdict(1)]
+    assert put(store, batch("early", [1]), LARGE) == [Verdict(1), Verdict(5_000)]
+    assert {app_id: share.numbers for app_id, share in stored(tmp_path).items()} == {
+        "other": [2],
+        "early": [1],
+        "new": list(range(5_000)),
+    }
 
 
 def test_a_lock_that_another_process_keeps_is_unavailable_with_nothing_stored(tmp_path: Path, store: Store) -> None:
