@@ -241,7 +241,7 @@ class Flusher:
             self._go_on(lane)
 
     def _hold(self, lane: _Lane, failure: Unusable) -> None:
-        lane.not_before = self._clock.monotonic() + self._hold_retry_seconds
+        lane.not_before = max(lane.not_before, self._clock.monotonic() + self._hold_retry_seconds)
         if lane.held_for != str(failure):
             log.error(
                 "flusher.app_held",
@@ -252,11 +252,11 @@ class Flusher:
         lane.held_for = str(failure)
 
     def _back_off(self, lane: _Lane, failure: CollectorError) -> None:
-        if self._clock.monotonic() >= lane.not_before:  # several batches that fail together are one failure
+        now = self._clock.monotonic()
+        if now >= lane.not_before or not lane.failures:  # several batches that fail together are one failure
             lane.failures += 1
         delay = self._delay_seconds(lane.failures, failure)
-        lane.not_before = self._clock.monotonic() + delay
-        lane.held_for = None
+        lane.not_before = max(lane.not_before, now + delay)  # a hold, or a longer Retry-After, stands
         say = log.warning if lane.failures == 1 else log.debug
         say(
             "flusher.delivery_failed",
@@ -267,6 +267,8 @@ class Flusher:
         )
 
     def _go_on(self, lane: _Lane) -> None:
+        if self._clock.monotonic() < lane.not_before:
+            return  # it was sent before another batch failed, and says nothing about that
         if lane.failures or lane.held_for is not None:
             log.info("flusher.delivery_resumed", app=lane.app_id, after_failures=lane.failures)
         lane.failures, lane.held_for, lane.not_before = 0, None, float("-inf")

@@ -574,3 +574,35 @@ async def test_what_was_in_flight_at_a_cancellation_is_delivered_by_the_next_flu
     await successor.queue.close()
     assert sorted(successor.upstream.taken["wiki"]) == list(range(2500))
     assert successor.waiting() == []
+
+
+async def answers_apart(rig: Rig, *errors: CollectorError | None) -> None:
+    """As many batches are in flight at once as there are answers; the first event of each says which it gets."""
+    rig.upstream.gate.clear()
+    rig.upstream.answer = lambda _app, numbers: errors[numbers[0] // BATCH_EVENTS]
+    await rig.put("wiki", range(BATCH_EVENTS * len(errors)))
+    await rig.at_rest()
+    rig.upstream.gate.set()
+    await turns()
+    await rig.at_rest()
+    assert len(rig.upstream.requests) == len(errors)
+
+
+async def test_a_longer_retry_after_stands_when_a_batch_beside_it_fails_for_less(rig: Rig) -> None:
+    await answers_apart(rig, Retryable("429", retry_after_seconds=30.0), Retryable("503"), Retryable("503"))
+    await rig.advance(29.0)
+    assert len(rig.upstream.requests) == 3
+
+
+async def test_a_success_that_was_sent_before_a_failure_does_not_end_its_wait(rig: Rig) -> None:
+    await answers_apart(rig, Retryable("429", retry_after_seconds=30.0), None, None)
+    await rig.put("wiki", range(5000, 6000))
+    await rig.advance(29.0)
+    assert len(rig.upstream.requests) == 3
+
+
+async def test_a_hold_stands_when_a_batch_beside_it_fails_in_passing(rig: Rig) -> None:
+    await answers_apart(rig, AppUnusable("404"), Retryable("503"), None)
+    assert rig.flusher.held == {"wiki": "404"}
+    await rig.advance(HOLD_RETRY_SECONDS - 1)
+    assert len(rig.upstream.requests) == 3

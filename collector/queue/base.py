@@ -20,6 +20,11 @@ class Batch(msgspec.Struct, frozen=True, gc=False):
     lines: bytes
     """The events as JSON, one a line, without a line end at the end."""
 
+    @property
+    def bytes(self) -> int:
+        """Size of the lines, each with its line end."""
+        return len(self.lines) + 1
+
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
     """What became of a batch: `duplicates` are the positions of events that were known already; the rest is new."""
@@ -97,9 +102,10 @@ class Queue(Protocol):
         ...
 
     async def lease(self, app_id: str, max_events: int) -> Lease | None:
-        """The app's oldest events that nobody holds, at most `max_events`; None where there are none.
+        """The app's oldest events that nobody holds, about `max_events` of them; None where there are none.
 
-        A lease lasts until it is settled or the process ends. Raises QueueUnavailable.
+        A queue hands out events as it stored them together, so a lease may be larger than asked for; who sends it cuts
+        it into requests. A lease lasts until it is settled or the process ends. Raises QueueUnavailable.
         """
         ...
 

@@ -16,6 +16,7 @@ Pragmas, and why:
 
 import re
 import sqlite3
+import time
 from importlib import resources
 from pathlib import Path
 
@@ -60,8 +61,9 @@ def open_writer(directory: Path) -> sqlite3.Connection:
     try:
         directory.mkdir(mode=0o750, parents=True, exist_ok=True)
         connection = sqlite3.connect(file, isolation_level=None, timeout=BUSY_TIMEOUT_MS / 1000)
+        _version(connection, file)  # a stranger's file is left as it is
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect only before the first table
-        connection.execute("PRAGMA journal_mode = WAL")
+        _log_ahead(connection)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA cell_size_check = ON")
@@ -92,17 +94,34 @@ def open_reader(directory: Path) -> sqlite3.Connection:
             f"{file.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_MS / 1000
         )
         version = _version(connection, file)
+        if version != len(MIGRATIONS):
+            raise QueueBroken(
+                f"{file} has schema version {version}, this collector reads {len(MIGRATIONS)}; "
+                "start the daemon of this version once to migrate it"
+            )
     except (sqlite3.Error, OSError) as error:
         if connection is not None:
             connection.close()
         raise translate(error, file) from error
-    if version != len(MIGRATIONS):
-        connection.close()
-        raise QueueBroken(
-            f"{file} has schema version {version}, this collector reads {len(MIGRATIONS)}; "
-            "start the daemon of this version once to migrate it"
-        )
+    except CollectorError:
+        if connection is not None:
+            connection.close()
+        raise
     return connection
+
+
+def _log_ahead(connection: sqlite3.Connection) -> None:
+    """WAL mode. To enter it a process needs the file alone for an instant, and SQLite itself does not wait for that."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def migrate(connection: sqlite3.Connection, file: Path, migrations: tuple[str, ...] = MIGRATIONS) -> None:
@@ -128,9 +147,11 @@ def migrate(connection: sqlite3.Connection, file: Path, migrations: tuple[str, .
 
 def _version(connection: sqlite3.Connection, file: Path) -> int:
     """The file's schema version; 0 is a new file. Raises QueueBroken where it belongs to some other program."""
-    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    # One statement sees one commit: another process may be making the file at this moment.
+    version, application_id, tables = connection.execute(
+        "SELECT user_version, application_id, (SELECT count(*) FROM sqlite_schema)"
+        " FROM pragma_user_version, pragma_application_id"
+    ).fetchone()
     if application_id != APPLICATION_ID and (version or tables):
         raise QueueBroken(
             f"{file} is a database of another program; set queue.path to another directory, or move the file away"

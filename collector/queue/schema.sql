@@ -1,6 +1,6 @@
 -- The queue's tables, version 1. `PRAGMA user_version` holds the version, `application_id` says whose file it is.
 
--- One row an app, with what waits for it. The triggers below keep the counts equal to what is stored, whoever stores
+-- One row an app, with what waits for it; an event's bytes are those of its line, with the line end. The triggers below keep the counts equal to what is stored, whoever stores
 -- it, so that depth is known without counting.
 CREATE TABLE app (
   app            INTEGER PRIMARY KEY,
@@ -25,7 +25,7 @@ CREATE TABLE segment (
 
 CREATE TRIGGER segment_added AFTER INSERT ON segment BEGIN
   UPDATE app SET next_segment = NEW.segment + 1, stored_events = stored_events + NEW.events,
-                 waiting_events = waiting_events + NEW.events, waiting_bytes = waiting_bytes + length(NEW.lines)
+                 waiting_events = waiting_events + NEW.events, waiting_bytes = waiting_bytes + length(NEW.lines) + 1
   WHERE app = NEW.segment >> 40;
 END;
 
@@ -36,7 +36,7 @@ CREATE TRIGGER segment_cut AFTER UPDATE ON segment BEGIN
 END;
 
 CREATE TRIGGER segment_gone AFTER DELETE ON segment BEGIN
-  UPDATE app SET waiting_events = waiting_events - OLD.events, waiting_bytes = waiting_bytes - length(OLD.lines)
+  UPDATE app SET waiting_events = waiting_events - OLD.events, waiting_bytes = waiting_bytes - length(OLD.lines) - 1
   WHERE app = OLD.segment >> 40;
 END;
 

@@ -14,10 +14,12 @@ into one file; only the holder of the flushing role may lease.
 """
 
 import asyncio
+import contextlib
 from bisect import insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from collector.clock import Clock
 from collector.errors import QueueBroken, QueueBusy, QueueFull, Retryable
@@ -30,6 +32,8 @@ from collector.queue.store import Done, Put, Settle, Store
 from collector.queue.view import Run, View
 
 log = get_logger(__name__)
+
+T = TypeVar("T")
 
 BUSY_RETRY_AFTER_SECONDS = 1.0
 FULL_RETRY_AFTER_SECONDS = 5.0
@@ -108,25 +112,35 @@ class SqliteQueue:
         self._waiting_bytes = 0
         self._writer_thread = ThreadPoolExecutor(1, thread_name_prefix="collector-queue-writer")
         self._reader_thread = ThreadPoolExecutor(1, thread_name_prefix="collector-queue-reader")
+        self._opened = contextlib.AsyncExitStack()
         self._store: Store
         self._view: View
         self._commits: GroupCommit
 
     async def open(self) -> None:
-        """The file is open, in its latest schema, and what waits in it is known.
+        """The file is open, in its latest schema, and what waits in it is known. A queue opens once.
 
         Raises QueueBroken or QueueUnavailable, with nothing left open.
         """
-        loop = asyncio.get_running_loop()
-        self._store = await loop.run_in_executor(
-            self._writer_thread,
-            lambda: Store(self._directory, batch_events=self._batch_events, clock=self._clock),
-        )
-        self._view = await loop.run_in_executor(self._reader_thread, View, self._directory)
-        self._commits = GroupCommit(
-            self._writer_thread, self._store.transact, applied=self._apply, observe_commit=self._metrics.observe_commit
-        )
-        await self._refresh()
+        async with contextlib.AsyncExitStack() as opened:
+            opened.callback(self._writer_thread.shutdown)
+            opened.callback(self._reader_thread.shutdown)
+            self._store = await self._write(
+                lambda: Store(self._directory, batch_events=self._batch_events, clock=self._clock)
+            )
+            opened.push_async_callback(self._write, self._store.close)
+            self._view = await self._read(lambda: View(self._directory))
+            opened.push_async_callback(self._read, self._view.close)
+            self._commits = GroupCommit(
+                self._writer_thread,
+                self._store.transact,
+                applied=self._apply,
+                observe_commit=self._metrics.observe_commit,
+            )
+            opened.push_async_callback(self._commits.close)
+            await self._refresh()
+            opened.callback(self.release_flusher_role)
+            self._opened = opened.pop_all()
 
     def take_flusher_role(self) -> None:
         """This process alone leases and settles, until it closes the queue or dies. Raises QueueInUse."""
@@ -153,6 +167,8 @@ class SqliteQueue:
 
     async def put(self, batches: Sequence[Batch]) -> list[Verdict]:
         """See `Queue.put`."""
+        if not batches:
+            return []
         put = Put(batches)
         if self._waiting_bytes + self.uncommitted_bytes + put.bytes > self._max_bytes:
             raise QueueFull(
@@ -216,44 +232,41 @@ class SqliteQueue:
                 log.warning("queue.maintenance_failed", error=str(error))
 
     async def _maintain_once(self, walk: "_PruneWalk") -> None:
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._writer_thread, self._store.check_file)
-        if self._foreign_commits != await loop.run_in_executor(self._writer_thread, self._store.foreign_commits):
+        await self._write(self._store.check_file)
+        if self._foreign_commits != await self._write(self._store.foreign_commits):
             await self._refresh()
         if walk.is_due(self._clock.monotonic()):
-            keys = await loop.run_in_executor(self._writer_thread, self._store.remembered_keys)
-            before_us = self._clock.now_us() - int(self._retention_seconds * 1e6)
-            step = walk.step(keys)
-            walk.reached = await loop.run_in_executor(
-                self._writer_thread, self._store.prune, walk.reached or b"", step, before_us
-            )
-        await loop.run_in_executor(self._writer_thread, self._store.shrink)
+            step = walk.step(await self._write(self._store.remembered_keys))
+            reached, before_us = walk.reached or b"", self._clock.now_us() - int(self._retention_seconds * 1e6)
+            walk.reached = await self._write(lambda: self._store.prune(reached, step, before_us))
+        await self._write(self._store.shrink)
 
     async def stats(self) -> QueueStats:
         """The queue at this instant, as `collector queue stats` shows it."""
-        return await asyncio.get_running_loop().run_in_executor(self._reader_thread, self._view.stats, self._clock)
+        return await self._read(lambda: self._view.stats(self._clock))
 
     async def close(self) -> None:
-        """Returns after every put and settle that was begun is on disk and the file is closed."""
-        loop = asyncio.get_running_loop()
-        await self._commits.close()
-        await loop.run_in_executor(self._reader_thread, self._view.close)
-        await loop.run_in_executor(self._writer_thread, self._store.close)
-        self._reader_thread.shutdown()
-        self._writer_thread.shutdown()
+        """Returns after every put and settle that was begun is on disk, the file is closed and the role is free.
+
+        Closing again is harmless.
+        """
+        await self._opened.aclose()
+
+    def _write(self, step: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._writer_thread, step)
+
+    def _read(self, step: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._reader_thread, step)
 
     async def _next_run(self, lane: _Lane, max_events: int) -> Run:
-        loop = asyncio.get_running_loop()
         if lane.returned:
             first, last, events = lane.returned.pop(0)
             try:
-                return await loop.run_in_executor(self._reader_thread, self._view.run, lane.app_id, first, last, events)
+                return await self._read(lambda: self._view.run(lane.app_id, first, last, events))
             except BaseException:
                 lane.returned.insert(0, (first, last, events))
                 raise
-        run = await loop.run_in_executor(
-            self._reader_thread, self._view.next_run, lane.app_id, lane.leased_to, max_events
-        )
+        run = await self._read(lambda: self._view.next_run(lane.app_id, lane.leased_to, max_events))
         if run is None:
             raise QueueBroken(
                 f"{self._directory}: {lane.available} events of app {lane.app_id!r} should be waiting, none is there"
@@ -298,9 +311,8 @@ class SqliteQueue:
 
     async def _refresh(self) -> None:
         """Learns from the file what waits, also what other processes have put."""
-        loop = asyncio.get_running_loop()
-        self._foreign_commits = await loop.run_in_executor(self._writer_thread, self._store.foreign_commits)
-        apps = await loop.run_in_executor(self._writer_thread, self._store.apps)
+        self._foreign_commits = await self._write(self._store.foreign_commits)
+        apps = await self._write(self._store.apps)
         self._waiting_bytes = sum(waiting.bytes for waiting in apps)
         for waiting in apps:
             self._set_waiting(self._lane(waiting.app_id), waiting.events, since=self._since(waiting.oldest_stamp))

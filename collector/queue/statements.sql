@@ -31,7 +31,7 @@ WHERE EXISTS (SELECT 1 FROM seen WHERE key = substr(?1, at, 24));
 INSERT INTO segment (segment, stamp, events, lines) SELECT next_segment, ?2, ?3, ?4 FROM app WHERE app = ?1;
 
 -- name: range_totals
-SELECT coalesce(sum(events), 0), coalesce(sum(length(lines)), 0) FROM segment WHERE segment BETWEEN ?1 AND ?2;
+SELECT coalesce(sum(events), 0), coalesce(sum(length(lines) + 1), 0) FROM segment WHERE segment BETWEEN ?1 AND ?2;
 
 -- name: drop_range
 DELETE FROM segment WHERE segment BETWEEN ?1 AND ?2;

@@ -39,8 +39,8 @@ class Put(msgspec.Struct, frozen=True):
 
     @property
     def bytes(self) -> int:
-        """Size of the events' JSON."""
-        return sum(len(batch.lines) for batch in self.batches)
+        """Size of the events' lines, with their line ends."""
+        return sum(batch.bytes for batch in self.batches)
 
 
 class Settle(msgspec.Struct, frozen=True):
@@ -164,7 +164,7 @@ class Store:
                 verdicts.append(verdict)
                 if verdict.accepted:
                     fresh.setdefault(batch.app_id, []).append((verdict.accepted, lines))
-                    size += len(lines)
+                    size += len(lines) + 1
             done.append(Done(verdicts, size))
         for app_id, runs in fresh.items():
             self._append(app_id, runs, stamp)
@@ -172,6 +172,8 @@ class Store:
 
     def _remember(self, keys: Sequence[bytes], stamp: int) -> set[bytes] | None:
         """Enters the keys; those that were there before, or None where every single one is new."""
+        if not keys:
+            return None
         unique = sorted(set(keys))  # in key order, so that neighbours meet in the same page
         blob = b"".join(unique)
         try:
@@ -207,7 +209,7 @@ class Store:
             self._execute(SQL["cut_segment"], (settle.first, settle.rest_events, settle.rest_lines))
         for burial, line in settle.dead:
             self._execute(SQL["bury"], (app, self._clock.now_ms(), burial.reason, line))
-        return Done((), len(settle.rest_lines) - size)
+        return Done((), (len(settle.rest_lines) + 1 if settle.rest_events else 0) - size)
 
     def _app(self, app_id: str) -> int:
         app = self._apps.get(app_id)

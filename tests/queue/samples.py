@@ -91,7 +91,7 @@ def stored(directory: Path) -> dict[str, Stored]:
                 size,
                 dead,
                 len(numbers),
-                sum(len(text) for _, text in rows),
+                sum(len(text) + 1 for _, text in rows),
                 really_dead,
                 numbers,
                 [count for count, _ in rows],

@@ -190,6 +190,7 @@ def test_a_database_of_another_program_is_refused_and_keeps_its_data(
         assert connection.execute("SELECT name FROM app").fetchall() == [("theirs",)]
         assert tables(connection) == {"app"}
         assert (pragma(connection, "user_version"), pragma(connection, "application_id")) == (version, 0)
+        assert pragma(connection, "journal_mode") == "delete"
 
 
 @OPENERS
@@ -270,13 +271,14 @@ print("done", flush=True)
 """
 
 
-def test_two_processes_that_open_a_new_directory_at_once_do_not_collide(tmp_path: Path) -> None:
+def test_processes_that_open_a_new_directory_at_once_do_not_collide(tmp_path: Path) -> None:
+    names = ["one", "three", "two", "zero"]
     with ExitStack() as stack:
-        processes = [stack.enter_context(child(OPEN_AND_PUT, tmp_path / "queue", name)) for name in ("one", "two")]
-        assert [hear(process) for process in processes] == ["ready", "ready"]
+        processes = [stack.enter_context(child(OPEN_AND_PUT, tmp_path / "queue", name)) for name in names]
+        assert {hear(process) for process in processes} == {"ready"}
         for process in processes:
             tell(process)
-        assert [hear(process) for process in processes] == ["done", "done"]
+        assert {hear(process) for process in processes} == {"done"}
     with closing(open_reader(tmp_path / "queue")) as reader:
-        assert reader.execute("SELECT key FROM seen").fetchall() == [(b"one",), (b"two",)]
+        assert reader.execute("SELECT key FROM seen").fetchall() == [(name.encode(),) for name in names]
         assert reader.execute("SELECT keys FROM pruned").fetchall() == [(0,)]

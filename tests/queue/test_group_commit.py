@@ -62,7 +62,7 @@ class Books:
 
 
 def put(name: str, size: int = 10) -> Put:
-    return Put([Batch(name, [], b"x" * size)])
+    return Put([Batch(name, [], b"x" * (size - 1))])
 
 
 def name_of(operation: Operation) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import signal
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -275,12 +276,12 @@ async def test_more_uncommitted_bytes_than_allowed_are_refused_until_the_commit(
     tmp_path: Path, open_queue: Opener
 ) -> None:
     first, second = batch("wiki", range(5)), batch("wiki", range(5, 10))
-    queue = await open_queue(max_uncommitted_bytes=len(first.lines) + len(second.lines) - 1)
+    queue = await open_queue(max_uncommitted_bytes=first.bytes + second.bytes - 1)
     with opened(tmp_path) as other:
         other.execute("BEGIN IMMEDIATE")
         waiting = asyncio.create_task(queue.put([first]))
         await asyncio.sleep(0)
-        assert queue.uncommitted_bytes == len(first.lines)
+        assert queue.uncommitted_bytes == first.bytes
         with pytest.raises(QueueBusy, match=r"queue\.max_uncommitted") as refusal:
             await queue.put([second])
         assert refusal.value.retry_after_seconds == BUSY_RETRY_AFTER_SECONDS
@@ -296,9 +297,9 @@ async def test_a_full_queue_refuses_what_does_not_fit_and_stores_nothing_of_it(
     tmp_path: Path, open_queue: Opener
 ) -> None:
     small, large, exact = batch("wiki", [1, 2]), batch("wiki", range(10, 40)), batch("crm", [3])
-    queue = await open_queue(max_bytes=len(small.lines) + len(exact.lines))
+    queue = await open_queue(max_bytes=small.bytes + exact.bytes)
     assert await queue.put([small]) == [Verdict(2)]
-    with pytest.raises(QueueFull, match=rf"{len(small.lines)} of queue\.max_bytes = ") as refusal:
+    with pytest.raises(QueueFull, match=rf"{small.bytes} of queue\.max_bytes = ") as refusal:
         await queue.put([batch("crm", [4]), large])
     assert refusal.value.retry_after_seconds == FULL_RETRY_AFTER_SECONDS
     assert await queue.put([exact]) == [Verdict(1)]  # the limit itself
@@ -310,7 +311,7 @@ async def test_a_full_queue_refuses_what_does_not_fit_and_stores_nothing_of_it(
 
 async def test_what_waits_for_its_commit_counts_towards_a_full_queue(open_queue: Opener) -> None:
     first, second = batch("wiki", range(5)), batch("wiki", range(5, 10))
-    queue = await open_queue(max_bytes=len(first.lines) + len(second.lines) - 1)
+    queue = await open_queue(max_bytes=first.bytes + second.bytes - 1)
     results = await asyncio.gather(queue.put([first]), queue.put([second]), return_exceptions=True)
     assert results[0] == [Verdict(5)]
     assert isinstance(results[1], QueueFull)
@@ -318,7 +319,7 @@ async def test_what_waits_for_its_commit_counts_towards_a_full_queue(open_queue:
 
 async def test_delivery_and_burial_free_room_and_what_was_refused_is_then_new(open_queue: Opener) -> None:
     first, second = batch("wiki", range(10)), batch("wiki", range(10, 20))
-    queue = await open_queue(max_bytes=len(first.lines) + len(second.lines) - 1)
+    queue = await open_queue(max_bytes=first.bytes + second.bytes - 1)
     await queue.put([first])
     with pytest.raises(QueueFull):
         await queue.put([second])
@@ -331,7 +332,7 @@ async def test_delivery_and_burial_free_room_and_what_was_refused_is_then_new(op
 
 async def test_duplicates_take_no_room(open_queue: Opener) -> None:
     events = batch("wiki", range(10))
-    queue = await open_queue(max_bytes=2 * len(events.lines) + 50)
+    queue = await open_queue(max_bytes=2 * events.bytes + 50)
     for _ in range(20):
         await queue.put([events])
     assert await queue.put([batch("wiki", range(8, 18))]) == [Verdict(8, (0, 1))]
@@ -341,7 +342,7 @@ async def test_a_reopened_queue_is_as_full_as_it_was(queue: SqliteQueue, open_qu
     events, later = batch("wiki", range(10)), batch("wiki", range(10, 20))
     await queue.put([events])
     await queue.close()
-    queue = await open_queue(max_bytes=len(later.lines))
+    queue = await open_queue(max_bytes=later.bytes)
     with pytest.raises(QueueFull):
         await queue.put([batch("wiki", [11])])
     await queue.settle(await lease(queue, "wiki"))
@@ -538,6 +539,41 @@ async def test_maintenance_leaves_no_trace_in_a_queue_that_is_in_use(
     await tick(clock)
     assert available(maintained) == {"crm": 3, "wiki": 1}
     assert stored(tmp_path)["wiki"].numbers == [2]
+
+
+# The files and threads of a queue
+
+
+async def test_what_waits_is_counted_to_the_byte_over_joined_and_shortened_segments(queue: SqliteQueue) -> None:
+    for begin in range(0, 12, 3):
+        await queue.put([batch("wiki", [begin]), batch("wiki", [begin + 1]), batch("crm", [begin + 2])])
+    await queue.settle(await lease(queue, "wiki"), buried=[Burial(0, "no")], returned=[1, 3])
+    assert queue._waiting_bytes == (await queue.stats()).waiting_bytes
+    for app_id in ("wiki", "crm"):
+        for each in await lease_all(queue, app_id):
+            await queue.settle(each)
+    assert queue._waiting_bytes == 0
+
+
+async def test_putting_nothing_stores_nothing(queue: SqliteQueue) -> None:
+    assert await queue.put([]) == []
+    assert await queue.put([Batch("wiki", [], b"")]) == [Verdict(0)]
+    assert available(queue) == {}
+
+
+async def test_closing_again_is_harmless_and_the_role_is_free(queue: SqliteQueue, open_queue: Opener) -> None:
+    queue.take_flusher_role()
+    await queue.close()
+    await queue.close()
+    (await open_queue()).take_flusher_role()
+
+
+async def test_a_queue_that_cannot_be_opened_leaves_no_thread_behind(tmp_path: Path, open_queue: Opener) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"no database" * 1000)
+    before = threading.active_count()
+    with pytest.raises(QueueBroken):
+        await open_queue()
+    assert threading.active_count() == before
 
 
 # Everything at once

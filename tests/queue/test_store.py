@@ -19,7 +19,7 @@ from collector.queue.base import Batch, Burial, Verdict
 from collector.queue.database import FILE_NAME, RETRY_AFTER_SECONDS
 from collector.queue.store import Done, Put, Settle, Store, Waiting
 from tests.fake_clock import START_MS, FakeClock
-from tests.queue.samples import EMAIL, batch, key, line, lines, opened, remembered, stored, waiting_numbers
+from tests.queue.samples import EMAIL, batch, key, line, opened, remembered, stored, waiting_numbers
 
 BATCH_EVENTS = 10
 APPS = ("wiki", "crm", "chat")
@@ -433,7 +433,7 @@ def test_what_is_put_back_keeps_its_place_and_its_age(tmp_path: Path, store: Sto
     assert waiting_numbers(tmp_path, "wiki") == [2, 4, 5, 6]
     (waiting,) = store.apps()
     assert waiting == Waiting(
-        waiting.app, "wiki", 4, len(lines("wiki", [2, 4])) + len(lines("wiki", [5, 6])), START_MS * 1000
+        waiting.app, "wiki", 4, batch("wiki", [2, 4]).bytes + batch("wiki", [5, 6]).bytes, START_MS * 1000
     )
 
 
@@ -447,8 +447,8 @@ def test_the_apps_are_known_with_what_waits_and_since_when(open_store: Opener, w
     transact(store, settlement(store, "chat", 1))
     for each in (store, open_store()):
         assert {waiting.app_id: (waiting.events, waiting.bytes, waiting.oldest_stamp) for waiting in each.apps()} == {
-            "wiki": (2, len(line("wiki", 1)) + len(line("wiki", 2)), START_MS * 1000),
-            "crm": (2, len(lines("crm", [1, 2])), (START_MS + 500) * 1000),
+            "wiki": (2, batch("wiki", [1, 2]).bytes, START_MS * 1000),
+            "crm": (2, batch("crm", [1, 2]).bytes, (START_MS + 500) * 1000),
             "chat": (0, 0, None),
         }
 
@@ -560,13 +560,15 @@ def test_lines_come_back_byte_for_byte(tmp_path: Path, store: Store) -> None:
 
 def test_the_size_of_a_put_is_that_of_its_lines_and_a_settlement_has_none(store: Store) -> None:
     put(store, batch("wiki", [1, 2]))
-    assert Put([batch("wiki", [1, 2]), batch("crm", [3])]).bytes == len(lines("wiki", [1, 2])) + len(line("crm", 3))
+    assert Put([batch("wiki", [1, 2]), batch("crm", [3])]).bytes == sum(
+        len(text) + len("\n") for text in (line("wiki", 1), line("wiki", 2), line("crm", 3))
+    )
     assert settlement(store, "wiki", 2, rest=[0]).bytes == 0
 
 
 def test_what_was_done_says_by_how_many_bytes_more_or_less_is_waiting(store: Store) -> None:
     numbers = list(range(BATCH_EVENTS))
-    all_bytes, rest_bytes = len(lines("wiki", numbers)), len(lines("wiki", [3, 4]))
+    all_bytes, rest_bytes = batch("wiki", numbers).bytes, batch("wiki", [3, 4]).bytes
     (done,) = transact(store, Put([batch("wiki", numbers)]))
     assert done.bytes == all_bytes
     (done,) = transact(store, settlement(store, "wiki", 10, rest=[3, 4], dead=[Burial(0, "no")]))
