@@ -1,5 +1,6 @@
 """Failures on demand: which requests they hit, and what they do to them (pure)."""
 
+import copy
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -48,18 +49,18 @@ class Fault(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=
 
 
 class Faults:
-    """The faults in force, in order."""
+    """The faults in force, in order. Its own copies: it counts down what is left of each, and callers keep theirs."""
 
     def __init__(self, faults: Sequence[Fault] = ()) -> None:
-        self._faults = list(faults)
+        self.set(faults)
 
     def set(self, faults: Sequence[Fault]) -> None:
         """These and no others are in force."""
-        self._faults = list(faults)
+        self._faults = [copy.copy(fault) for fault in faults]
 
     def list(self) -> Sequence[Fault]:
         """What is in force, with the times that are left."""
-        return tuple(self._faults)
+        return tuple(copy.copy(fault) for fault in self._faults)
 
     def draw(self, operation: str, app_id: str | None = None, events: Sequence[tuple[str, str]] = ()) -> Fault | None:
         """The fault that hits this request, if any; uses up one of its times."""

@@ -81,6 +81,7 @@ class Sandbox:
         self._grants: dict[str, tuple[frozenset[str], float]] = {}
         self._tokens = 0
         self._unexpected = 0
+        self._url: str | None = None
         application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._answer_refusals])
         application.router.add_post(TOKEN_PATH, self._get_access_token)
         application.router.add_post(APPS_PATH, self._setup_application)
@@ -96,12 +97,15 @@ class Sandbox:
         """Listens. Raises OSError where the address cannot be had."""
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port, reuse_address=True).start()
+        bound_host, bound_port = self._runner.addresses[0][:2]
+        self._url = f"http://[{bound_host}]:{bound_port}" if ":" in bound_host else f"http://{bound_host}:{bound_port}"
 
     @property
     def url(self) -> str:
-        """Where it listens: the API's base URL."""
-        host, port = self._runner.addresses[0][:2]
-        return f"http://{host}:{port}"
+        """Where it listens, or did last: the API's base URL. Raises RuntimeError before the first start."""
+        if self._url is None:
+            raise RuntimeError("the sandbox has not been started: it has no URL yet")
+        return self._url
 
     async def stop(self) -> None:
         """Listens no more; every connection is closed. The state stays open."""
@@ -141,10 +145,10 @@ class Sandbox:
     async def _publish_usage_events(self, request: web.Request) -> web.StreamResponse:
         app_id = request.match_info["appId"]
         body = await request.read()
-        if self._create_apps:
-            await self._state.add_app(app_id, app_id)
         await self._state.count_request(app_id)
         self._authorize(request, SCOPE_WRITE)
+        if self._create_apps:
+            await self._state.add_app(app_id, app_id)
         if not await self._state.has_app(app_id):
             raise _Refusal(400, "unknown_app", f"unknown app {app_id!r}")
         events = _read_events(body, request.content_type)

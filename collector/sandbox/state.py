@@ -17,9 +17,12 @@ PRAGMA synchronous = NORMAL;
 CREATE TABLE IF NOT EXISTS app (
   app_id   TEXT PRIMARY KEY,
   app_name TEXT NOT NULL,
-  requests INTEGER NOT NULL DEFAULT 0,
   received INTEGER NOT NULL DEFAULT 0,
   distinct_events INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE TABLE IF NOT EXISTS request (  -- of apps that do not exist, too
+  app_id   TEXT PRIMARY KEY,
+  requests INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS event (
   app_id TEXT NOT NULL, timestamp INTEGER NOT NULL, email TEXT NOT NULL, event_name TEXT NOT NULL, json BLOB NOT NULL,
@@ -27,9 +30,20 @@ CREATE TABLE IF NOT EXISTS event (
 ) STRICT, WITHOUT ROWID;
 """
 
+STATS = """
+SELECT app_id, sum(requests), sum(received), sum(distinct_events) FROM (
+  SELECT app_id, requests, 0 AS received, 0 AS distinct_events FROM request
+  UNION ALL
+  SELECT app_id, 0, received, distinct_events FROM app
+) GROUP BY app_id ORDER BY app_id
+"""
+
 
 class AppCounts(msgspec.Struct):
-    """What one app was sent: usage-event requests of any outcome, events taken, and how many of these are distinct."""
+    """What one app was sent, whether it exists or not.
+
+    Usage-event requests of any outcome, events taken, and how many of these are distinct.
+    """
 
     requests: int = 0
     received: int = 0
@@ -87,9 +101,11 @@ class State:
         return bool(await self._connection.execute_fetchall("SELECT 1 FROM app WHERE app_id = ?", (app_id,)))
 
     async def count_request(self, app_id: str) -> None:
-        """One more usage-events request for the app, whatever comes of it."""
+        """One more usage-events request for the app, whatever comes of it and whether or not there is such an app."""
         async with self._transaction:
-            await self._connection.execute("UPDATE app SET requests = requests + 1 WHERE app_id = ?", (app_id,))
+            await self._connection.execute(
+                "INSERT INTO request VALUES (?, 1) ON CONFLICT DO UPDATE SET requests = requests + 1", (app_id,)
+            )
 
     async def keep(self, app_id: str, events: Sequence[KeptEvent]) -> None:
         """The events are kept, all of them or none; one that is known already is counted as received, no more."""
@@ -109,9 +125,7 @@ class State:
 
     async def stats(self) -> Stats:
         """What was received so far."""
-        rows = await self._connection.execute_fetchall(
-            "SELECT app_id, requests, received, distinct_events FROM app ORDER BY app_id"
-        )
+        rows = await self._connection.execute_fetchall(STATS)
         apps = {app_id: AppCounts(*counts) for app_id, *counts in rows}
         return Stats(
             requests=sum(app.requests for app in apps.values()),
@@ -130,3 +144,4 @@ class State:
         async with self._transaction:
             await self._connection.execute("DELETE FROM event")
             await self._connection.execute("DELETE FROM app")
+            await self._connection.execute("DELETE FROM request")

@@ -87,6 +87,23 @@ def test_what_is_left_can_be_read() -> None:
     assert faults.list() == (Fault(status=500, times=2), Fault(cut=True))
 
 
+def test_the_callers_own_faults_are_not_counted_down_and_can_be_used_again() -> None:
+    fault = Fault(status=500, times=1)
+    faults = Faults([fault])
+    for _ in range(3):
+        assert faults.draw(PUBLISH) == Fault(status=500, times=0)
+        assert faults.draw(PUBLISH) is None
+        faults.set([fault])
+    assert fault == Fault(status=500, times=1)
+
+
+def test_what_was_read_stays_as_it_was_read() -> None:
+    faults = Faults([Fault(status=500, times=2)])
+    [read] = faults.list()
+    faults.draw(PUBLISH)
+    assert read.times == 2
+
+
 @pytest.mark.parametrize("others", [[], [Fault(status=501)], [Fault(status=501), Fault(cut=True)]])
 def test_new_faults_replace_the_old(others: Sequence[Fault]) -> None:
     faults = Faults([Fault(status=500)])

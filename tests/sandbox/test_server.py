@@ -215,10 +215,25 @@ async def test_only_json_is_taken(client: Client, content_type: str) -> None:
     assert (await client.post(path, b'{"events":[]}', "application/json; charset=utf-8")).status == 200
 
 
-async def test_an_unknown_app_is_refused_with_400(client: Client) -> None:
-    answer = await client.push(event(), app_id="nobodys")
-    assert (answer.status, answer.json["error"]) == (400, "unknown_app")
-    assert list((await client.stats())["apps"]) == [APP]
+async def test_an_unknown_app_is_refused_with_400_and_its_requests_are_counted(client: Client) -> None:
+    for _ in range(2):
+        answer = await client.push(event(), app_id="nobodys")
+        assert (answer.status, answer.json["error"]) == (400, "unknown_app")
+    await client.push(event())
+    stats = await client.stats()
+    assert (stats["requests"], stats["received"]) == (3, 1)
+    assert stats["apps"] == {
+        "nobodys": {"requests": 2, "received": 0, "distinct": 0},
+        APP: {"requests": 1, "received": 1, "distinct": 1},
+    }
+    assert (await client.push(event(), app_id="nobodys")).status == 400, "to be counted is not to be known"
+
+
+async def test_requests_from_before_an_app_was_made_stay_counted(client: Client, state: State) -> None:
+    await client.push(event(), app_id="late")
+    await state.add_app("late", "late")
+    await client.push(event(), app_id="late")
+    assert (await client.stats())["apps"]["late"] == {"requests": 2, "received": 1, "distinct": 1}
 
 
 async def test_apps_can_be_made_when_they_are_first_used(session: aiohttp.ClientSession, state: State) -> None:
@@ -231,6 +246,19 @@ async def test_apps_can_be_made_when_they_are_first_used(session: aiohttp.Client
             "b": 1,
             "a/b": 1,
         }
+
+
+@pytest.mark.parametrize("scope", [None, SCOPE_READ])
+async def test_no_app_is_made_for_one_without_a_token_that_may_write(
+    session: aiohttp.ClientSession, state: State, scope: str | None
+) -> None:
+    async with serving(Sandbox(state, create_apps=True)) as sandbox:
+        client = Client(session, sandbox)
+        if scope is not None:
+            await client.authorize(scope=scope)
+        assert (await client.push(event())).status == 401
+        assert not await state.has_app(APP)
+        assert (await sandbox.stats()).apps == {APP: AppCounts(requests=1)}
 
 
 # -- the books ---------------------------------------------------------------------------------------------------------
@@ -351,3 +379,26 @@ async def test_an_address_that_is_taken_is_an_error_and_a_stopped_sandbox_is_gon
     await sandbox.stop()
     with pytest.raises(aiohttp.ClientConnectionError):
         await client.stats()
+
+
+async def test_a_sandbox_has_no_url_before_it_is_started_and_keeps_its_last_after_it_was_stopped(state: State) -> None:
+    sandbox = Sandbox(state)
+    with pytest.raises(RuntimeError, match="has not been started"):
+        _ = sandbox.url
+    async with serving(sandbox):
+        url = sandbox.url
+    assert sandbox.url == url
+
+
+async def test_the_url_of_an_ipv6_address_has_brackets(session: aiohttp.ClientSession, state: State) -> None:
+    sandbox = Sandbox(state)
+    try:
+        await sandbox.start("::1", 0)
+    except OSError:
+        await sandbox.stop()
+        pytest.skip("this machine has no IPv6")
+    try:
+        assert sandbox.url.startswith("http://[::1]:")
+        assert (await Client(session, sandbox).ask_token()).status == 200
+    finally:
+        await sandbox.stop()
