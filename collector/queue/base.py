@@ -89,7 +89,7 @@ class Queue(Protocol):
     arrivals: asyncio.Event
     """Set whenever something may have become available to lease; the flusher clears it."""
 
-    async def put(self, batches: Sequence[Batch]) -> list[Verdict]:
+    async def put(self, batches: Sequence[Batch]) -> Sequence[Verdict]:
         """A verdict for each batch, after the commit that holds all of them is on disk.
 
         All batches are stored together or none is. Cancelling the caller does not undo the commit.

@@ -16,10 +16,8 @@ into one file; only the holder of the flushing role may lease.
 import asyncio
 import contextlib
 from bisect import insort
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from collector.clock import Clock
 from collector.errors import QueueBroken, QueueBusy, QueueFull, Retryable
@@ -28,12 +26,11 @@ from collector.observe.metrics import Metrics
 from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verdict
 from collector.queue.group_commit import GroupCommit
 from collector.queue.lock import RoleLock
+from collector.queue.step_thread import StepThread
 from collector.queue.store import Done, Put, Settle, Store
 from collector.queue.view import Run, View
 
 log = get_logger(__name__)
-
-T = TypeVar("T")
 
 BUSY_RETRY_AFTER_SECONDS = 1.0
 FULL_RETRY_AFTER_SECONDS = 5.0
@@ -110,8 +107,8 @@ class SqliteQueue:
         self._leasing = asyncio.Lock()
         self._foreign_commits = 0
         self._waiting_bytes = 0
-        self._writer_thread = ThreadPoolExecutor(1, thread_name_prefix="collector-queue-writer")
-        self._reader_thread = ThreadPoolExecutor(1, thread_name_prefix="collector-queue-reader")
+        self._writer = StepThread("collector-queue-writer")
+        self._reader = StepThread("collector-queue-reader")
         self._opened = contextlib.AsyncExitStack()
         self._store: Store
         self._view: View
@@ -123,16 +120,16 @@ class SqliteQueue:
         Raises QueueBroken or QueueUnavailable, with nothing left open.
         """
         async with contextlib.AsyncExitStack() as opened:
-            opened.callback(self._writer_thread.shutdown)
-            opened.callback(self._reader_thread.shutdown)
-            self._store = await self._write(
+            opened.callback(self._writer.shutdown)
+            opened.callback(self._reader.shutdown)
+            self._store = await self._writer.run(
                 lambda: Store(self._directory, batch_events=self._batch_events, clock=self._clock)
             )
-            opened.push_async_callback(self._write, self._store.close)
-            self._view = await self._read(lambda: View(self._directory))
-            opened.push_async_callback(self._read, self._view.close)
+            opened.push_async_callback(self._writer.run, self._store.close)
+            self._view = await self._reader.run(lambda: View(self._directory))
+            opened.push_async_callback(self._reader.run, self._view.close)
             self._commits = GroupCommit(
-                self._writer_thread,
+                self._writer,
                 self._store.transact,
                 applied=self._apply,
                 observe_commit=self._metrics.observe_commit,
@@ -165,11 +162,11 @@ class SqliteQueue:
         since = [lane.waiting_since for lane in self._lanes.values() if lane.available]
         return max(0.0, self._clock.monotonic() - min(since)) if since else 0.0
 
-    async def put(self, batches: Sequence[Batch]) -> list[Verdict]:
+    async def put(self, batches: Sequence[Batch]) -> Sequence[Verdict]:
         """See `Queue.put`."""
         if not batches:
             return []
-        put = Put(batches)
+        put = Put.of(batches)
         if self._waiting_bytes + self.uncommitted_bytes + put.bytes > self._max_bytes:
             raise QueueFull(
                 f"{self._waiting_bytes} of queue.max_bytes = {self._max_bytes} bytes wait for delivery",
@@ -181,7 +178,7 @@ class SqliteQueue:
                 "their commit",
                 retry_after_seconds=BUSY_RETRY_AFTER_SECONDS,
             )
-        return list(await self._commits.submit(put))
+        return await self._commits.submit(put)
 
     def backlog(self) -> Iterable[Backlog]:
         """See `Queue.backlog`. Reads memory only."""
@@ -232,18 +229,18 @@ class SqliteQueue:
                 log.warning("queue.maintenance_failed", error=str(error))
 
     async def _maintain_once(self, walk: "_PruneWalk") -> None:
-        await self._write(self._store.check_file)
-        if self._foreign_commits != await self._write(self._store.foreign_commits):
+        await self._writer.run(self._store.check_file)
+        if self._foreign_commits != await self._writer.run(self._store.foreign_commits):
             await self._refresh()
         if walk.is_due(self._clock.monotonic()):
-            step = walk.step(await self._write(self._store.remembered_keys))
+            step = walk.step(await self._writer.run(self._store.remembered_keys))
             reached, before_us = walk.reached or b"", self._clock.now_us() - int(self._retention_seconds * 1e6)
-            walk.reached = await self._write(lambda: self._store.prune(reached, step, before_us))
-        await self._write(self._store.shrink)
+            walk.reached = await self._writer.run(lambda: self._store.prune(reached, step, before_us))
+        await self._writer.run(self._store.shrink)
 
     async def stats(self) -> QueueStats:
         """The queue at this instant, as `collector queue stats` shows it."""
-        return await self._read(lambda: self._view.stats(self._clock))
+        return await self._reader.run(lambda: self._view.stats(self._clock))
 
     async def close(self) -> None:
         """Returns after every put and settle that was begun is on disk, the file is closed and the role is free.
@@ -252,39 +249,37 @@ class SqliteQueue:
         """
         await self._opened.aclose()
 
-    def _write(self, step: Callable[[], T]) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self._writer_thread, step)
-
-    def _read(self, step: Callable[[], T]) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self._reader_thread, step)
-
     async def _next_run(self, lane: _Lane, max_events: int) -> Run:
         if lane.returned:
             first, last, events = lane.returned.pop(0)
             try:
-                return await self._read(lambda: self._view.run(lane.app_id, first, last, events))
+                return await self._reader.run(lambda: self._view.run(lane.app_id, first, last, events))
             except BaseException:
                 lane.returned.insert(0, (first, last, events))
                 raise
-        run = await self._read(lambda: self._view.next_run(lane.app_id, lane.leased_to, max_events))
+        run = await self._reader.run(lambda: self._view.next_run(lane.app_id, lane.leased_to, max_events))
         if run is None:
             raise QueueBroken(
                 f"{self._directory}: {lane.available} events of app {lane.app_id!r} should be waiting, none is there"
             )
         return run
 
-    def _apply(self, operation: Put | Settle, done: Done) -> None:
-        """Brings memory up to date with one operation of a commit."""
-        self._waiting_bytes += done.bytes
-        if isinstance(operation, Settle):
-            lane = self._lanes[operation.app_id]
-            lane.waiting_events -= operation.events - operation.rest_events
-            self._end_lease(lane, operation.events, (operation.first, operation.last, operation.rest_events))
-        else:
-            for batch, verdict in zip(operation.batches, done.verdicts, strict=True):
-                if verdict.accepted:
-                    lane = self._lane(batch.app_id)
-                    self._set_waiting(lane, lane.waiting_events + verdict.accepted, since=self._clock.monotonic())
+    def _apply(self, group: Sequence[tuple[Put | Settle, Done]]) -> None:
+        """Brings memory up to date with a commit."""
+        arrived: dict[str, int] = {}
+        for operation, done in group:
+            self._waiting_bytes += done.bytes
+            if isinstance(operation, Settle):
+                lane = self._lanes[operation.app_id]
+                lane.waiting_events -= operation.events - operation.rest_events
+                self._end_lease(lane, operation.events, (operation.first, operation.last, operation.rest_events))
+            else:
+                for batch, verdict in zip(operation.batches, done.verdicts, strict=True):
+                    if verdict.accepted:
+                        arrived[batch.app_id] = arrived.get(batch.app_id, 0) + verdict.accepted
+        for app_id, events in arrived.items():
+            lane = self._lane(app_id)
+            self._set_waiting(lane, lane.waiting_events + events, since=self._clock.monotonic())
 
     def _end_lease(self, lane: _Lane, events: int, rest: tuple[int, int, int]) -> None:
         lane.leased_events -= events
@@ -311,8 +306,8 @@ class SqliteQueue:
 
     async def _refresh(self) -> None:
         """Learns from the file what waits, also what other processes have put."""
-        self._foreign_commits = await self._write(self._store.foreign_commits)
-        apps = await self._write(self._store.apps)
+        self._foreign_commits = await self._writer.run(self._store.foreign_commits)
+        apps = await self._writer.run(self._store.apps)
         self._waiting_bytes = sum(waiting.bytes for waiting in apps)
         for waiting in apps:
             self._set_waiting(self._lane(waiting.app_id), waiting.events, since=self._since(waiting.oldest_stamp))

@@ -32,15 +32,16 @@ VACUUM_PAGES = 256
 """Pages given back to the file system in one step: 1 MiB, a few milliseconds."""
 
 
-class Put(msgspec.Struct, frozen=True):
-    """Store these batches, all of them or none."""
+class Put(msgspec.Struct, frozen=True, gc=False):
+    """Store these batches, all of them or none. `bytes` is the size of their lines, with the line ends."""
 
     batches: Sequence[Batch]
+    bytes: int
 
-    @property
-    def bytes(self) -> int:
-        """Size of the events' lines, with their line ends."""
-        return sum(batch.bytes for batch in self.batches)
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> "Put":
+        """The operation that stores these batches."""
+        return cls(batches, sum([batch.bytes for batch in batches]))
 
 
 class Settle(msgspec.Struct, frozen=True):
@@ -60,7 +61,7 @@ class Settle(msgspec.Struct, frozen=True):
         return 0
 
 
-class Done(msgspec.Struct, frozen=True):
+class Done(msgspec.Struct, frozen=True, gc=False):
     """What became of one operation: the verdicts of a Put, and by how many bytes more is waiting now."""
 
     verdicts: Sequence[Verdict]
@@ -121,20 +122,25 @@ class Store:
 
         None where it is not, or where some event was known already; then nothing is stored.
         """
-        batches = [batch for operation in operations if isinstance(operation, Put) for batch in operation.batches]
+        batches: list[Batch] = []
+        for operation in operations:
+            if not isinstance(operation, Put):
+                return None
+            batches += operation.batches
         keys = [key for batch in batches for key in batch.keys]
-        if (
-            not 0 < len(keys) <= self._batch_events
-            or not all(isinstance(operation, Put) for operation in operations)
-            or any(batch.app_id != batches[0].app_id for batch in batches)
-            or batches[0].app_id not in self._apps  # another process may be adding it: that needs the write lock
-        ):
+        if not 0 < len(keys) <= self._batch_events:
             return None
-        blob = b"".join(sorted(keys))  # in key order, so that neighbours meet in the same page
-        lines = b"\n".join(batch.lines for batch in batches)
-        app = self._apps[batches[0].app_id]
+        app_id = batches[0].app_id
+        app = self._apps.get(app_id)
+        if app is None:  # another process may be adding it: that needs the write lock
+            return None
+        for batch in batches:
+            if batch.app_id != app_id:
+                return None
+        keys.sort()  # so that neighbours meet in the same page
+        lines = b"\n".join([batch.lines for batch in batches])
         try:
-            self._execute(SQL["put_fresh"], (blob, self._clock.now_us(), app, len(keys), lines))
+            self._execute(SQL["put_fresh"], (b"".join(keys), self._clock.now_us(), app, len(keys), lines))
         except sqlite3.IntegrityError:
             return None
         return [

@@ -3,13 +3,13 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from collector.errors import CollectorError, DiskFull, QueueUnavailable
 from collector.queue.base import Batch, Verdict
-from collector.queue.group_commit import MAX_GROUP_BYTES, GroupCommit, Operation
+from collector.queue.group_commit import MAX_GROUP_BYTES, GroupCommit, Operation, Verdicts
+from collector.queue.step_thread import StepThread
 from collector.queue.store import Done, Put, Settle
 
 PATIENCE_SECONDS = 30  # a backstop for what is broken; nothing that works comes near it
@@ -50,11 +50,12 @@ class Books:
     """What the group commit reports beside its answers."""
 
     def __init__(self) -> None:
-        self.applied: list[str] = []
+        self.applied: list[list[str]] = []
         self.observed: list[int] = []
 
-    def apply(self, operation: Operation, _done: Done) -> None:
-        self.applied.append(name_of(operation))
+    def apply(self, group: Sequence[tuple[Operation, Done]]) -> None:
+        if names := [name_of(operation) for operation, _ in group]:
+            self.applied.append(names)
 
     def observe(self, seconds: float, callers: int) -> None:
         assert seconds >= 0
@@ -62,7 +63,7 @@ class Books:
 
 
 def put(name: str, size: int = 10) -> Put:
-    return Put([Batch(name, [], b"x" * (size - 1))])
+    return Put.of([Batch(name, [], b"x" * (size - 1))])
 
 
 def name_of(operation: Operation) -> str:
@@ -102,23 +103,24 @@ def disk(held: int) -> Disk:
 
 @pytest.fixture
 async def commits(disk: Disk, books: Books) -> AsyncIterator[GroupCommit]:
-    with ThreadPoolExecutor(1) as thread:
-        yield GroupCommit(thread, disk.transact, applied=books.apply, observe_commit=books.observe)
-        for _ in range(100):  # nothing that a failed test left behind may hold the thread
-            disk.release()
+    thread = StepThread("test-writer")
+    yield GroupCommit(thread, disk.transact, applied=books.apply, observe_commit=books.observe)
+    for _ in range(100):  # nothing that a failed test left behind may hold the thread
+        disk.release()
+    thread.shutdown()
 
 
-async def submitted(commits: GroupCommit, *operations: Operation) -> list[asyncio.Task[Sequence[Verdict]]]:
+async def submitted(commits: GroupCommit, *operations: Operation) -> list[Verdicts]:
     """Callers that wait, one for each operation, in this order."""
-    tasks = [asyncio.create_task(commits.submit(operation)) for operation in operations]
+    callers = [commits.submit(operation) for operation in operations]
     await turns()
-    return tasks
+    return callers
 
 
-async def outcomes(tasks: Sequence[asyncio.Task[Sequence[Verdict]]]) -> list[Sequence[Verdict] | BaseException]:
+async def outcomes(callers: Sequence[Verdicts]) -> list[Sequence[Verdict] | BaseException]:
     """What becomes of callers, their exceptions included."""
     async with asyncio.timeout(PATIENCE_SECONDS):
-        return await asyncio.gather(*tasks, return_exceptions=True)
+        return await asyncio.gather(*callers, return_exceptions=True)
 
 
 async def test_what_arrives_during_a_commit_goes_into_one_next_group(commits: GroupCommit, disk: Disk) -> None:
@@ -134,18 +136,17 @@ async def test_what_arrives_during_a_commit_goes_into_one_next_group(commits: Gr
 
 @pytest.mark.parametrize("held", [0])
 async def test_what_one_turn_of_the_loop_brings_is_one_group(commits: GroupCommit, disk: Disk, books: Books) -> None:
-    tasks = [asyncio.create_task(commits.submit(put(name))) for name in "abcde"]
-    await outcomes(tasks)
+    await outcomes([commits.submit(put(name)) for name in "abcde"])
     assert disk.groups == [list("abcde")]
     assert books.observed == [5]
 
 
 async def test_a_caller_alone_does_not_wait_for_company(commits: GroupCommit, disk: Disk) -> None:
-    tasks = await submitted(commits, put("a"))
+    callers = await submitted(commits, put("a"))
     await disk.entered()
     assert disk.groups == [["a"]]
     disk.release()
-    assert await outcomes(tasks) == [[verdict_of("a")]]
+    assert await outcomes(callers) == [[verdict_of("a")]]
 
 
 @pytest.mark.parametrize("held", [0])
@@ -160,8 +161,8 @@ async def test_a_caller_alone_does_not_wait_for_company(commits: GroupCommit, di
 async def test_a_group_holds_no_more_bytes_than_allowed_but_at_least_one_operation(
     commits: GroupCommit, disk: Disk, sizes: list[int], groups: list[str]
 ) -> None:
-    tasks = await submitted(commits, *(put(name, size) for name, size in zip("abc", sizes, strict=True)))
-    assert await outcomes(tasks) == [[verdict_of(name)] for name in "abc"]
+    callers = await submitted(commits, *(put(name, size) for name, size in zip("abc", sizes, strict=True)))
+    assert await outcomes(callers) == [[verdict_of(name)] for name in "abc"]
     assert disk.groups == [list(group) for group in groups]
 
 
@@ -189,20 +190,20 @@ async def test_what_a_cancelled_caller_submitted_is_committed_and_applied_all_th
     disk.release()
     assert await outcomes([*before, other]) == [[verdict_of(name)] for name in ("xb" if before else "b")]
     assert disk.groups == ([["x"]] if before else []) + [["a", "b"]]
-    assert books.applied == (["x"] if before else []) + ["a", "b"]
+    assert books.applied == disk.groups
     assert commits.uncommitted_bytes == 0
 
 
 async def test_a_group_whose_callers_were_all_cancelled_is_committed_and_the_next_one_too(
     commits: GroupCommit, disk: Disk, books: Books
 ) -> None:
-    for task in await submitted(commits, put("a"), put("b")):
-        task.cancel()
+    for caller in await submitted(commits, put("a"), put("b")):
+        caller.cancel()
     await disk.entered()
     later = await submitted(commits, put("c"))
     disk.release()
     assert await outcomes(later) == [[verdict_of("c")]]
-    assert books.applied == ["a", "b", "c"]
+    assert books.applied == [["a", "b"], ["c"]]
 
 
 async def test_an_exception_of_the_commit_reaches_every_caller_of_its_group_and_no_other(
@@ -215,7 +216,7 @@ async def test_an_exception_of_the_commit_reaches_every_caller_of_its_group_and_
     later = await submitted(commits, put("d"))
     disk.release()
     assert await outcomes(group + later) == [failure, failure, failure, [verdict_of("d")]]
-    assert books.applied == ["d"]
+    assert books.applied == [["d"]]
     assert commits.uncommitted_bytes == 0
 
 
@@ -225,20 +226,20 @@ async def test_a_refusal_reaches_the_caller_whose_operation_was_refused_alone(
 ) -> None:
     refusal = DiskFull("no room")
     disk.answer = lambda operation: refusal if name_of(operation) == "b" else done(operation)
-    tasks = await submitted(commits, put("a"), put("b"), put("c"))
-    assert await outcomes(tasks) == [[verdict_of("a")], refusal, [verdict_of("c")]]
-    assert books.applied == ["a", "c"]
+    callers = await submitted(commits, put("a"), put("b"), put("c"))
+    assert await outcomes(callers) == [[verdict_of("a")], refusal, [verdict_of("c")]]
+    assert books.applied == [["a", "c"]]
     assert commits.uncommitted_bytes == 0
 
 
 async def test_a_failure_whose_caller_was_cancelled_troubles_nobody(commits: GroupCommit, disk: Disk) -> None:
     disk.failures = [RuntimeError("the commit broke")]
-    (task,) = await submitted(commits, put("a"))
+    (caller,) = await submitted(commits, put("a"))
     await disk.entered()
-    task.cancel()
+    caller.cancel()
     disk.release()
     await commits.close()
-    assert task.cancelled()
+    assert caller.cancelled()
     assert commits.uncommitted_bytes == 0
 
 
@@ -252,35 +253,34 @@ async def test_the_whole_group_is_applied_before_any_of_its_callers_goes_on(comm
 
     async with asyncio.timeout(PATIENCE_SECONDS):
         await asyncio.gather(*(call(name) for name in "abc"))
-    assert seen == [["a", "b", "c"]] * 3
+    assert seen == [[["a", "b", "c"]]] * 3
 
 
 async def test_closing_waits_for_all_that_was_submitted_and_refuses_what_comes_later(
     commits: GroupCommit, disk: Disk, books: Books
 ) -> None:
-    tasks = await submitted(commits, put("a"))
+    callers = await submitted(commits, put("a"))
     await disk.entered()
-    tasks += await submitted(commits, put("b"), put("c", MAX_GROUP_BYTES))
+    callers += await submitted(commits, put("b"), put("c", MAX_GROUP_BYTES))
     closing = asyncio.create_task(commits.close())
     await turns()
     assert not closing.done()
     with pytest.raises(QueueUnavailable, match="closed"):
-        await commits.submit(put("late"))
+        commits.submit(put("late"))
     disk.release()
     async with asyncio.timeout(PATIENCE_SECONDS):
         await closing
     assert disk.groups == [["a"], ["b"], ["c"]]
-    assert books.applied == ["a", "b", "c"]
-    assert await outcomes(tasks) == [[verdict_of(name)] for name in "abc"]
+    assert books.applied == disk.groups
+    assert await outcomes(callers) == [[verdict_of(name)] for name in "abc"]
 
 
 async def test_closing_waits_for_what_was_submitted_in_the_same_turn(commits: GroupCommit, disk: Disk) -> None:
-    task = asyncio.create_task(commits.submit(put("a")))
-    await turns(1)
+    caller = commits.submit(put("a"))
     disk.release()
     await commits.close()
     assert disk.groups == [["a"]]
-    assert await outcomes([task]) == [[verdict_of("a")]]
+    assert await outcomes([caller]) == [[verdict_of("a")]]
 
 
 async def test_closing_what_is_idle_returns_at_once_and_again(commits: GroupCommit, disk: Disk) -> None:
@@ -304,9 +304,9 @@ async def test_each_commit_is_observed_once_with_the_number_of_its_callers(
     commits: GroupCommit, disk: Disk, books: Books
 ) -> None:
     disk.failures = [RuntimeError("also one that fails")]
-    tasks = await submitted(commits, put("a"))
+    callers = await submitted(commits, put("a"))
     await disk.entered()
-    tasks += await submitted(commits, put("b"), put("c"))
+    callers += await submitted(commits, put("b"), put("c"))
     disk.release()
-    await outcomes(tasks)
+    await outcomes(callers)
     assert books.observed == [1, 2]

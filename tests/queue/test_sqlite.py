@@ -60,9 +60,9 @@ def is_closed(queue: SqliteQueue) -> bool:
     return queue._commits._closed
 
 
-def on_writer(queue: SqliteQueue, statement: str) -> None:
+async def on_writer(queue: SqliteQueue, statement: str) -> None:
     """Runs a statement on the queue's own writing connection, in its thread."""
-    queue._writer_thread.submit(queue._store._execute, statement).result()
+    await queue._writer.run(lambda: queue._store._execute(statement))
 
 
 async def reopened(queue: SqliteQueue, open_queue: Opener) -> SqliteQueue:
@@ -352,7 +352,7 @@ async def test_a_reopened_queue_is_as_full_as_it_was(queue: SqliteQueue, open_qu
 async def test_a_full_disk_refuses_puts_and_lets_settlements_through(tmp_path: Path, queue: SqliteQueue) -> None:
     await queue.put([batch("wiki", range(10))])
     held = await lease(queue, "wiki")
-    on_writer(queue, "PRAGMA max_page_count = 1")  # SQLite makes it as many as there are
+    await on_writer(queue, "PRAGMA max_page_count = 1")  # SQLite makes it as many as there are
     put, settled = await asyncio.gather(
         queue.put([batch("new", range(3000))]), queue.settle(held, returned=[9]), return_exceptions=True
     )
@@ -360,7 +360,7 @@ async def test_a_full_disk_refuses_puts_and_lets_settlements_through(tmp_path: P
     assert settled is None
     assert stored(tmp_path)["wiki"].numbers == [9]
     assert (queue.waiting_events, available(queue)) == (1, {"wiki": 1})
-    on_writer(queue, "PRAGMA max_page_count = 100000")
+    await on_writer(queue, "PRAGMA max_page_count = 100000")
     assert await queue.put([batch("new", range(3000))]) == [Verdict(3000)]
 
 
@@ -370,7 +370,7 @@ async def test_a_settlement_that_cannot_be_committed_changes_nothing_and_can_be_
 ) -> None:
     await queue.put([batch("wiki", range(10))])
     held = await lease(queue, "wiki")
-    on_writer(queue, "PRAGMA busy_timeout = 0")
+    await on_writer(queue, "PRAGMA busy_timeout = 0")
     with opened(tmp_path) as other:
         other.execute("BEGIN IMMEDIATE")
         for _ in range(2):
@@ -512,7 +512,7 @@ async def test_maintenance_that_fails_is_logged_and_made_up_for_later(
     await queue.put([batch("wiki", [1])])
     await tick(clock)
     clock.advance(24)
-    on_writer(queue, "PRAGMA busy_timeout = 0")
+    await on_writer(queue, "PRAGMA busy_timeout = 0")
     with opened(tmp_path) as other:
         other.execute("BEGIN IMMEDIATE")
         await tick(clock)

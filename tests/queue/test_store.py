@@ -67,7 +67,7 @@ def transact(store: Store, *operations: Put | Settle) -> list[Done]:
 
 def put(store: Store, *batches: Batch) -> list[Verdict]:
     """The verdicts of one put in a transaction of its own."""
-    (done,) = transact(store, Put(batches))
+    (done,) = transact(store, Put.of(batches))
     return list(done.verdicts)
 
 
@@ -130,7 +130,7 @@ def test_each_event_is_new_once_however_it_comes_again(
 ) -> None:
     if before:
         put(store, batch("wiki", before))
-    done = transact(store, *(Put([batch("wiki", numbers) for numbers in batches]) for batches in puts))
+    done = transact(store, *(Put.of([batch("wiki", numbers) for numbers in batches]) for batches in puts))
     assert [each.verdicts for each in done] == verdicts
     assert waiting_numbers(tmp_path, "wiki") == waiting
 
@@ -173,7 +173,7 @@ def test_the_outermost_timestamps_are_told_apart_and_remembered(store: Store, ti
 def test_a_put_of_known_events_alone_stores_nothing(tmp_path: Path, store: Store) -> None:
     put(store, batch("wiki", [1, 2]))
     before = stored(tmp_path)
-    assert transact(store, Put([batch("wiki", [2, 1])])) == [Done([Verdict(0, (0, 1))], 0)]
+    assert transact(store, Put.of([batch("wiki", [2, 1])])) == [Done([Verdict(0, (0, 1))], 0)]
     assert stored(tmp_path) == before
 
 
@@ -194,7 +194,7 @@ def test_segments_hold_at_most_a_batch_unless_a_single_batch_is_larger_and_keep_
                 batches.append(batch("wiki", range(begin, begin + size)))
                 begin += size
                 whole.add(begin)
-            puts.append(Put(batches))
+            puts.append(Put.of(batches))
         store.transact(puts)
         share = stored(directory)["wiki"]
     assert share.numbers == list(range(begin))
@@ -207,7 +207,7 @@ def test_segments_hold_at_most_a_batch_unless_a_single_batch_is_larger_and_keep_
 
 
 def test_apps_of_one_transaction_have_segments_of_their_own(tmp_path: Path, store: Store) -> None:
-    store.transact([Put([batch("wiki", [1]), batch("crm", [1]), batch("wiki", [2])]), Put([batch("crm", [2])])])
+    store.transact([Put.of([batch("wiki", [1]), batch("crm", [1]), batch("wiki", [2])]), Put.of([batch("crm", [2])])])
     assert {app_id: (share.numbers, share.segments) for app_id, share in stored(tmp_path).items()} == {
         "wiki": ([1, 2], [2]),
         "crm": ([1, 2], [2]),
@@ -256,7 +256,7 @@ class StoreModel(RuleBasedStateMachine):
     ) -> None:
         self.clock.wall_ms += passed_ms
         operations: list[Put | Settle] = [
-            Put([batch(app_id, numbers) for app_id, numbers in batches]) for batches in puts
+            Put.of([batch(app_id, numbers) for app_id, numbers in batches]) for batches in puts
         ]
         settlements = [self._settlement(app_id, events, seed)] if self.waiting.get(app_id) else []
         expected: list[list[Verdict]] = [[self._expect(*each) for each in batches] for batches in puts]
@@ -356,7 +356,7 @@ def test_a_full_disk_stores_nothing_of_a_group_and_says_so_to_every_put(tmp_path
     put(store, batch("wiki", [1, 2]))
     before = stored(tmp_path), remembered(tmp_path)
     cap_pages(store, 5)
-    results = store.transact([Put([batch("wiki", [3])]), Put([LARGE])])
+    results = store.transact([Put.of([batch("wiki", [3])]), Put.of([LARGE])])
     assert [type(result) for result in results] == [DiskFull, DiskFull]
     assert (stored(tmp_path), remembered(tmp_path)) == before
 
@@ -365,7 +365,11 @@ def test_settlements_go_through_on_a_full_disk_beside_puts_that_do_not(tmp_path:
     put(store, batch("wiki", range(20)))
     cap_pages(store, 5)
     results = store.transact(
-        [Put([LARGE]), settlement(store, "wiki", 20, rest=[3, 4], dead=[Burial(7, "no")]), Put([batch("crm", [1])])]
+        [
+            Put.of([LARGE]),
+            settlement(store, "wiki", 20, rest=[3, 4], dead=[Burial(7, "no")]),
+            Put.of([batch("crm", [1])]),
+        ]
     )
     assert [type(result) for result in results] == [DiskFull, Done, DiskFull]
     assert {app_id: share.numbers for app_id, share in stored(tmp_path).items()} == {"wiki": [3, 4]}
@@ -395,11 +399,11 @@ def test_a_lock_that_another_process_keeps_is_unavailable_with_nothing_stored(tm
     store._execute("PRAGMA busy_timeout = 0")
     with opened(tmp_path) as other:
         other.execute("BEGIN IMMEDIATE")
-        results = store.transact([Put([batch("wiki", [3])]), ending])
+        results = store.transact([Put.of([batch("wiki", [3])]), ending])
         assert [type(result) for result in results] == [QueueUnavailable, QueueUnavailable]
         other.execute("ROLLBACK")
     assert waiting_numbers(tmp_path, "wiki") == [0, 1, 2]
-    put_done, settle_done = transact(store, Put([batch("wiki", [3])]), ending)
+    put_done, settle_done = transact(store, Put.of([batch("wiki", [3])]), ending)
     assert (put_done.verdicts, settle_done.verdicts) == ([Verdict(1)], ())
     assert waiting_numbers(tmp_path, "wiki") == [3]
 
@@ -560,7 +564,7 @@ def test_lines_come_back_byte_for_byte(tmp_path: Path, store: Store) -> None:
 
 def test_the_size_of_a_put_is_that_of_its_lines_and_a_settlement_has_none(store: Store) -> None:
     put(store, batch("wiki", [1, 2]))
-    assert Put([batch("wiki", [1, 2]), batch("crm", [3])]).bytes == sum(
+    assert Put.of([batch("wiki", [1, 2]), batch("crm", [3])]).bytes == sum(
         len(text) + len("\n") for text in (line("wiki", 1), line("wiki", 2), line("crm", 3))
     )
     assert settlement(store, "wiki", 2, rest=[0]).bytes == 0
@@ -569,7 +573,7 @@ def test_the_size_of_a_put_is_that_of_its_lines_and_a_settlement_has_none(store:
 def test_what_was_done_says_by_how_many_bytes_more_or_less_is_waiting(store: Store) -> None:
     numbers = list(range(BATCH_EVENTS))
     all_bytes, rest_bytes = batch("wiki", numbers).bytes, batch("wiki", [3, 4]).bytes
-    (done,) = transact(store, Put([batch("wiki", numbers)]))
+    (done,) = transact(store, Put.of([batch("wiki", numbers)]))
     assert done.bytes == all_bytes
     (done,) = transact(store, settlement(store, "wiki", 10, rest=[3, 4], dead=[Burial(0, "no")]))
     assert done.bytes == rest_bytes - all_bytes

@@ -40,7 +40,7 @@ def put_segments(store: Store, app_id: str, sizes: list[int]) -> None:
     """Puts segments of just these sizes; each is committed alone, so that none are joined."""
     begin = 0
     for size in sizes:
-        store.transact([Put([batch(app_id, range(begin, begin + size))])])
+        store.transact([Put.of([batch(app_id, range(begin, begin + size))])])
         begin += size
 
 
@@ -101,7 +101,7 @@ def test_no_other_reach_within_a_lease_fills_requests_better(sizes: list[int], b
 
 @pytest.mark.parametrize("app_id", ["crm", "chat", "unheard of"])
 def test_an_app_without_segments_has_no_run_whoever_its_neighbours_are(store: Store, view: View, app_id: str) -> None:
-    store.transact([Put([batch(each, [0]) for each in ("crm", "wiki", "chat")])])
+    store.transact([Put.of([batch(each, [0]) for each in ("crm", "wiki", "chat")])])
     for settled in ("crm", "chat"):
         run = view.next_run(settled, 0, BATCH_EVENTS)
         assert run is not None
@@ -123,9 +123,9 @@ def test_an_app_without_segments_has_no_run_whoever_its_neighbours_are(store: St
 def test_runs_follow_one_another_until_all_segments_are_read(
     tmp_path: Path, store: Store, view: View, sizes: list[int], taken: list[int]
 ) -> None:
-    store.transact([Put([batch("before", [1])])])
+    store.transact([Put.of([batch("before", [1])])])
     put_segments(store, "wiki", sizes)
-    store.transact([Put([batch("after", [1])])])
+    store.transact([Put.of([batch("after", [1])])])
     segments = segments_of(tmp_path, "wiki")
     runs: list[Run] = []
     while run := view.next_run("wiki", runs[-1].last if runs else 0, BATCH_EVENTS):
@@ -139,7 +139,7 @@ def test_runs_follow_one_another_until_all_segments_are_read(
 
 def test_a_thousand_tiny_segments_make_one_full_run(tmp_path: Path, clock: FakeClock) -> None:
     with closing(Store(tmp_path, batch_events=1, clock=clock)) as store, closing(View(tmp_path)) as view:
-        store.transact([Put([batch("wiki", [number]) for number in range(2500)])])
+        store.transact([Put.of([batch("wiki", [number]) for number in range(2500)])])
         assert stored(tmp_path)["wiki"].segments == [1] * 2500
         run = view.next_run("wiki", 0, 1000)
         assert run is not None
@@ -164,10 +164,10 @@ def test_what_a_run_costs_does_not_grow_with_what_waits(tmp_path: Path, clock: F
             view._connection.set_progress_handler(None, 1)
             return count
 
-        store.transact([Put([batch("wiki", [number]) for number in range(500)])])
+        store.transact([Put.of([batch("wiki", [number]) for number in range(500)])])
         steps()  # learns the app's number
         before = steps()
-        store.transact([Put([batch("wiki", [number]) for number in range(500, 8000)])])
+        store.transact([Put.of([batch("wiki", [number]) for number in range(500, 8000)])])
         assert steps() == before
 
 
@@ -202,9 +202,9 @@ def test_the_statistics_of_an_empty_queue_are_zero(tmp_path: Path, view: View, c
 
 
 def test_the_statistics_equal_what_the_file_holds(tmp_path: Path, store: Store, view: View, clock: FakeClock) -> None:
-    store.transact([Put([batch("wiki", range(30)), batch("crm", range(10))])])
+    store.transact([Put.of([batch("wiki", range(30)), batch("crm", range(10))])])
     clock.advance(2.5)
-    store.transact([Put([batch("chat", range(7)), batch("crm", range(17))])])
+    store.transact([Put.of([batch("chat", range(7)), batch("crm", range(17))])])
     clock.advance(60)
     runs = {app_id: view.next_run(app_id, 0, BATCH_EVENTS) for app_id in ("wiki", "crm", "chat")}
     for app_id, run in runs.items():
@@ -229,7 +229,7 @@ def test_the_statistics_equal_what_the_file_holds(tmp_path: Path, store: Store, 
 
 
 def test_an_age_is_never_negative_where_wall_time_has_jumped_back(store: Store, view: View) -> None:
-    store.transact([Put([batch("wiki", [1])])])
+    store.transact([Put.of([batch("wiki", [1])])])
     (app,) = view.stats(FakeClock(now_ms=1)).apps
     assert app == AppStats("wiki", 1, batch("wiki", [1]).bytes, 0, 0)
 
@@ -237,7 +237,7 @@ def test_an_age_is_never_negative_where_wall_time_has_jumped_back(store: Store, 
 def test_what_is_not_committed_is_in_no_statistics_and_does_not_hold_them_up(
     store: Store, view: View, clock: FakeClock
 ) -> None:
-    store.transact([Put([batch("wiki", [1])])])
+    store.transact([Put.of([batch("wiki", [1])])])
     store._execute("BEGIN IMMEDIATE")
     store._execute("DELETE FROM segment")
     assert view.stats(clock).waiting_events == 1
@@ -263,7 +263,7 @@ def test_the_statistics_are_of_one_instant_while_a_writer_is_active(
                     for app_id in ("wiki", "crm")
                     if number % 9 == 0 and (run := other.next_run(app_id, 0, 6))
                 ]
-                store.transact([Put([batch("wiki", numbers), batch("crm", numbers)]), *settlements])
+                store.transact([Put.of([batch("wiki", numbers), batch("crm", numbers)]), *settlements])
         done.set()
 
     writer = threading.Thread(target=write)
@@ -297,7 +297,7 @@ def test_a_reader_holds_no_snapshot_between_calls_so_that_the_log_can_be_folded_
 def test_lines_are_joined_byte_for_byte(store: Store, view: View) -> None:
     odd = [b'{"a":"\\u0000"}', '{"a":"\u2028\U0001f600"}'.encode(), b"{}"]
     for number, text in enumerate(odd):
-        store.transact([Put([Batch("wiki", batch("wiki", [number]).keys, text)])])
+        store.transact([Put.of([Batch("wiki", batch("wiki", [number]).keys, text)])])
     run = view.next_run("wiki", 0, 3)
     assert run is not None
     assert run.lines == b"\n".join(odd)
