@@ -1,35 +1,49 @@
 """From the bytes that an app sent to events, and to the reasons why some are none (pure).
 
 An event is taken or rejected on its own: one bad event never costs its neighbours. A body in which nothing is amiss is
-decoded in one go by a strict type; only where that fails does a slower path look at each event by itself.
+decoded in one go by a strict type; only where that fails does a slower path look at each event by itself. A body that
+is not JSON at all is refused as a whole: where its events begin and end would be a guess.
+
+Text is taken as it was sent: nothing is trimmed, case-folded, normalised or rounded. Of a field that is given twice the
+last counts, as most parsers have it (RFC 8259 section 4 leaves it open), but the others must be sound too.
 """
 
+import contextlib
+import sys
 from collections.abc import Iterable, Sequence
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from collector.errors import MalformedBody
-from collector.events import APP_ID_MAX_CHARS, EMAIL_MAX_CHARS, EVENT_NAME_MAX_CHARS, UsageEvent
+from collector.errors import MalformedBody, TooLarge
+from collector.events import APP_ID_MAX_CHARS, EMAIL_MAX_CHARS, EVENT_NAME_MAX_CHARS, KEPT_MAX_BYTES, UsageEvent
 
 SHOWN_VALUE_CHARS = 60
 
 # What msgspec raises for text that is no JSON at all; ValidationError, a subclass of the first, is about one event.
 UNPARSABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
-EXPECTED = {
-    "timestamp": "an integer, milliseconds since the epoch (int64)",
-    "email": f"text of 3 to {EMAIL_MAX_CHARS} characters with an @ inside",
-    "eventName": f"text of 1 to {EVENT_NAME_MAX_CHARS} characters",
-    "appId": f"text of 1 to {APP_ID_MAX_CHARS} characters, or no such field",
-}
+APP_ID_EXPECTED = f'text of 1 to {APP_ID_MAX_CHARS} characters other than "." and ".."'
+
+Field = tuple[str, Any]
+"""A name and a type, as msgspec.defstruct takes them."""
+
+# RFC 3986 section 5.2.4: who normalises a URL removes these from its path, and the events would go to another address.
+DOT_SEGMENTS = frozenset({".", ".."})
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+SPACES = b" \t\r\n"
+
+COMMAS_PER_EVENT = 8
+"""A body that is not clean is cut into its events before any of them is looked at. One of nothing but commas would make
+eight million of 16 MiB: more than so many for each event that a request may hold, and it is not cut up at all."""
 
 
 class BodyFormat(Enum):
     """How a body holds its events."""
 
-    JSON = "one event, an array of events, or an object with an array `events`"
+    JSON = "one event, several in a row, an array of events, or an object with an array `events`"
     ENVELOPE = "an object with an array `events`, as upstream takes it"
     NDJSON = "one event a line"
 
@@ -50,13 +64,36 @@ class Parsed(msgspec.Struct):
 
 
 class BodyParser:
-    """Reads bodies into events. Fields in `keep_fields` stay with the event as the JSON they came as."""
+    """Reads bodies into events. Fields in `keep_fields` stay with the event as the JSON they came as.
 
-    def __init__(self, *, keep_fields: Sequence[str] = ()) -> None:
+    `expected` says for people what each field of an event may be.
+    """
+
+    def __init__(
+        self,
+        *,
+        keep_fields: Sequence[str] = (),
+        max_events: int,
+        max_email_chars: int = EMAIL_MAX_CHARS,
+        max_event_name_chars: int = EVENT_NAME_MAX_CHARS,
+        max_kept_bytes: int = KEPT_MAX_BYTES,
+    ) -> None:
+        self._max_events = max_events
+        self._max_kept_bytes = max_kept_bytes
+        self.expected = {
+            "timestamp": "an integer, milliseconds since the epoch (int64)",
+            "email": f"text of 3 to {max_email_chars} characters with an @ inside",
+            "eventName": f"text of 1 to {max_event_name_chars} characters",
+            "appId": f"{APP_ID_EXPECTED}, or no such field",
+        }
+        texts: list[Field] = [
+            ("email", Annotated[str, msgspec.Meta(min_length=3, max_length=max_email_chars)]),
+            ("event_name", Annotated[str, msgspec.Meta(min_length=1, max_length=max_event_name_chars)]),
+        ]
         names = [name for name in keep_fields if name not in UsageEvent.__struct_encode_fields__]
         strict, lenient = (
-            _event_type(names, forbid_unknown_fields=True),
-            _event_type(names, forbid_unknown_fields=False),
+            _event_type(texts, names, forbid_unknown_fields=True),
+            _event_type(texts, names, forbid_unknown_fields=False),
         )
         envelope = msgspec.defstruct("Envelope", [("events", list[strict])], forbid_unknown_fields=True)  # type: ignore[valid-type]
         self._kept = [f"kept_{number}" for number in range(len(names))]
@@ -69,31 +106,47 @@ class BodyParser:
         self._raw_list = msgspec.json.Decoder(list[msgspec.Raw])
         self._raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
+    def parse_row(self, bodies: Sequence[bytes]) -> Parsed:
+        """The events of many small JSON bodies in one go, or an empty `events` where that cannot be done.
+
+        It is done where nothing is amiss in any of them, and each begins and ends as an object does: put in a row, an
+        end that is missing in one cannot be found in the next.
+        """
+        if all(body[:1] == b"{" and body.endswith((b"}", b"}\n")) for body in bodies):
+            with contextlib.suppress(*UNPARSABLE):
+                return self._cleaned(Parsed(list(self._strict.decode_lines(b"\n".join(bodies)))))
+        return Parsed([])
+
     def parse(self, body: bytes, body_format: BodyFormat) -> Parsed:
-        """The body's events. Raises MalformedBody where it holds none that could be told apart."""
+        """The body's events. A byte order mark before them is ignored (RFC 8259 section 8.1).
+
+        Raises MalformedBody where an array, an envelope or a row of objects is not JSON: nobody knows then where its
+        events begin and end. Raises TooLarge for more than `max_events`. Of NDJSON neither is said: each line is on its
+        own, and who reads it can take it in pieces.
+        """
+        limit = sys.maxsize if body_format is BodyFormat.NDJSON else self._max_events
         try:
             parsed = Parsed(self._clean(body, body_format))
-        except msgspec.ValidationError:
-            parsed = self._sift(self._candidates(body, body_format))
-        except UNPARSABLE as error:
-            if body_format is not BodyFormat.NDJSON:
-                raise MalformedBody(f"the body is not JSON: {error}") from error
-            parsed = self._sift(self._candidates(body, body_format))
-        if self._kept:
-            self._clean_kept(parsed)
-        return parsed
+        except UNPARSABLE:
+            if body.count(b",") > COMMAS_PER_EVENT * limit:
+                raise self._too_many("too many") from None
+            parsed = self._sift(self._candidates(body.removeprefix(BYTE_ORDER_MARK), body_format))
+        if len(parsed.events) > limit:
+            raise self._too_many(len(parsed.events))
+        return self._cleaned(parsed)
 
     def _clean(self, body: bytes, body_format: BodyFormat) -> list[UsageEvent | None]:
-        """The events of a body in which nothing is amiss. Raises ValidationError or UNPARSABLE for any other."""
+        """The events of a body in which nothing is amiss. Raises UNPARSABLE for any other."""
         if body_format is BodyFormat.NDJSON:
             return list(self._strict.decode_lines(body))
         if body_format is BodyFormat.JSON:
             if _is_array(body):
                 return list(self._strict_list.decode(body))
             try:
-                return [self._strict.decode(body)]
+                if events := self._strict.decode_lines(body):  # for a single one no slower than decode()
+                    return list(events)
             except msgspec.ValidationError:
-                pass  # not a single event: an envelope, or not clean
+                pass  # an envelope, or not clean
         return list(self._strict_envelope.decode(body).events)  # type: ignore[attr-defined]
 
     def _candidates(self, body: bytes, body_format: BodyFormat) -> Iterable[msgspec.Raw | MalformedBody]:
@@ -103,13 +156,15 @@ class BodyParser:
         try:
             if body_format is BodyFormat.JSON and _is_array(body):
                 return self._raw_list.decode(body)
+            if body_format is BodyFormat.JSON and len(row := self._raw.decode_lines(body)) > 1:
+                return row
             fields = self._raw_fields.decode(body)
             if "events" in fields:
                 return self._raw_list.decode(fields["events"])
         except msgspec.ValidationError as error:
             raise MalformedBody(f"expected {body_format.value}: {error}") from error
         except UNPARSABLE as error:
-            raise MalformedBody(f"the body is not JSON: {error}") from error
+            raise MalformedBody(f"the body is {_unreadable(error)}") from error
         if body_format is BodyFormat.ENVELOPE:
             raise MalformedBody("events: missing; expected an array of events")
         return [msgspec.Raw(body)]
@@ -118,9 +173,10 @@ class BodyParser:
         for line in body.split(b"\n"):
             if line and not line.isspace():
                 try:
-                    yield from self._raw.decode_lines(line)  # some senders put several events on one line
+                    # Files with byte order marks are put together, and some senders put several events on one line.
+                    yield from self._raw.decode_lines(line.removeprefix(BYTE_ORDER_MARK))
                 except UNPARSABLE as error:
-                    yield MalformedBody(f"not JSON: {error}")
+                    yield MalformedBody(_unreadable(error))
 
     def _sift(self, candidates: Iterable[msgspec.Raw | MalformedBody]) -> Parsed:
         """Decodes events one by one; counts unknown fields, and says why what is no event is none."""
@@ -135,35 +191,67 @@ class BodyParser:
                     parsed.unknown_fields += len(self._raw_fields.decode(candidate).keys() - self._known)
                     event = sound
                 except msgspec.ValidationError as error:
-                    parsed.rejections.append(Rejection(_explain(candidate, error), index))
+                    parsed.rejections.append(Rejection(self._explain(candidate, error), index))
                 except UNPARSABLE as error:
-                    parsed.rejections.append(Rejection(f"not JSON: {error}", index))
+                    parsed.rejections.append(Rejection(_unreadable(error), index))
             parsed.events.append(event)
         return parsed
 
-    def _clean_kept(self, parsed: Parsed) -> None:
-        """Puts kept JSON on one line, and rejects events whose kept JSON is no text: nobody has looked into it yet."""
-        for index, event in enumerate(parsed.events):
-            try:
-                for name in self._kept if event is not None else ():
-                    kept = getattr(event, name)
-                    if kept is not msgspec.UNSET:
-                        # Line ends can only stand between tokens (RFC 8259 section 7): spaces do as well there.
-                        text = bytes(kept).decode().replace("\n", " ").replace("\r", " ")
-                        setattr(event, name, msgspec.Raw(text))
-            except UnicodeDecodeError as error:
+    def _explain(self, candidate: msgspec.Raw, error: msgspec.ValidationError) -> str:
+        """Why JSON is not an event: the field, what was sent there, what is expected."""
+        try:
+            fields = self._raw_fields.decode(candidate)
+        except msgspec.ValidationError:
+            return f"{shown(candidate)}; expected an object"
+        except UNPARSABLE as unparsable:
+            return _unreadable(unparsable)
+        missing = [name for name in ("timestamp", "email", "eventName") if name not in fields]
+        if missing:
+            return "; ".join(f"{name}: missing; expected {self.expected[name]}" for name in missing)
+        field = str(error).rpartition("`$.")[2].rstrip("`")
+        if field in self.expected:
+            return f"{field}: {shown(fields[field])}; expected {self.expected[field]}"
+        return str(error)
+
+    def _too_many(self, events: int | str) -> TooLarge:
+        return TooLarge(f"the body has {events} events; allowed: events.max_per_request = {self._max_events}")
+
+    def _cleaned(self, parsed: Parsed) -> Parsed:
+        """The same with kept JSON on one line, without events whose kept JSON cannot be kept."""
+        for index, event in enumerate(parsed.events if self._kept else ()):
+            if event is not None and (problem := self._clean_kept(event)):
                 parsed.events[index] = None
-                parsed.rejections.append(Rejection(f"not JSON: {error}", index))
+                parsed.rejections.append(Rejection(problem, index))
+        return parsed
+
+    def _clean_kept(self, event: UsageEvent) -> str | None:
+        """Puts kept JSON on one line; why it cannot be kept, if so: nobody has looked into it yet."""
+        size = 0
+        for name in self._kept:
+            kept = getattr(event, name)
+            if kept is msgspec.UNSET:
+                continue
+            written = bytes(kept)
+            size += len(written)
+            if size > self._max_kept_bytes:
+                return f"kept fields take more than events.max_kept_bytes = {self._max_kept_bytes} bytes"
+            try:
+                # Line ends can only stand between tokens (RFC 8259 section 7): spaces do as well there.
+                text = written.decode().replace("\n", " ").replace("\r", " ")
+            except UnicodeDecodeError as error:
+                return _unreadable(error)
+            setattr(event, name, msgspec.Raw(text))
+        return None
 
 
-def _event_type(keep_fields: Sequence[str], *, forbid_unknown_fields: bool) -> type[UsageEvent]:
-    """UsageEvent and the fields to keep; its encoded form has them under their own names again."""
-    fields = [(f"kept_{number}", msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for number in range(len(keep_fields))]
+def _event_type(texts: Sequence[Field], keep_fields: Sequence[str], *, forbid_unknown_fields: bool) -> type[UsageEvent]:
+    """UsageEvent with limits of its texts and the fields to keep, which have their own names where it is encoded."""
+    kept = [(f"kept_{number}", msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for number in range(len(keep_fields))]
     rename = {f"kept_{number}": name for number, name in enumerate(keep_fields)}
     rename |= dict(zip(UsageEvent.__struct_fields__, UsageEvent.__struct_encode_fields__, strict=True))
     return msgspec.defstruct(  # type: ignore[return-value]
         "Event",
-        fields,
+        [*texts, *kept],
         bases=(UsageEvent,),
         rename=rename,
         forbid_unknown_fields=forbid_unknown_fields,
@@ -173,27 +261,21 @@ def _event_type(keep_fields: Sequence[str], *, forbid_unknown_fields: bool) -> t
 
 
 def _is_array(body: bytes) -> bool:
-    return body.lstrip(b" \t\r\n")[:1] == b"["
+    return body.lstrip(SPACES)[:1] == b"["
 
 
-def _explain(candidate: msgspec.Raw, error: msgspec.ValidationError) -> str:
-    """Why JSON is not an event: the field, what stands there, what is expected."""
-    try:
-        value = msgspec.json.decode(candidate)
-    except UNPARSABLE as unparsable:
-        return f"not JSON: {unparsable}"
-    if not isinstance(value, dict):
-        return f"{shown(value)}; expected an object"
-    missing = [name for name in ("timestamp", "email", "eventName") if name not in value]
-    if missing:
-        return "; ".join(f"{name}: missing; expected {EXPECTED[name]}" for name in missing)
-    field = str(error).rpartition("`$.")[2].rstrip("`")
-    if field in EXPECTED:
-        return f"{field}: {shown(value[field])}; expected {EXPECTED[field]}"
-    return str(error)
+def app_id_problem(app_id: str) -> str | None:
+    """Why no app can have this ID, or None where one can."""
+    if 1 <= len(app_id) <= APP_ID_MAX_CHARS and app_id not in DOT_SEGMENTS:
+        return None
+    return f"appId: {shown(app_id)}; expected {APP_ID_EXPECTED}"
+
+
+def _unreadable(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else f"not JSON: {error}"
 
 
 def shown(value: Any) -> str:
-    """A value as its sender would write it, cut to a readable length."""
-    text = msgspec.json.encode(value).decode()
+    """A value as its sender would write it (Raw: as its sender wrote it), cut to a readable length."""
+    text = msgspec.json.encode(value).decode(errors="replace")
     return text if len(text) <= SHOWN_VALUE_CHARS else f"{text[:SHOWN_VALUE_CHARS]}…"

@@ -23,6 +23,8 @@ EMAIL_MAX_CHARS = 320
 # The contract states no limit. 1024 is far above any name of an action and keeps one event well under one datagram.
 EVENT_NAME_MAX_CHARS = 1024
 APP_ID_MAX_CHARS = 256
+# A thousand events of a batch stay below 20 MiB with it.
+KEPT_MAX_BYTES = 16 * 1024
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 

@@ -3,17 +3,22 @@
 Valid events are written out once, here, as the lines of JSON that upstream will get; nothing re-encodes them later.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
-from collector.bodies import EXPECTED, BodyFormat, BodyParser, Rejection, shown
+from collector.bodies import BodyFormat, BodyParser, Parsed, Rejection, app_id_problem, shown
+from collector.errors import Rejected, TooLarge
 from collector.events import UsageEvent, event_key
 from collector.observe.metrics import Metrics
-from collector.queue.base import Batch, Queue
+from collector.queue.base import Batch, Queue, Verdict
 
 MAX_ERRORS_SAID = 1000
 """Rejected events that an answer lists one by one: a body of rubbish must not become a larger answer."""
+
+STREAM_PIECE_BYTES = 512 * 2**10
+"""Lines of a stream that are stored together, about 5,000 events: more would hold more memory for hardly more speed."""
 
 
 class Report(msgspec.Struct):
@@ -24,38 +29,148 @@ class Report(msgspec.Struct):
     rejected: int = 0
     errors: list[Rejection] = []
 
+    def add(self, verdicts: Sequence[Verdict], rejections: list[Rejection]) -> None:
+        """Counts more events of the same request; lists what was rejected in the order of the events, up to a limit."""
+        for verdict in verdicts:
+            self.accepted += verdict.accepted
+            self.duplicates += len(verdict.duplicates)
+        if rejections:
+            self.rejected += len(rejections)
+            rejections.sort(key=lambda rejection: rejection.index or 0)
+            self.errors += rejections[: MAX_ERRORS_SAID - len(self.errors)]
+
+    def conclude(self) -> None:
+        """No more events follow: says how many of the rejected ones are not listed."""
+        if left_out := self.rejected - len(self.errors):
+            self.errors.append(Rejection(f"{left_out} more events were rejected and are not listed"))
+
 
 class Intake:
     """Validates, groups and stores what the sources receive."""
 
     def __init__(
-        self, queue: Queue, *, default_app: str | None, keep_fields: Sequence[str], batch_events: int, metrics: Metrics
+        self,
+        queue: Queue,
+        *,
+        default_app: str | None,
+        parser: BodyParser,
+        batch_events: int,
+        max_event_bytes: int,
+        metrics: Metrics,
     ) -> None:
         self._queue = queue
-        self._parser = BodyParser(keep_fields=keep_fields)
+        self._parser = parser
         self._default_app = default_app
         self._batch_events = batch_events
+        self._max_event_bytes = max_event_bytes
         self._unknown_fields = metrics.unknown_fields
         self._encode_lines = msgspec.json.Encoder().encode_lines
 
-    async def take(self, body: bytes, body_format: BodyFormat, app_id: str | None = None) -> Report:
-        """What became of the body's events, after the commit that holds the accepted ones is on disk.
+    async def take(
+        self, body: bytes, body_format: BodyFormat, app_id: str | None = None, report: Report | None = None
+    ) -> Report:
+        """What became of the body's events, added to `report`, after the commit that holds the accepted ones.
 
         `app_id` is the app of events that name none (default: the configured one). Raises MalformedBody for a body
-        that cannot be parsed and Retryable where the queue cannot take it; both with nothing stored.
+        that cannot be parsed, TooLarge for one of too many events, and Retryable where the queue cannot take it; all
+        with nothing stored.
         """
+        report = report or Report()
+        await self._store(body, body_format, app_id, report, first_index=0)
+        report.conclude()
+        return report
+
+    async def take_lines(self, pieces: AsyncIterator[bytes], app_id: str | None, report: Report) -> None:
+        """Stores NDJSON as it comes, and adds to `report` what became of the events with each commit.
+
+        What was stored stays, whatever ends the stream: also a line that is too long, which raises TooLarge. A last
+        line without a line end counts only where the stream has ended by itself. Holds no more than a piece and a line.
+        Raises Retryable where the queue cannot take more, and what `pieces` raises.
+        """
+        events = size = 0
+        parts: list[bytes] = []
+        try:
+            async for piece in pieces:
+                size += len(piece)
+                parts.append(piece)
+                if size >= STREAM_PIECE_BYTES:
+                    body = b"".join(parts)
+                    end = body.rfind(b"\n") + 1
+                    events += await self._store_lines(body, end, app_id, report, events)
+                    parts, size = [body[end:]], len(body) - end
+                    await asyncio.sleep(0)  # blank lines and rejections alone would never let go of the loop
+            body = b"".join(parts)
+            await self._store_lines(body, len(body), app_id, report, events)
+        finally:
+            report.conclude()
+
+    async def _store_lines(self, body: bytes, end: int, app_id: str | None, report: Report, first_index: int) -> int:
+        """Stores the lines up to `end`, or up to one that is too long; how many events they have.
+
+        What is behind `end` is the beginning of a line. Raises TooLarge, after storing, where a line is too long.
+        """
+        sound = min(end, self._sound_bytes(body))
+        events = await self._store(body[:sound], BodyFormat.NDJSON, app_id, report, first_index=first_index)
+        if sound < end or len(body) - end > self._max_event_bytes:
+            limit = f"events.max_event_bytes = {self._max_event_bytes} bytes"
+            raise TooLarge(f"event {first_index + events}: its line is longer than {limit}")
+        return events
+
+    def _sound_bytes(self, body: bytes) -> int:
+        """How much of the body comes before the first line that is too long."""
+        if len(body) <= self._max_event_bytes:
+            return len(body)
+        at = 0
+        for line in body.split(b"\n"):
+            if len(line) > self._max_event_bytes:
+                return at
+            at += len(line) + 1
+        return len(body)
+
+    async def take_datagrams(self, datagrams: Sequence[bytes], report: Report) -> None:
+        """Adds to `report` what became of the events in small JSON bodies, after the commit that holds them.
+
+        A datagram that cannot be parsed counts as one rejected event. Raises Retryable where the queue cannot take
+        them, with nothing stored.
+        """
+        parsed = self._parser.parse_row(datagrams)
+        if not parsed.events:
+            parsed = self._parse_each(datagrams)
+        await self._store_parsed(parsed, None, report)
+
+    def _parse_each(self, datagrams: Sequence[bytes]) -> Parsed:
+        together = Parsed([])
+        for datagram in datagrams:
+            index = len(together.events)
+            try:
+                parsed = self._parser.parse(datagram, BodyFormat.JSON)
+            except Rejected as error:
+                parsed = Parsed([None], [Rejection(str(error), 0)])
+            together.events += parsed.events
+            together.unknown_fields += parsed.unknown_fields
+            for rejection in parsed.rejections:
+                rejection.index = index + (rejection.index or 0)
+            together.rejections += parsed.rejections
+        return together
+
+    async def _store(
+        self, body: bytes, body_format: BodyFormat, app_id: str | None, report: Report, *, first_index: int
+    ) -> int:
+        """Stores a body's events, the first of which has `first_index`; how many events it has, rejected ones too."""
         parsed = self._parser.parse(body, body_format)
-        if parsed.unknown_fields:
-            self._unknown_fields.inc(parsed.unknown_fields)
+        return await self._store_parsed(parsed, app_id, report, first_index=first_index)
+
+    async def _store_parsed(self, parsed: Parsed, app_id: str | None, report: Report, *, first_index: int = 0) -> int:
         rejections = parsed.rejections
         batches = self._batches(parsed.events, app_id or self._default_app, rejections)
         verdicts = await self._queue.put(batches) if batches else []
-        return Report(
-            accepted=sum(verdict.accepted for verdict in verdicts),
-            duplicates=sum(len(verdict.duplicates) for verdict in verdicts),
-            rejected=len(rejections),
-            errors=_readable(rejections),
-        )
+        if parsed.unknown_fields:
+            self._unknown_fields.inc(parsed.unknown_fields)
+        if first_index:
+            for rejection in rejections:
+                rejection.index = first_index + (rejection.index or 0)
+        report.add(verdicts, rejections)
+        return len(parsed.events)
 
     def _batches(
         self, events: Sequence[UsageEvent | None], default_app: str | None, rejections: list[Rejection]
@@ -71,10 +186,13 @@ class Intake:
                 continue
             email = event.email
             if not 0 < email.find("@") < len(email) - 1:
-                rejections.append(Rejection(f"email: {shown(email)}; expected {EXPECTED['email']}", index))
+                rejections.append(Rejection(f"email: {shown(email)}; expected {self._parser.expected['email']}", index))
                 continue
             group = by_app.get(app_id)
             if group is None:
+                if problem := app_id_problem(app_id):
+                    rejections.append(Rejection(problem, index))
+                    continue
                 group = by_app[app_id] = ([], [])
             group[0].append(event_key(app_id, event.timestamp, email, event.event_name))
             group[1].append(event)
@@ -85,12 +203,3 @@ class Intake:
             for app_id, (keys, members) in by_app.items()
             for start in range(0, len(keys), size)
         ]
-
-
-def _readable(rejections: list[Rejection]) -> list[Rejection]:
-    """In the order of the events, and not more than anybody would read."""
-    rejections.sort(key=lambda rejection: rejection.index or 0)
-    left_out = len(rejections) - MAX_ERRORS_SAID
-    if left_out <= 0:
-        return rejections
-    return [*rejections[:MAX_ERRORS_SAID], Rejection(f"{left_out} more events were rejected and are not listed")]

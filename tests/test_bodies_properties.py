@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from collector.bodies import BodyFormat, Parsed
+from collector.bodies import BodyFormat, BodyParser, Parsed
 from collector.errors import MalformedBody
 from collector.events import INT64_MAX, INT64_MIN, UsageEvent
-from tests.test_bodies import NDJSON, parse, plain, wrapped
+from tests.test_bodies import MANY_EVENTS, NDJSON, parse, plain, wrapped
 
 NAMES = st.sampled_from(["timestamp", "email", "eventName", "appId", "events", "team", "Email", ""])
 LEAVES = (
@@ -41,6 +41,12 @@ ANY_JSON = st.recursive(
         | st.builds(lambda events: {"events": events}, st.lists(values, max_size=4))
     ),
     max_leaves=12,
+)
+
+
+# Text that no JSON parser takes, and that holds nothing of which the structure around it is made.
+NONSENSE = st.text(st.characters(codec="utf-8", exclude_characters='"\\[]{},\n'), max_size=8).map(
+    lambda text: f"?{text}".encode()
 )
 
 
@@ -82,6 +88,39 @@ def test_any_json_gives_exactly_the_events_that_are_in_it(value: Any, as_ascii: 
     assert said_once(parsed)
 
 
+@given(st.lists(st.dictionaries(NAMES, LEAVES) | NEARLY, min_size=2, max_size=6), st.sampled_from([b"", b" ", b"\r\n"]))
+def test_objects_in_a_row_give_what_an_array_of_them_gives(values: list[Any], between: bytes) -> None:
+    written = [json.dumps(value).encode() for value in values]
+    parsed = parse(between.join(written))
+    assert plain(parsed) == [meant(value) for value in values]
+    assert parsed.rejections == parse(wrapped(written, BodyFormat.JSON)).rejections
+
+
+@given(st.lists(ANY_JSON | NONSENSE, min_size=1, max_size=6), st.sampled_from(BodyFormat), st.booleans())
+def test_nonsense_costs_the_whole_body_but_of_lines_only_its_own(
+    pieces: list[Any], body_format: BodyFormat, as_ascii: bool
+) -> None:
+    written = [p if isinstance(p, bytes) else json.dumps(p, ensure_ascii=as_ascii).encode() for p in pieces]
+    body = wrapped(written, body_format)
+    if body_format is not NDJSON and any(isinstance(piece, bytes) for piece in pieces):
+        with pytest.raises(MalformedBody):
+            parse(body, body_format)
+        return
+    parsed = parse(body, body_format)
+    assert plain(parsed) == [meant(piece) for piece in pieces]
+    assert said_once(parsed)
+
+
+@given(st.lists(NEARLY, max_size=4), NEARLY, st.data())
+def test_of_a_row_that_was_cut_off_nothing_is_taken(
+    values: list[Any], last: dict[str, Any], data: st.DataObject
+) -> None:
+    written = json.dumps(last).encode()
+    cut_off = written[: data.draw(st.integers(1, len(written) - 1))]
+    with pytest.raises(MalformedBody):
+        parse(b"".join(json.dumps(value).encode() for value in values) + cut_off)
+
+
 @given(st.lists(ANY_JSON, max_size=6), st.sampled_from([b"\n", b"\r\n", b"\n \n"]), st.booleans())
 def test_any_lines_of_json_give_exactly_the_events_that_are_on_them(
     values: list[Any],
@@ -110,7 +149,8 @@ def events_inside(body: bytes) -> Iterator[UsageEvent]:
 @st.composite
 def damaged_bodies(draw: st.DrawFn) -> bytes:
     """Bodies that were right before somebody cut pieces out of them and put others in."""
-    body = json.dumps(draw(ANY_JSON), ensure_ascii=draw(st.booleans())).encode()
+    values = draw(st.lists(ANY_JSON, min_size=1, max_size=3))
+    body = b" ".join(json.dumps(value, ensure_ascii=draw(st.booleans())).encode() for value in values)
     pieces = st.text('{}[]",:\\ \n\r\t\x0001.eEu', max_size=3).map(str.encode)
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(body)))
@@ -143,3 +183,15 @@ def test_valid_events_come_out_as_they_went_in(
     parsed = parse(wrapped(written, body_format), body_format)
     assert parsed.rejections == []
     assert [json.loads(msgspec.json.encode(event)) for event in parsed.events] == events
+
+
+@given(st.lists(VALID.map(lambda event: json.dumps(event).encode()) | damaged_bodies(), max_size=4))
+def test_bodies_that_are_parsed_together_give_what_each_of_them_gives(bodies: list[bytes]) -> None:
+    parser = BodyParser(keep_fields=["team"], max_events=MANY_EVENTS)
+    together = parser.parse_row(bodies)
+    if together.events:
+        each = [parser.parse(body, BodyFormat.JSON) for body in bodies]
+        assert together.events == [event for parsed in each for event in parsed.events]
+        reasons = [rejection.reason for parsed in each for rejection in parsed.rejections]
+        assert [rejection.reason for rejection in together.rejections] == reasons
+        assert not any(parsed.unknown_fields for parsed in [together, *each])

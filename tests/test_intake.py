@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -10,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.bodies import BodyFormat
-from collector.errors import MalformedBody, QueueFull, Retryable
-from collector.events import INT64_MAX, INT64_MIN, event_key
-from collector.intake import Intake, Report
+from collector.bodies import BYTE_ORDER_MARK, BodyFormat, BodyParser, Rejection
+from collector.errors import MalformedBody, QueueFull, Retryable, TooLarge
+from collector.events import APP_ID_MAX_CHARS, INT64_MAX, INT64_MIN, event_key
+from collector.intake import MAX_ERRORS_SAID, STREAM_PIECE_BYTES, Intake, Report
 from collector.observe.metrics import Metrics
 from collector.queue.base import Backlog, Batch, Burial, Lease, Verdict
 from collector.upstream.models import MAX_EVENTS_PER_REQUEST, Event
@@ -28,6 +29,8 @@ class RememberingQueue:
         self.arrivals = asyncio.Event()
         self.puts: list[Sequence[Batch]] = []
         self.refusal: Retryable | None = None
+        self.takes = 10**6
+        """So many puts it takes, where there is a refusal for the next."""
         self._keys: set[bytes] = set()
 
     @property
@@ -35,7 +38,7 @@ class RememberingQueue:
         return [batch for put in self.puts for batch in put]
 
     async def put(self, batches: Sequence[Batch]) -> list[Verdict]:
-        if self.refusal is not None:
+        if self.refusal is not None and len(self.puts) >= self.takes:
             raise self.refusal
         self.puts.append(batches)
         return [self._verdict(batch) for batch in batches]
@@ -69,13 +72,16 @@ def intake(
     default_app: str | None = "default-app",
     keep_fields: Sequence[str] = (),
     batch_events: int = 1000,
+    max_events: int = 100_000,
+    max_event_bytes: int = 2**16,
     metrics: Metrics | None = None,
 ) -> Intake:
     return Intake(
         queue,
         default_app=default_app,
-        keep_fields=keep_fields,
+        parser=BodyParser(keep_fields=keep_fields, max_events=max_events),
         batch_events=batch_events,
+        max_event_bytes=max_event_bytes,
         metrics=metrics or Metrics(),
     )
 
@@ -96,6 +102,14 @@ def stored(batch: Batch) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def by_app(queue: RememberingQueue) -> dict[str, list[dict[str, Any]]]:
+    """All that was put, in its order."""
+    events: dict[str, list[dict[str, Any]]] = {}
+    for batch in queue.batches:
+        events.setdefault(batch.app_id, []).extend(stored(batch))
+    return events
+
+
 # -- grouping ----------------------------------------------------------------------------------------------------------
 
 
@@ -103,7 +117,7 @@ async def test_events_are_grouped_by_app_in_the_order_they_came(queue: Rememberi
     apps = ["b", "a", "b", "c", "a", "b"]
     report = await intake(queue).take(body(*(event(number, appId=app) for number, app in enumerate(apps))), JSON)
     assert report == Report(accepted=6)
-    assert {batch.app_id: [e["timestamp"] for e in stored(batch)] for batch in queue.batches} == {
+    assert {app_id: [e["timestamp"] for e in events] for app_id, events in by_app(queue).items()} == {
         "b": [0, 2, 5],
         "a": [1, 4],
         "c": [3],
@@ -166,6 +180,22 @@ async def test_an_event_of_no_app_is_rejected_with_what_to_do_and_its_neighbours
     assert error.index == 1
     assert error.reason == "appId: missing, and no default app is configured (apps.default)"
     assert [batch.app_id for batch in queue.batches] == ["a", "b"]
+
+
+@pytest.mark.parametrize("app_id", [".", "..", "x" * (APP_ID_MAX_CHARS + 1)])
+async def test_events_of_an_app_that_cannot_be_are_rejected_wherever_its_name_comes_from(
+    queue: RememberingQueue, app_id: str
+) -> None:
+    sent = body(event(0), event(1, appId=app_id), event(2, appId="sound"), event(3))
+    of_event = [1]
+    for report, refused in (
+        (await intake(queue).take(sent, JSON), of_event),
+        (await intake(queue).take(sent, JSON, app_id), [0, 1, 3]),
+        (await intake(queue, default_app=app_id).take(sent, JSON), [0, 1, 3]),
+    ):
+        assert [error.index for error in report.errors] == refused
+        assert {error.reason.partition(": ")[0] for error in report.errors} == {"appId"}
+    assert {batch.app_id for batch in queue.batches} == {"default-app", "sound"}
 
 
 # -- lines -------------------------------------------------------------------------------------------------------------
@@ -253,14 +283,28 @@ async def test_nothing_is_put_where_nothing_is_left_to_put(queue: RememberingQue
     assert queue.puts == []
 
 
-async def test_nothing_is_put_of_a_malformed_body(queue: RememberingQueue) -> None:
-    with pytest.raises(MalformedBody):
-        await intake(queue).take(body(event())[:-1], JSON)
+@pytest.mark.parametrize(
+    ("sent", "error"), [(body(event())[:-1], MalformedBody), (body(*map(event, range(6))), TooLarge)]
+)
+async def test_nothing_is_put_of_a_body_that_is_malformed_or_too_large(
+    queue: RememberingQueue, sent: bytes, error: type[Exception]
+) -> None:
+    report = Report()
+    with pytest.raises(error):
+        await intake(queue, max_events=5).take(sent, JSON, report=report)
     assert queue.puts == []
+    assert report == Report()
+
+
+async def test_what_became_of_a_body_is_added_to_the_report_that_was_given(queue: RememberingQueue) -> None:
+    report = Report(accepted=1, duplicates=2, rejected=1, errors=[Rejection("before")])
+    assert await intake(queue).take(body(event(), event(), 7), JSON, report=report) is report
+    assert (report.accepted, report.duplicates, report.rejected) == (2, 3, 2)
+    assert [error.index for error in report.errors] == [None, 2]
 
 
 async def test_a_queue_that_cannot_take_it_is_heard_of_as_it_said_it(queue: RememberingQueue) -> None:
-    queue.refusal = QueueFull("full", retry_after_seconds=5)
+    queue.refusal, queue.takes = QueueFull("full", retry_after_seconds=5), 0
     with pytest.raises(QueueFull) as caught:
         await intake(queue).take(body(event()), JSON)
     assert caught.value is queue.refusal
@@ -298,3 +342,298 @@ async def test_the_books_balance_every_event_is_stored_known_or_rejected(
     kept = [(batch.app_id, e) for batch in queue.batches for e in stored(batch)]
     assert sorted(map(canonical, kept)) == sorted(map(canonical, sent))
     assert all(len(batch.keys) <= batch_events for batch in queue.batches)
+
+
+# -- streams -----------------------------------------------------------------------------------------------------------
+
+
+class Broke(Exception):
+    """What a stream may end with in place of its end."""
+
+
+async def stream(pieces: Iterable[bytes], error: Exception | None = None) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+    if error is not None:
+        raise error
+
+
+@pytest.fixture
+def stored_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has come of a stream is stored with each of its pieces."""
+    monkeypatch.setattr("collector.intake.STREAM_PIECE_BYTES", 1)
+
+
+def lines(*events: object) -> bytes:
+    return b"".join(json.dumps(each).encode() + b"\n" for each in events)
+
+
+def timestamps(queue: RememberingQueue) -> list[int]:
+    return [e["timestamp"] for batch in queue.batches for e in stored(batch)]
+
+
+LINES = st.one_of(
+    st.integers(0, 20).map(lambda number: json.dumps(event(number), ensure_ascii=False).encode()),
+    st.integers(0, 20).map(lambda number: json.dumps(event(number, appId="other", unknown=1)).encode()),
+    st.sampled_from([b"", b" ", b"7", b"{}", b"{", b"rubbish", b"\xff", b'"\xc3\xa9"', b"7 7", b"7,7", b"\t{}{}"]),
+)
+
+
+@given(st.lists(LINES, max_size=12), st.booleans(), st.data(), st.integers(1, 200))
+async def test_a_stream_gives_the_same_books_whatever_the_size_of_its_pieces(
+    texts: list[bytes], has_last_line_end: bool, data: st.DataObject, stored_together: int
+) -> None:
+    sent = b"\n".join([*texts, b""] if has_last_line_end else texts)
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(sent)), max_size=12)))
+    pieces = [sent[start:end] for start, end in pairwise([0, *cuts, len(sent)])]
+    in_pieces, whole, report = RememberingQueue(), RememberingQueue(), Report()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("collector.intake.STREAM_PIECE_BYTES", stored_together)
+        await intake(in_pieces).take_lines(stream(pieces), None, report)
+    assert report == await intake(whole).take(sent, NDJSON)
+    assert by_app(in_pieces) == by_app(whole)
+
+
+@pytest.mark.parametrize("piece_bytes", [1000, STREAM_PIECE_BYTES - 1, STREAM_PIECE_BYTES, STREAM_PIECE_BYTES + 1])
+async def test_when_a_source_is_asked_for_more_no_more_than_a_piece_and_a_line_is_held(
+    queue: RememberingQueue, piece_bytes: int
+) -> None:
+    numbers = range(10_000, 30_000)  # their lines are equally long
+    sent = lines(*map(event, numbers))
+    line_bytes = len(sent) // len(numbers)
+    held: list[int] = []
+
+    async def watched() -> AsyncIterator[bytes]:
+        for start in range(0, len(sent), piece_bytes):
+            held.append(start - line_bytes * sum(len(batch.keys) for batch in queue.batches))
+            yield sent[start : start + piece_bytes]
+
+    report = Report()
+    await intake(queue).take_lines(watched(), None, report)
+    assert report == Report(accepted=len(numbers))
+    assert timestamps(queue) == list(numbers)
+    assert max(held) < STREAM_PIECE_BYTES + line_bytes
+
+
+@pytest.mark.usefixtures("stored_piece_by_piece")
+@pytest.mark.parametrize("piece", [b"\n", b"7\n", lines(event())])
+async def test_a_stream_that_never_waits_lets_others_run_between_its_pieces(
+    queue: RememberingQueue, piece: bytes
+) -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(other())
+    await intake(queue).take_lines(stream([piece] * 10), None, Report())
+    running.cancel()
+    assert turns >= 10
+
+
+@pytest.mark.usefixtures("stored_piece_by_piece")
+@pytest.mark.parametrize(
+    ("pieces", "refused"),
+    [
+        ([lines(event(0), 7), lines(7, event(3)), lines(event(4)), lines(7)], [1, 2, 5]),
+        ([lines(7)[:1], b"\n", b"7", b"7\n7", b"\n"], [0, 1, 2]),
+        ([b"\n\n7\n", b"\n \n", b"7 7\n", b"rubbish\n7"], [0, 1, 2, 3, 4]),
+        ([lines(event(0), event(1, email="nobody")), lines(event(2, email="nobody"))], [1, 2]),
+    ],
+)
+async def test_a_rejected_event_is_named_by_its_place_in_the_whole_stream(
+    queue: RememberingQueue, pieces: list[bytes], refused: list[int]
+) -> None:
+    report = Report()
+    await intake(queue).take_lines(stream(pieces), None, report)
+    assert [error.index for error in report.errors] == refused
+    assert report.rejected == len(refused)
+
+
+@pytest.mark.parametrize(
+    "pieces", [[], [b""], [b"", b""], [b"\n"], [b" \r\n\n", b"\t\n"], [b"\n" * STREAM_PIECE_BYTES] * 2]
+)
+async def test_a_stream_may_hold_no_events(queue: RememberingQueue, pieces: list[bytes]) -> None:
+    report = Report()
+    await intake(queue).take_lines(stream(pieces), None, report)
+    assert report == Report()
+    assert queue.puts == []
+
+
+@pytest.mark.usefixtures("stored_piece_by_piece")
+@pytest.mark.parametrize("last", [lines(event(2)), lines(event(2))[:-1], b"\r\n" + lines(event(2))[:-1] + b" "])
+async def test_a_last_line_needs_no_line_end_where_the_stream_has_ended_by_itself(
+    queue: RememberingQueue, last: bytes
+) -> None:
+    report = Report()
+    await intake(queue).take_lines(stream([lines(event(1)), last]), "a", report)
+    assert report == Report(accepted=2)
+    assert [batch.app_id for batch in queue.batches] == ["a", "a"]
+    assert timestamps(queue) == [1, 2]
+
+
+@pytest.mark.usefixtures("stored_piece_by_piece")
+@pytest.mark.parametrize("rest", [b"", b'{"timestamp":', lines(event(9))[:-1]], ids=["none", "part", "whole"])
+async def test_a_source_that_fails_leaves_what_was_stored_and_nothing_of_the_line_it_was_in(
+    queue: RememberingQueue, rest: bytes
+) -> None:
+    report, error = Report(), Broke()
+    pieces = [lines(event(1), event(1)), lines(7, event(2)), rest]
+    with pytest.raises(Broke) as caught:
+        await intake(queue).take_lines(stream(pieces, error), None, report)
+    assert caught.value is error
+    assert (report.accepted, report.duplicates, report.rejected) == (2, 1, 1)
+    assert [error.index for error in report.errors] == [2]
+    assert timestamps(queue) == [1, 1, 2]
+
+
+@pytest.mark.usefixtures("stored_piece_by_piece")
+async def test_a_queue_that_refuses_midway_leaves_what_was_stored_before(queue: RememberingQueue) -> None:
+    queue.refusal, queue.takes = QueueFull("full"), 2
+    report = Report()
+    pieces = [lines(event(1), 7), lines(event(2), event(2)), lines(7, event(3)), lines(event(4))]
+    with pytest.raises(QueueFull) as caught:
+        await intake(queue).take_lines(stream(pieces), None, report)
+    assert caught.value is queue.refusal
+    assert (report.accepted, report.duplicates, report.rejected) == (2, 1, 1)
+    assert [error.index for error in report.errors] == [1]
+    assert len(queue.puts) == 2
+
+
+@pytest.mark.usefixtures("stored_piece_by_piece")
+async def test_a_line_that_grows_longer_than_allowed_is_too_large_and_what_came_before_stays(
+    queue: RememberingQueue,
+) -> None:
+    pieces = [lines(event(1), 7), b"\n" * 500, b"x" * 60, b"x" * 60, b"x" * 60, lines(event(2))]
+    report, left = Report(), iter(pieces)
+    with pytest.raises(TooLarge, match=r"event 2: its line is longer than events\.max_event_bytes = 100 bytes"):
+        await intake(queue, max_event_bytes=100).take_lines(stream(left), None, report)
+    assert len(list(left)) == 2  # it is not read to its end
+    assert (report.accepted, report.rejected) == (1, 1)
+    assert timestamps(queue) == [1]
+
+
+@pytest.mark.usefixtures("stored_piece_by_piece")
+async def test_a_line_may_come_in_many_pieces_as_long_as_it_is_no_longer_than_allowed(queue: RememberingQueue) -> None:
+    sent = lines(event(1), event(2), event(3))
+    report = Report()
+    await intake(queue, max_event_bytes=len(lines(event(1))) - 1).take_lines(
+        stream(sent[place : place + 1] for place in range(len(sent))), None, report
+    )
+    assert report == Report(accepted=3)
+
+
+@pytest.mark.usefixtures("stored_piece_by_piece")
+@pytest.mark.parametrize(("bad", "left_out"), [(MAX_ERRORS_SAID, 0), (MAX_ERRORS_SAID + 1, 1), (3500, 2500)])
+async def test_errors_are_listed_up_to_a_limit_over_all_pieces_and_the_rest_is_counted_once(
+    queue: RememberingQueue, bad: int, left_out: int
+) -> None:
+    report = Report()
+    rejected = [lines(*[7] * len(range(start, min(start + 600, bad)))) for start in range(0, bad, 600)]
+    await intake(queue).take_lines(stream([*rejected, lines(event(1))]), None, report)
+    assert (report.accepted, report.rejected) == (1, bad)
+    assert [error.index for error in report.errors[:MAX_ERRORS_SAID]] == list(range(MAX_ERRORS_SAID))
+    said = [(error.index, error.reason) for error in report.errors[MAX_ERRORS_SAID:]]
+    assert said == [(None, f"{left_out} more events were rejected and are not listed")] * bool(left_out)
+
+
+# -- datagrams ---------------------------------------------------------------------------------------------------------
+
+DATAGRAMS = st.one_of(
+    st.integers(0, 20).map(lambda number: json.dumps(event(number)).encode()),
+    st.lists(st.integers(0, 20).map(event), max_size=3).map(lambda events: lines(*events)),
+    st.sampled_from([b"", b"7", b"{", b"\xff", b"[]", b"{}{}", b"[7,7]", body(event(1), event(2, unknown=1), {})]),
+)
+
+
+async def test_datagrams_are_put_into_the_queue_together_in_their_order(queue: RememberingQueue) -> None:
+    report = Report()
+    sent = [lines(event(1)), lines(event(2), event(3)), body(event(4), event(1)), lines(event(5))[:-1]]
+    await intake(queue).take_datagrams(sent, report)
+    assert report == Report(accepted=5, duplicates=1)
+    assert timestamps(queue) == [1, 2, 3, 4, 1, 5]
+    assert len(queue.puts) == 1
+
+
+async def test_a_datagram_that_is_malformed_or_too_large_counts_as_one_rejected_event(queue: RememberingQueue) -> None:
+    report = Report()
+    sent = [lines(event(1)), b"", body(event(2), 7), b"{", body(*map(event, range(10, 16))), lines(event(3))]
+    await intake(queue, max_events=5).take_datagrams(sent, report)
+    assert (report.accepted, report.duplicates, report.rejected) == (3, 0, 4)
+    assert [error.index for error in report.errors] == [1, 3, 4, 5]
+    reasons = ["the body is not JSON", "7; expected an object", "the body is not JSON", "the body has 6 events"]
+    assert [said.reason.startswith(start) for said, start in zip(report.errors, reasons, strict=True)] == [True] * 4
+    assert timestamps(queue) == [1, 2, 3]
+
+
+@given(st.lists(DATAGRAMS, max_size=8))
+async def test_datagrams_give_the_same_books_together_and_one_by_one(datagrams: list[bytes]) -> None:
+    together, one_by_one = RememberingQueue(), RememberingQueue()
+    report, each = Report(), Report()
+    await intake(together).take_datagrams(datagrams, report)
+    for datagram in datagrams:
+        await intake(one_by_one).take_datagrams([datagram], each)
+    assert (report.accepted, report.duplicates, report.rejected) == (each.accepted, each.duplicates, each.rejected)
+    assert timestamps(together) == timestamps(one_by_one)
+
+
+async def test_a_queue_that_refuses_datagrams_leaves_their_report_empty(queue: RememberingQueue) -> None:
+    queue.refusal, queue.takes = QueueFull("full"), 0
+    report = Report()
+    with pytest.raises(QueueFull):
+        await intake(queue).take_datagrams([lines(event(1)), b"7"], report)
+    assert report == Report()
+
+
+@pytest.mark.usefixtures("stored_piece_by_piece")
+async def test_the_lines_before_a_too_long_one_are_stored(queue: RememberingQueue) -> None:
+    report = Report()
+    with pytest.raises(TooLarge, match="event 2: "):
+        await intake(queue, max_event_bytes=100).take_lines(stream([lines(event(1), 7) + b"x" * 101]), None, report)
+    assert (report.accepted, report.rejected) == (1, 1)
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b""])
+async def test_a_too_long_line_is_refused_however_it_comes(queue: RememberingQueue, line_end: bytes) -> None:
+    sent = lines(event(1, unknown="x" * 200))[:-1] + line_end
+    with pytest.raises(TooLarge):
+        await intake(queue, max_event_bytes=100).take_lines(stream([sent]), None, Report())
+
+
+@pytest.mark.usefixtures("stored_piece_by_piece")
+async def test_a_byte_order_mark_counts_alike_wherever_a_piece_begins(queue: RememberingQueue) -> None:
+    sent = [lines(event(1)), BYTE_ORDER_MARK + lines(event(2))]
+    a, b = Report(), Report()
+    await intake(queue).take_lines(stream(sent), None, a)
+    await intake(RememberingQueue()).take_lines(stream([b"".join(sent)]), None, b)
+    assert a == b
+
+
+async def test_the_limit_of_a_request_is_not_one_of_many_datagrams(queue: RememberingQueue) -> None:
+    report = Report()
+    await intake(queue, max_events=5).take_datagrams([lines(event(n)) for n in range(6)], report)
+    assert report == Report(accepted=6)
+
+
+async def test_unknown_fields_count_once_however_often_their_events_are_offered(queue: RememberingQueue) -> None:
+    metrics = Metrics()
+    taker = intake(queue, metrics=metrics)
+    queue.refusal, queue.takes = QueueFull("full"), 0
+    with pytest.raises(QueueFull):
+        await taker.take_datagrams([lines(event(1, unknown=1))], Report())
+    queue.refusal = None
+    await taker.take_datagrams([lines(event(1, unknown=1))], Report())
+    assert metrics.registry.get_sample_value("collector_unknown_fields_total") == 1
+
+
+@pytest.mark.usefixtures("stored_piece_by_piece")
+async def test_a_stream_that_breaks_off_says_how_many_rejections_are_not_listed(
+    queue: RememberingQueue,
+) -> None:
+    report = Report()
+    with pytest.raises(Broke):
+        await intake(queue).take_lines(stream([b"7\n" * 1500], Broke()), None, report)
+    assert report.errors[-1].reason == "500 more events were rejected and are not listed"
