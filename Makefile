@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help venv demo test check bench format clean
+.PHONY: help venv demo test check bench fuzz format clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
@@ -31,6 +31,9 @@ check: $(READY)  ## lint, format, strict types, import layers
 
 bench: $(READY)  ## speed beside the limits measured in the same run
 	@$(BIN)/python -m bench
+
+fuzz: $(READY)  ## a million hostile inputs, some minutes
+	@$(BIN)/python -m tests.fuzz
 
 format: $(READY)  ## what `make check` would complain about, mended where it can be
 	@$(BIN)/ruff check --fix .

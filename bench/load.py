@@ -8,6 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import cast
 
 import uvloop
@@ -15,22 +16,24 @@ import uvloop
 from bench.http1 import message_length, post
 
 
-def requests(events_per_request: int, count: int, seed: int) -> list[bytes]:
-    """Requests of distinct events, as live traffic has them: time goes on, people and actions repeat."""
+def events(count: int, seed: int) -> Iterator[str]:
+    """Distinct events, as live traffic has them: time goes on, people and actions repeat."""
     start_ms = 1_700_000_000_000 + seed * 1_000_000_000
-    number = 0
-    built = []
-    for _ in range(count):
-        events = []
-        for _ in range(events_per_request):
-            number += 1
-            events.append(
-                f'{{"timestamp":{start_ms + number // 2},"email":"person{number % 5000}@example.com",'
-                f'"eventName":"document_opened_{number % 20}"}}'
-            )
-        body = events[0] if events_per_request == 1 else '{"events":[' + ",".join(events) + "]}"
-        built.append(post("/v1/events", "application/json", body.encode()))
-    return built
+    for number in range(1, count + 1):
+        yield (
+            f'{{"timestamp":{start_ms + number // 2},"email":"person{number % 5000}@example.com",'
+            f'"eventName":"document_opened_{number % 20}"}}'
+        )
+
+
+def requests(events_per_request: int, count: int, seed: int) -> list[bytes]:
+    """Posts of so many events each."""
+    source = events(events_per_request * count, seed)
+    bodies = (
+        next(source) if events_per_request == 1 else f'{{"events":[{",".join(islice(source, events_per_request))}]}}'
+        for _ in range(count)
+    )
+    return [post("/v1/events", "application/json", body.encode()) for body in bodies]
 
 
 class Connection(asyncio.Protocol):

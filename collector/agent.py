@@ -9,20 +9,29 @@ whole agent down, loudly; nothing stays "healthy" while it does nothing.
 import asyncio
 import contextlib
 from collections.abc import Coroutine
+from pathlib import Path
+from socket import SOCK_DGRAM, SOCK_STREAM, SocketKind, socket
 from typing import Any, Self
 
 import msgspec
 
+from collector.bodies import BodyParser
 from collector.clock import Clock
 from collector.config import Config
 from collector.config.kinds import Address, Secret
+from collector.config.tokens import read_tokens
 from collector.errors import CollectorError, Unusable
 from collector.flusher import Flusher
 from collector.intake import Intake
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.queue.sqlite import SqliteQueue
+from collector.sources.access import Guard
+from collector.sources.datagrams import DatagramSource, bind_udp
 from collector.sources.http import HttpSource
+from collector.sources.http1 import Limits
+from collector.sources.http_body import BodyLimits
+from collector.sources.unix import UnixSocket
 from collector.upstream.auth import TokenSource
 from collector.upstream.publisher import UsageEventsPublisher
 from collector.upstream.transport import Transport
@@ -61,8 +70,15 @@ class Collector:
         self._intake = Intake(
             self._queue,
             default_app=config.apps.default,
-            keep_fields=config.events.keep_fields,
+            parser=BodyParser(
+                keep_fields=config.events.keep_fields,
+                max_events=config.events.max_per_request,
+                max_email_chars=config.events.max_email_chars,
+                max_event_name_chars=config.events.max_event_name_chars,
+                max_kept_bytes=config.events.max_kept_bytes,
+            ),
             batch_events=config.flush.batch_events,
+            max_event_bytes=config.events.max_event_bytes,
             metrics=self.metrics,
         )
         self._transport = Transport(timeout_seconds=config.upstream.timeout)
@@ -94,13 +110,30 @@ class Collector:
             clock=self._clock,
             metrics=self.metrics,
         )
+        self._guard = Guard(allowed_hosts=config.access.allowed_hosts)
         self._http = HttpSource(
             self._intake,
             listen=config.http.listen,
-            max_request_bytes=config.http.max_request_bytes,
+            connection_limits=Limits(
+                head_bytes=config.http.max_header_bytes,
+                head_seconds=config.http.header_timeout,
+                body_seconds=config.http.body_timeout,
+                idle_seconds=config.http.idle_timeout,
+                connections=config.http.max_connections,
+                requests_in_flight=config.http.max_in_flight,
+            ),
+            body_limits=BodyLimits(
+                sent_bytes=config.http.max_request_bytes,
+                decompressed_bytes=config.http.max_decompressed_bytes,
+                stream_bytes=config.http.max_stream_bytes,
+                held_bytes=config.http.max_held_bytes,
+            ),
+            guard=self._guard,
             metrics=self.metrics,
             why_unready=self.why_unready,
         )
+        self._udp_address: Address | None = None
+        self._datagrams: dict[str, DatagramSource] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failure: asyncio.Future[None] | None = None
         self._open = contextlib.AsyncExitStack()
@@ -123,16 +156,13 @@ class Collector:
             opened.push_async_callback(self._tokens.close)
             self._watch("queue.maintain", self._queue.maintain(), opened)
             self._watch("flusher.run", self._flusher.run(), opened)
-            try:
-                await self._http.start()
-            except OSError as error:
-                raise Unusable(f"http.listen: cannot listen on {self._config.http.listen}: {error.strerror}") from error
-            opened.push_async_callback(self._http.stop)
+            await self._open_sources(opened)
             self._open = opened.pop_all()
         log.info(
             "agent.started",
             version=__version__,
             http=str(self.http_address),
+            udp=str(self.udp_address) if self.udp_address else None,
             queue=str(self._config.queue.path),
             waiting_events=self._queue.waiting_events,
             upstream=self._config.upstream.base_url,
@@ -149,6 +179,8 @@ class Collector:
             return StopReport(0, {})
         deadline = self._clock.monotonic() + self._config.stop.deadline
         await self._http.stop()
+        for source in self._datagrams.values():
+            await source.stop()
         self._flusher.drain()
         log.info(
             "agent.draining", waiting_events=self._queue.waiting_events, deadline_seconds=self._config.stop.deadline
@@ -159,6 +191,14 @@ class Collector:
         self._tasks.clear()
         log.info("agent.stopped", waiting_events=report.waiting_events, held_apps=report.held_apps)
         return report
+
+    def reload(self) -> None:
+        """Reads `access.tokens_file` again. Raises ConfigInvalid, with the tokens of before still in force."""
+        file = self._config.access.tokens_file
+        if file is not None:
+            tokens = read_tokens(file)
+            self._guard.use_tokens(token.reveal() for token in tokens)
+            log.info("agent.tokens_loaded", tokens=len(tokens))
 
     async def failed(self) -> None:
         """Raises, once a part of the collector has died and it cannot go on; never returns before."""
@@ -177,12 +217,52 @@ class Collector:
         """Where the HTTP source listens."""
         return self._http.address
 
+    @property
+    def udp_address(self) -> Address | None:
+        """Where the UDP source listens, if there is one."""
+        return self._udp_address
+
     def why_unready(self) -> str | None:
         """Why events should not be sent here now; None where they may."""
         if self._stopping or not self._tasks:
             return "the collector is stopping"
         dead = [name for name, task in self._tasks.items() if task.done()]
         return f"{dead[0]} has died" if dead else None
+
+    async def _open_sources(self, opened: contextlib.AsyncExitStack) -> None:
+        config = self._config
+        self.reload()
+        stream = None if config.unix.stream is None else self._unix_socket(config.unix.stream, SOCK_STREAM, opened)
+        try:
+            await self._http.start(stream)
+        except OSError as error:
+            raise Unusable(f"http.listen: cannot listen on {config.http.listen}: {error.strerror}") from error
+        opened.push_async_callback(self._http.stop)
+        if config.udp.listen is not None:
+            try:
+                bound = bind_udp(config.udp.listen, receive_buffer_bytes=config.udp.receive_buffer)
+            except OSError as error:
+                raise Unusable(f"udp.listen: cannot listen on {config.udp.listen}: {error.strerror}") from error
+            self._udp_address = Address(*bound.getsockname()[:2])
+            self._start_datagrams("udp", bound, opened, holds_senders=False)
+        if config.unix.datagram is not None:
+            bound = self._unix_socket(config.unix.datagram, SOCK_DGRAM, opened)
+            self._start_datagrams("unix", bound, opened, holds_senders=True)
+
+    def _unix_socket(self, path: Path, kind: SocketKind, opened: contextlib.AsyncExitStack) -> socket:
+        made = UnixSocket(path, kind, mode=self._config.unix.mode, owner=self._config.unix.owner)
+        opened.callback(made.close)
+        return made.socket
+
+    def _start_datagrams(
+        self, name: str, bound: socket, opened: contextlib.AsyncExitStack, *, holds_senders: bool
+    ) -> None:
+        source = DatagramSource(
+            name, self._intake, holds_senders=holds_senders, clock=self._clock, metrics=self.metrics
+        )
+        source.start(bound)
+        opened.push_async_callback(source.stop)
+        self._datagrams[name] = source
 
     def _watch(self, name: str, work: Coroutine[Any, Any, None], opened: contextlib.AsyncExitStack) -> None:
         """Runs `work` until the stop, and takes its end before then as the end of the agent."""
@@ -222,4 +302,21 @@ class Collector:
             "uncommitted_bytes",
             "Bytes of events that wait in memory for their commit.",
             lambda: self._queue.uncommitted_bytes,
+        )
+        gauge("http_connections", "Connections to the HTTP source.", lambda: self._http.connections)
+        gauge("http_in_flight_requests", "Requests being received or stored.", lambda: self._http.requests_in_flight)
+        gauge(
+            "http_held_bytes",
+            "Bytes of request bodies in memory whose events are not stored yet.",
+            lambda: self._http.held_bytes,
+        )
+        gauge(
+            "datagram_held_bytes",
+            "Bytes of datagrams in memory whose events are not stored yet.",
+            lambda: sum(source.unstored_bytes for source in self._datagrams.values()),
+        )
+        gauge(
+            "udp_kernel_drops",
+            "Datagrams that the kernel dropped because its receive buffer was full.",
+            lambda: sum(source.count_kernel_drops() for source in self._datagrams.values()),
         )

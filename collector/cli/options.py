@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from collector.config.kinds import Address, parse_address
+from collector.config.kinds import Address, Refused, parse_address
 
 config_option = click.option(
     "--config",
@@ -27,5 +27,7 @@ class AddressType(click.ParamType[Address]):
             return value
         try:
             return parse_address(value)
+        except Refused as refused:
+            self.fail(str(refused), param, ctx)
         except ValueError:
             self.fail(f"{value!r} is not HOST:PORT with a port from 0 to 65535", param, ctx)

@@ -1,6 +1,7 @@
 """`collector run`: the daemon."""
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from collector.agent import Collector
 from collector.cli.loop import run, stop_signals
 from collector.cli.options import config_option
 from collector.config import Config, load
-from collector.observe.logs import configure
+from collector.errors import ConfigInvalid
+from collector.observe.logs import configure, get_logger
+
+log = get_logger(__name__)
 
 SWITCH_INTERVAL_SECONDS = 0.00005
 """How long a thread may keep the interpreter from the others. The default of 5 ms is what each of a commit's few hops
@@ -23,7 +27,7 @@ def command(config_file: Path | None) -> None:
     """Run the collector until SIGTERM or SIGINT.
 
     The first signal stops accepting, delivers until stop.deadline, and says what remains in the queue. A second one
-    ends the process at once; nothing acknowledged is lost by that.
+    ends the process at once; nothing acknowledged is lost by that. SIGHUP reads the tokens' file again.
     """
     config = load(config_file)
     configure(config.log.level, config.log.format)
@@ -34,8 +38,16 @@ def command(config_file: Path | None) -> None:
 async def _serve(config: Config) -> None:
     stop_asked = asyncio.create_task(stop_signals().wait())
     async with Collector(config) as collector:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, collector)
         failed = asyncio.create_task(collector.failed())
         await asyncio.wait([stop_asked, failed], return_when=asyncio.FIRST_COMPLETED)
         if failed.done():
             await failed
         failed.cancel()
+
+
+def _reload(collector: Collector) -> None:
+    try:
+        collector.reload()
+    except ConfigInvalid as error:
+        log.error("run.reload_failed", error=str(error), remedy="the tokens of before stay in force")  # noqa: TRY400

@@ -3,6 +3,7 @@
 People write durations and sizes as `"30d"`, `"500ms"`, `"512MiB"`; the program holds seconds and bytes.
 """
 
+import ipaddress
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -36,13 +37,25 @@ class Secret:
 
 
 class Address(NamedTuple):
-    """A TCP address; port 0 lets the kernel choose."""
+    """A TCP or UDP address; port 0 lets the kernel choose."""
 
     host: str
     port: int
 
+    @property
+    def is_loopback(self) -> bool:
+        """No other machine can reach it. What a name stands for is not known here, but for localhost."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Refused(ValueError):
+    """A value that is refused for a reason of its own; the message holds no secret, even where the value does."""
 
 
 class Kind(NamedTuple):
@@ -58,6 +71,7 @@ _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BINARY_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE_UNITS = _BINARY_UNITS | {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _NAME = re.compile(r'[^"\\\x00-\x1f]+')
+_FILE_MODE = re.compile(r"0?[0-7]{3}")
 _URL = re.compile(r"[^\s?#@\x00-\x1f]+")
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", re.ASCII)
 
@@ -151,6 +165,29 @@ def choice(about: str, *options: str) -> Kind:
     return Kind(about, "one of " + ", ".join(f'"{option}"' for option in options), parse, _quoted)
 
 
+def flag(about: str) -> Kind:
+    """Yes or no; in the environment `true` or `false`."""
+    words = {True: True, False: False, "true": True, "false": False}
+
+    def parse(value: Any) -> bool:
+        if not isinstance(value, bool | str) or value not in words:
+            raise ValueError(value)
+        return words[value]
+
+    return Kind(about, "true or false", parse, lambda value: str(value).lower())
+
+
+def file_mode(about: str) -> Kind:
+    """Permissions of a file, in octal as chmod takes them."""
+
+    def parse(value: Any) -> int:
+        if not isinstance(value, str) or not _FILE_MODE.fullmatch(value):
+            raise ValueError(value)
+        return int(value, 8)
+
+    return Kind(about, 'an octal mode from "000" to "0777"', parse, lambda value: f'"{value:04o}"')
+
+
 def names(about: str) -> Kind:
     """A list of names; in the environment separated by commas."""
 
@@ -190,7 +227,10 @@ def address(about: str) -> Kind:
 def parse_address(value: Any) -> Address:
     """`"127.0.0.1:8787"` or `"[::1]:8787"`. Raises ValueError."""
     host, separator, port = _text(value).rpartition(":")
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise Refused(f'{value!r}: an IPv6 host stands in brackets, such as "[::1]:8787"')
     if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(value)
     return Address(host, int(port))
@@ -200,6 +240,8 @@ def url(about: str) -> Kind:
     """An http or https URL without user, query or fragment; a slash at its end is dropped."""
 
     def parse(value: Any) -> str:
+        if "@" in str(value):
+            raise Refused("a URL with an @ in it (not shown, for there may be a password before it)")
         parts = urlsplit(_text(value))
         if parts.scheme not in {"http", "https"} or not parts.hostname or not _URL.fullmatch(value):
             raise ValueError(value)

@@ -13,8 +13,9 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 
 import msgspec
 
-from collector.config.kinds import Kind, Secret
+from collector.config.kinds import Kind, Refused, Secret
 from collector.config.model import Config, Upstream
+from collector.config.tokens import read_tokens
 from collector.errors import ConfigInvalid
 
 ENVIRONMENT_PREFIX = "COLLECTOR_"
@@ -68,7 +69,8 @@ def load(
 ) -> Config:
     """The configuration of `file` (none: defaults only) under that of `environment` (default: the process's own).
 
-    Who does not talk to upstream can do without credentials. Raises ConfigInvalid with every problem, one a line.
+    Who only looks at a queue, or sends to a collector, can do without credentials. Raises ConfigInvalid with every
+    problem, one a line.
     """
     environment = os.environ if environment is None else environment
     known = {key.dotted: key for key in keys()}
@@ -80,6 +82,8 @@ def load(
         kind = known[dotted].kind
         try:
             values[dotted] = kind.parse(value)
+        except Refused as refused:
+            problems.append(Problem(dotted, str(refused), f"allowed: {kind.allowed}"))
         except (ValueError, TypeError, OverflowError):
             shown = "(not shown)" if dotted == "upstream.client_secret" else repr(value)
             problems.append(Problem(dotted, shown, f"allowed: {kind.allowed}"))
@@ -96,9 +100,30 @@ def load(
         if upstream.client_id is None and not _named("upstream.client_id", problems):
             problems.append(Problem("upstream.client_id", "missing", "give the OAuth2 client ID that Productiv issued"))
         config = msgspec.structs.replace(config, upstream=upstream)
+        problems += _open_doors(config)
     if problems:
         raise ConfigInvalid("\n".join(map(str, problems)))
     return config
+
+
+def _open_doors(config: Config) -> list[Problem]:
+    """Addresses that other machines can reach although nobody is asked who he is; and tokens that cannot be read."""
+    access = config.access
+    found = []
+    if access.tokens_file is not None:
+        try:
+            read_tokens(access.tokens_file)
+        except ConfigInvalid as error:
+            key, _, rest = str(error).partition(": ")
+            found.append(Problem(key, rest))
+    for key, listen, remedy in (
+        ("http.listen", None if access.tokens_file else config.http.listen, "give access.tokens_file, or set "),
+        ("udp.listen", config.udp.listen, "datagrams carry no token; set "),
+    ):
+        if listen is not None and not listen.is_loopback and not access.allow_unauthenticated:
+            reach = f"{str(listen)!r} can be reached from other machines"
+            found.append(Problem(key, reach, f"{remedy}access.allow_unauthenticated = true"))
+    return found
 
 
 def _from_file(file: Path | None, known: Mapping[str, Key], problems: list[Problem]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import msgspec
 
 from collector.config import kinds
 from collector.config.kinds import Address, Bytes, Seconds, Secret
+from collector.events import EMAIL_MAX_CHARS, EVENT_NAME_MAX_CHARS, KEPT_MAX_BYTES
 
 DAY = 86_400.0
 MiB = 2**20
@@ -25,9 +26,110 @@ class Http(msgspec.Struct, frozen=True, kw_only=True):
     max_request_bytes: Annotated[
         Bytes,
         kinds.size(
-            "Largest request body; above it the answer is 413. 16 MiB holds about 150,000 events.", "1KiB", "1GiB"
+            "Largest JSON body as it is sent; it is held whole in memory, and above this the answer is 413. "
+            "16 MiB holds about 150,000 events. NDJSON is stored as it comes and may be longer.",
+            "1KiB",
+            "1GiB",
         ),
     ] = Bytes(16 * MiB)
+    max_decompressed_bytes: Annotated[
+        Bytes, kinds.size("Largest JSON body after decompression; above it the answer is 413.", "1KiB", "1GiB")
+    ] = Bytes(32 * MiB)
+    max_stream_bytes: Annotated[
+        Bytes,
+        kinds.size("Longest NDJSON body after decompression. What came before is stored and stays.", "1KiB", "1024TiB"),
+    ] = Bytes(1024 * 1024 * MiB)
+    max_held_bytes: Annotated[
+        Bytes,
+        kinds.size(
+            "Bytes of JSON bodies in memory, over all connections; above it new ones get 503. Twice to four times as "
+            "much memory is used while they are parsed.",
+            "1KiB",
+            "64GiB",
+        ),
+    ] = Bytes(64 * MiB)
+    max_header_bytes: Annotated[
+        Bytes, kinds.size("Largest request line with all header fields; above it the answer is 431.", "1KiB", "1MiB")
+    ] = Bytes(16 * 1024)
+    max_connections: Annotated[
+        int,
+        kinds.integer(
+            "Connections open at one time; above it new ones get 503. Half of the 1024 files that a process may have "
+            "open by default.",
+            1,
+            100_000,
+        ),
+    ] = 512
+    max_in_flight: Annotated[
+        int,
+        kinds.integer("Requests being received or stored at one time; above it new ones get 503.", 1, 100_000),
+    ] = 512
+    header_timeout: Annotated[
+        Seconds, kinds.duration("How long a request's head may take to come, also the first one's.", "1s", "1h")
+    ] = Seconds(10.0)
+    body_timeout: Annotated[
+        Seconds,
+        kinds.duration("How long each 64 KiB of a body, or the rest of it, may take to come.", "1s", "1h"),
+    ] = Seconds(30.0)
+    idle_timeout: Annotated[
+        Seconds, kinds.duration("How long a connection may stay open without a request.", "1s", "1d")
+    ] = Seconds(75.0)
+
+
+class Udp(msgspec.Struct, frozen=True, kw_only=True):
+    """Where apps send events that nobody answers: fire and forget, every loss counted."""
+
+    listen: Annotated[
+        Address | None,
+        kinds.address('Address of the UDP source, such as "127.0.0.1:8787". Without it there is none.'),
+    ] = None
+    receive_buffer: Annotated[
+        Bytes,
+        kinds.size(
+            "Kernel memory for datagrams that are not read yet; net.core.rmem_max caps it. A small event takes about "
+            "1 KiB of it, so 8 MiB holds 80 ms of 100,000 datagrams/s.",
+            "64KiB",
+            "1GiB",
+        ),
+    ] = Bytes(8 * MiB)
+
+
+class Unix(msgspec.Struct, frozen=True, kw_only=True):
+    """Unix sockets for programs on this machine. Their files' mode and owner say who may send; no token does."""
+
+    stream: Annotated[Path | None, kinds.path("File of the socket that serves HTTP. Without it there is none.")] = None
+    datagram: Annotated[
+        Path | None,
+        kinds.path(
+            "File of the socket that takes events as UDP does, but makes senders wait. Without it there is none."
+        ),
+    ] = None
+    mode: Annotated[int, kinds.file_mode("Permissions of the sockets' files: whoever may write may send.")] = 0o660
+    owner: Annotated[
+        str | None,
+        kinds.text('Who owns the files: "user", "user:group" or ":group". Without it, who runs the collector.'),
+    ] = None
+
+
+class Access(msgspec.Struct, frozen=True, kw_only=True):
+    """Who may send events over the network. By default every program on this machine, and no other."""
+
+    tokens_file: Annotated[
+        Path | None,
+        kinds.path(
+            "File of bearer tokens, one a line; every post over TCP must carry one of them. Read again on SIGHUP."
+        ),
+    ] = None
+    allow_unauthenticated: Annotated[
+        bool, kinds.flag("Listen where other machines can reach it also without tokens: anybody there can send events.")
+    ] = False
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        kinds.names(
+            "Names beside localhost by which programs reach the collector. Where no token is asked for, a request to "
+            "any other name is refused: it may come from a web page (DNS rebinding). Addresses are always allowed."
+        ),
+    ] = ()
 
 
 class Apps(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +148,29 @@ class Events(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         kinds.names("Additional fields to keep and forward as they came. All others are dropped and counted."),
     ] = ()
+    max_per_request: Annotated[
+        int,
+        kinds.integer(
+            "Most events in one JSON body or datagram; NDJSON may have any number.",
+            1,
+            10_000_000,
+        ),
+    ] = 100_000
+    max_email_chars: Annotated[
+        int,
+        kinds.integer("Longest email. The default is what an address can be (RFC 5321 section 4.5.3.1).", 3, 65_536),
+    ] = EMAIL_MAX_CHARS
+    max_event_name_chars: Annotated[
+        int,
+        kinds.integer("Longest eventName. The contract has no limit; the default is far above any name.", 1, 65_536),
+    ] = EVENT_NAME_MAX_CHARS
+    max_kept_bytes: Annotated[Bytes, kinds.size("JSON of all kept fields of one event, together.", "1KiB", "1MiB")] = (
+        Bytes(KEPT_MAX_BYTES)
+    )
+    max_event_bytes: Annotated[
+        Bytes,
+        kinds.size("Longest line of an NDJSON stream. No datagram can be longer than the default.", "1KiB", "16MiB"),
+    ] = Bytes(64 * 1024)
 
 
 class Queue(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,6 +281,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """All settings. Every default works but for the credentials, which have none."""
 
     http: Http = Http()
+    udp: Udp = Udp()
+    unix: Unix = Unix()
+    access: Access = Access()
     apps: Apps = Apps()
     events: Events = Events()
     queue: Queue = Queue()

@@ -3,18 +3,19 @@
 `POST /services/push/v1/customer/apps/{appId}/usage-events` takes what upstream's publishUsageEvents takes, so that a
 client of the real API works when it is pointed here; `POST /v1/events` takes events in more shapes and for many apps.
 Both answer after the commit is on disk. Every answer to a post, and every error, has the shape of `Report`.
+
+A JSON body is held whole until it is stored. NDJSON is stored as it comes, in pieces, however long the body is.
 """
 
+import asyncio
 import functools
 import math
 import re
-import zlib
+import socket
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
 from urllib.parse import unquote
 
 import msgspec
-from aiohttp import web
 
 from collector.bodies import BodyFormat, Rejection
 from collector.config.kinds import Address
@@ -22,6 +23,10 @@ from collector.errors import CollectorError, DiskFull, MalformedBody, QueueUnava
 from collector.intake import Intake, Report
 from collector.observe.logs import get_logger
 from collector.observe.metrics import CONTENT_TYPE, Metrics
+from collector.sources.access import Guard
+from collector.sources.encodings import ENCODINGS
+from collector.sources.http1 import Answer, ClientGone, Limits, Refusal, Request, Server, header_lines
+from collector.sources.http_body import Body, BodyLimits, Memory
 
 log = get_logger(__name__)
 
@@ -36,27 +41,21 @@ FORMATS = {
     "application/jsonl": BodyFormat.NDJSON,
 }
 PUSH_FORMATS = {"application/json": BodyFormat.ENVELOPE}
-WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's words for: a gzip header, a zlib header
-ENCODINGS = ("identity", *WINDOW_BITS)
-JSON_HEADERS = {"Content-Type": "application/json"}
+
+JSON_TYPE = header_lines({"Content-Type": "application/json"})
+METRICS_TYPE = header_lines({"Content-Type": CONTENT_TYPE})
 
 DEFAULT_RETRY_AFTER_SECONDS = 1.0
+
+BACKLOG = 1024
+"""Connections that wait in the kernel to be accepted."""
 
 STOP_GRACE_SECONDS = 2.0
 """How long a stop waits for requests whose body is still on its way."""
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Handler = Callable[[Request, Report], Awaitable[Answer]]
 
 _encode = msgspec.json.Encoder().encode
-
-
-class _Refusal(Exception):
-    """A request that is not for us, or not in a form we take."""
-
-    def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.headers = headers or {}
 
 
 class HttpSource:
@@ -67,13 +66,16 @@ class HttpSource:
         intake: Intake,
         *,
         listen: Address,
-        max_request_bytes: int,
+        connection_limits: Limits,
+        body_limits: BodyLimits,
+        guard: Guard,
         metrics: Metrics,
         why_unready: Callable[[], str | None],
     ) -> None:
         self._intake = intake
         self._listen = listen
-        self._max_request_bytes = max_request_bytes
+        self._limits = body_limits
+        self._guard = guard
         self._metrics = metrics
         self._why_unready = why_unready
         self._accepted = metrics.events.labels(SOURCE, "accepted")
@@ -85,132 +87,155 @@ class HttpSource:
             "/readyz": ("GET", self._readyz),
             "/metrics": ("GET", self._expose_metrics),
         }
-        # aiohttp's server without its application: a router, middlewares and signals cost half as much again as the
-        # rest of a one-event request (measured: 70 us beside 105 us).
-        self._runner = web.ServerRunner(
-            web.Server(self._answer, access_log=None, auto_decompress=False), shutdown_timeout=STOP_GRACE_SECONDS
-        )
+        self._server = Server(self, connection_limits)
+        self._listeners: list[asyncio.Server] = []
+        self._memory = Memory(body_limits.held_bytes)
 
-    async def start(self) -> None:
-        """Listens. Raises OSError where the address cannot be had."""
-        await self._runner.setup()
-        try:
-            await web.TCPSite(self._runner, self._listen.host, self._listen.port, backlog=1024).start()
-        except OSError:
-            await self._runner.cleanup()
-            raise
-
-    @property
-    def address(self) -> Address:
-        """Where it listens, with the port that the kernel chose if 0 was asked for."""
-        host, port = self._runner.addresses[0][:2]
-        return Address(host, port)
+    async def start(self, unix: socket.socket | None = None) -> None:
+        """Listens, and serves the bound Unix socket as well. Raises OSError where the address cannot be had."""
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_server(self._server.connect, self._listen.host, self._listen.port, backlog=BACKLOG)
+        self._listeners.append(listener)
+        host, port = listener.sockets[0].getsockname()[:2]
+        self.address = Address(host, port)
+        if unix is not None:
+            self._listeners.append(
+                await loop.create_unix_server(self._server.connect_locally, sock=unix, backlog=BACKLOG)
+            )
 
     async def stop(self) -> None:
         """Accepts no connection any more, answers the requests that are under way, and closes."""
-        await self._runner.cleanup()
+        for listener in self._listeners:
+            listener.close()
+        await self._server.stop(STOP_GRACE_SECONDS)
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    @property
+    def connections(self) -> int:
+        """Connections that are open."""
+        return self._server.connections
+
+    @property
+    def requests_in_flight(self) -> int:
+        """Requests that are being received, stored or answered."""
+        return self._server.in_flight
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of bodies in memory whose events are not stored yet."""
+        return self._memory.held_bytes
+
+    async def answer(self, request: Request) -> Answer | None:
         """Every request's answer; errors have the one shape, and what nobody foresaw is logged without its content."""
+        report = Report()  # what has become of the events so far: it is part of the answer also when an error ends it
         try:
-            return await self._route(request)(request)
-        except _Refusal as refusal:
-            return self._refuse(refusal.status, str(refusal), "not_understood", refusal.headers)
+            handler = self._route(request)
+            if not request.is_local:
+                self._guard.check_host(request.headers)
+            return await handler(request, report)
+        except ClientGone:
+            log.info("http.client_gone", **_said_of(report))
+            self._metrics.refusals.labels(SOURCE, "client_gone").inc()
+            return None
+        except Refusal as refusal:
+            return self.refuse(refusal, report)
         except TooLarge as error:
-            return self._refuse(413, str(error), "too_large")
+            return self.refuse(Refusal(413, str(error), "too_large"), report)
         except MalformedBody as error:
-            return self._refuse(400, str(error), "malformed")
+            return self.refuse(Refusal(400, str(error), "malformed"), report)
         except Retryable as error:
             status = 507 if isinstance(error, DiskFull) else 503
             label = "unavailable" if isinstance(error, QueueUnavailable) else "overload"
-            return self._refuse(status, str(error), label, _retry_after(error.retry_after_seconds))
+            return self.refuse(Refusal(status, str(error), label, _retry_after(error.retry_after_seconds)), report)
         except CollectorError as error:
-            log.error("http.request_failed", path=request.path, error=str(error))  # noqa: TRY400 - it says all there is
-            return self._refuse(503, str(error), "unavailable", _retry_after(None))
-        except ConnectionError:
-            raise  # the client has gone; there is nobody to answer
+            log.error("http.request_failed", error=str(error))  # noqa: TRY400 - it says all there is
+            return self.refuse(Refusal(503, str(error), "unavailable", _retry_after(None)), report)
         except Exception:
-            log.exception("http.request_crashed", path=request.path)
-            return self._refuse(500, "an error of the collector; its log has the details", "crashed")
+            log.exception("http.request_crashed")
+            return self.refuse(Refusal(500, "an error of the collector; its log has the details", "crashed"), report)
 
-    def _route(self, request: web.BaseRequest) -> Handler:
-        route = self._routes.get(request.path)
+    def refuse(self, refusal: Refusal, report: Report | None = None) -> Answer:
+        """Says why, and what has become of the events that came before."""
+        report = report or Report()
+        report.errors = [*report.errors, Rejection(str(refusal))]
+        self._metrics.refusals.labels(SOURCE, refusal.label).inc()
+        return Answer(refusal.status, _encode(report), JSON_TYPE + header_lines(refusal.headers))
+
+    def _route(self, request: Request) -> Handler:
+        path = request.target.partition("?")[0]
+        route = self._routes.get(path)
         if route is None:
-            match = PUSH_PATH.fullmatch(request.rel_url.raw_path)
+            match = PUSH_PATH.fullmatch(path)
             if match is None:
-                raise _Refusal(404, f"{request.path} is not here; events go to POST {EVENTS_PATH}")
-            route = "POST", functools.partial(self._push_usage_events, app_id=unquote(match[1]))
-        if request.method != route[0]:
-            raise _Refusal(405, f"{request.method} is not for {request.path}; expected {route[0]}", {"Allow": route[0]})
-        return route[1]
+                raise Refusal(404, f"{path[:80]} is not here; events go to POST {EVENTS_PATH}", "not_understood")
+            route = "POST", functools.partial(self._push_usage_events, app_id=_app_id(match[1]))
+        method, handler = route
+        if request.method != method and not (request.method == "HEAD" and method == "GET"):
+            raise Refusal(
+                405, f"{request.method} is not for {path[:80]}; expected {method}", "not_understood", {"Allow": method}
+            )
+        return handler
 
-    async def _post_events(self, request: web.BaseRequest) -> web.StreamResponse:
-        return await self._take(request, FORMATS, None)
+    async def _post_events(self, request: Request, report: Report) -> Answer:
+        return await self._take(request, report, FORMATS, None)
 
-    async def _push_usage_events(self, request: web.BaseRequest, *, app_id: str) -> web.StreamResponse:
-        return await self._take(request, PUSH_FORMATS, app_id)
+    async def _push_usage_events(self, request: Request, report: Report, *, app_id: str) -> Answer:
+        return await self._take(request, report, PUSH_FORMATS, app_id)
 
     async def _take(
-        self, request: web.BaseRequest, formats: Mapping[str, BodyFormat], app_id: str | None
-    ) -> web.StreamResponse:
+        self, request: Request, report: Report, formats: Mapping[str, BodyFormat], app_id: str | None
+    ) -> Answer:
         headers = request.headers
-        content_type = headers.get("Content-Type", "missing")
-        body_format = formats.get(content_type.partition(";")[0].strip().lower())
+        if not request.is_local:
+            self._guard.check_sender(headers)
+        content_type = headers.get("content-type", "missing")
+        body_format = formats.get(content_type) or formats.get(content_type.partition(";")[0].strip().lower())
         if body_format is None:
-            raise _Refusal(415, f"Content-Type: {content_type}; expected {' or '.join(formats)}")
-        encoding = headers.get("Content-Encoding", "identity").lower()
+            expected = " or ".join(formats)
+            raise Refusal(415, f"Content-Type: {content_type[:80]}; expected {expected}", "not_understood")
+        encoding = headers.get("content-encoding", "identity").lower()
         if encoding not in ENCODINGS:
-            raise _Refusal(415, f"Content-Encoding: {encoding}; expected {', '.join(ENCODINGS)} or none")
-        report = await self._intake.take(await self._read(request, encoding), body_format, app_id)
-        for counter, events in (
-            (self._accepted, report.accepted),
-            (self._duplicates, report.duplicates),
-            (self._rejected, report.rejected),
-        ):
-            if events:
-                counter.inc(events)
-        return _response(report, 400 if report.rejected else 200)
+            expected = ", ".join(ENCODINGS)
+            raise Refusal(415, f"Content-Encoding: {encoding[:80]}; expected {expected} or none", "not_understood")
+        body = Body(request, encoding, self._limits, self._memory)
+        try:
+            if body_format is BodyFormat.NDJSON:
+                await self._intake.take_lines(body.pieces(), app_id, report)
+            else:
+                await self._intake.take(await body.whole(), body_format, app_id, report)
+        finally:
+            body.release()
+            for counter, events in (
+                (self._accepted, report.accepted),
+                (self._duplicates, report.duplicates),
+                (self._rejected, report.rejected),
+            ):
+                if events:
+                    counter.inc(events)
+        return Answer(400 if report.rejected else 200, _encode(report), JSON_TYPE)
 
-    async def _read(self, request: web.BaseRequest, encoding: str) -> bytes:
-        """The whole body, decompressed. Raises TooLarge as soon as it is, without unpacking what is over the limit."""
-        unpack = zlib.decompressobj(WINDOW_BITS[encoding]) if encoding in WINDOW_BITS else None
-        parts: list[bytes] = []
-        room = self._max_request_bytes
-        while not request.content.at_eof():
-            part = await request.content.readany()
-            if unpack is not None:
-                try:
-                    part = unpack.decompress(part, room + 1)
-                except zlib.error as error:
-                    raise MalformedBody(f"the body is not {encoding}: {error}") from error
-            room -= len(part)
-            if room < 0:
-                raise TooLarge(f"the body is larger than http.max_request_bytes = {self._max_request_bytes} bytes")
-            parts.append(part)
-        if unpack is not None and not unpack.eof:
-            raise MalformedBody(f"the body is not {encoding}: it ends too early")
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+    async def _healthz(self, _request: Request, _report: Report) -> Answer:
+        return Answer(200, b'{"status":"ok"}', JSON_TYPE)
 
-    async def _healthz(self, _request: web.BaseRequest) -> web.StreamResponse:
-        return _response({"status": "ok"}, 200)
-
-    async def _readyz(self, _request: web.BaseRequest) -> web.StreamResponse:
+    async def _readyz(self, _request: Request, _report: Report) -> Answer:
         reason = self._why_unready()
-        if reason is None:
-            return _response({"status": "ready"}, 200)
-        return self._refuse(503, reason, "unready", _retry_after(None))
+        if reason is not None:
+            raise Refusal(503, reason, "unready", _retry_after(None))
+        return Answer(200, b'{"status":"ready"}', JSON_TYPE)
 
-    async def _expose_metrics(self, _request: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+    async def _expose_metrics(self, _request: Request, _report: Report) -> Answer:
+        return Answer(200, self._metrics.exposition(), METRICS_TYPE)
 
-    def _refuse(self, status: int, reason: str, label: str, headers: Mapping[str, str] = {}) -> web.Response:
-        self._metrics.refusals.labels(SOURCE, label).inc()
-        return _response(Report(errors=[Rejection(reason)]), status, {**JSON_HEADERS, **headers})
+
+def _app_id(quoted: str) -> str:
+    try:
+        return unquote(quoted, errors="strict")
+    except UnicodeDecodeError as error:
+        raise Refusal(400, f"the appId in the path is not UTF-8: {quoted[:80]}", "malformed") from error
 
 
 def _retry_after(seconds: float | None) -> dict[str, str]:
     return {"Retry-After": str(math.ceil(seconds or DEFAULT_RETRY_AFTER_SECONDS))}
 
 
-def _response(content: Any, status: int, headers: Mapping[str, str] = JSON_HEADERS) -> web.Response:
-    return web.Response(body=_encode(content), status=status, headers=headers)
+def _said_of(report: Report) -> dict[str, int]:
+    return {"accepted": report.accepted, "duplicates": report.duplicates, "rejected": report.rejected}

@@ -18,6 +18,8 @@ SIZE = kinds.size("", "1KiB", "1GiB")
 INTEGER = kinds.integer("", 1, 1000)
 TEXT = kinds.text("")
 CHOICE = kinds.choice("", "auto", "json")
+FLAG = kinds.flag("")
+FILE_MODE = kinds.file_mode("")
 NAMES = kinds.names("")
 PATH = kinds.path("")
 SECRET = kinds.secret("")
@@ -47,6 +49,13 @@ URL_PATH = kinds.url_path("", "{appId}")
         (INTEGER, "17", 17),
         (TEXT, " as it is ", " as it is "),
         (CHOICE, "json", "json"),
+        (FLAG, True, True),
+        (FLAG, False, False),
+        (FLAG, "true", True),
+        (FLAG, "false", False),
+        (FILE_MODE, "660", 0o660),
+        (FILE_MODE, "0777", 0o777),
+        (FILE_MODE, "000", 0),
         (NAMES, [], ()),
         (NAMES, ["team", "cost centre", "team"], ("team", "cost centre")),
         (NAMES, "", ()),
@@ -79,6 +88,9 @@ def test_a_value_is_read_as_it_was_meant(kind: Kind, value: object, meant: objec
         (INTEGER, [0, 1001, -1, True, False, 1.0, 2.5, "", "x", "1.0", "1e2", None, [1], "9" * 5000]),
         (TEXT, ["", None, 1, True, ["text"]]),
         (CHOICE, ["", "JSON", "jso", "auto,json", None, 1, ["auto"], {}]),
+        (FLAG, [1, 0, 1.0, "", "1", "yes", "on", "True", "FALSE", " true", None, [], ["true"], [True], {}]),
+        (FILE_MODE, ["", "66", "1777", "668", "0o660", "+660", "-660", " 660", "660\n", "\u0666\u0666\u0660"]),
+        (FILE_MODE, [660, 0o660, True, None, ["660"], "u=rw"]),
         (NAMES, [None, 1, True, [1], [""], [["a"]], {"a": 1}, ("a",)]),
         (PATH, ["", None, 1, ["a"]]),
         (SECRET, ["", None, 1, ["hunter2"]]),
@@ -119,6 +131,13 @@ def test_every_default_survives_being_written_and_read(key: Key) -> None:
     assert key.kind.parse(document["value"]) == key.default
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"), [(FLAG, True), (FLAG, False), (FILE_MODE, 0), (FILE_MODE, 0o7), (FILE_MODE, 0o777)]
+)
+def test_a_flag_and_a_mode_survive_being_written_and_read(kind: Kind, value: object) -> None:
+    assert kind.parse(tomllib.loads(f"value = {kind.write(value)}")["value"]) == value
+
+
 @given(st.integers(2**10, 2**30))
 def test_every_size_survives_being_written_and_read(size: int) -> None:
     assert SIZE.parse(tomllib.loads(f"value = {SIZE.write(size)}")["value"]) == size
@@ -146,6 +165,57 @@ def test_a_name_that_json_would_write_differently_is_refused(name: str) -> None:
 def test_an_address_is_written_as_it_is_read(address: Address, written: str) -> None:
     assert str(address) == written
     assert kinds.parse_address(written) == address
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.255.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),  # noqa: S104 - nobody listens there
+        ("::", False),
+        ("128.0.0.1", False),
+        ("fe80::1", False),
+        ("localhost.example.com", False),
+        ("127.0.0.1.example.com", False),
+        ("", False),
+    ],
+)
+def test_an_address_says_whether_no_other_machine_can_reach_it(host: str, is_loopback: bool) -> None:
+    assert Address(host, 80).is_loopback is is_loopback
+
+
+@pytest.mark.parametrize("value", ["::1:80", "::1", "fe80::1:8787", ":::80", "a:b:80", "1:2:3:4:5:6:7:8:80", "::"])
+def test_an_ipv6_address_without_brackets_is_refused_with_a_word_about_brackets(value: str) -> None:
+    with pytest.raises(kinds.Refused) as caught:
+        ADDRESS.parse(value)
+    assert str(caught.value) == f'{value!r}: an IPv6 host stands in brackets, such as "[::1]:8787"'
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "https://user:hunter2@example.com",
+        "https://user:hunter2@example.com:8788/path",
+        "https://hunter2@example.com",
+        "https://user:hunter2@",
+        "https://user:hunter2@[::1",
+        "https://user:hunter2@example.com:port",
+        "https://example.com/@hunter2",
+        "ftp://user:hunter2@example.com",
+        "user:hunter2@example.com",
+        "https://user:hunter2@example.com\n?#",
+        ["https://user:hunter2@example.com"],
+        {"user:hunter2@example.com": 1},
+    ],
+)
+def test_a_url_with_a_password_is_refused_without_a_word_of_it(value: object) -> None:
+    with pytest.raises(kinds.Refused, match="a URL with an @ in it") as caught:
+        URL.parse(value)
+    error = caught.value
+    assert "hunter2" not in f"{error!r} {error.__cause__!r} {error.__context__!r}"
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,35 @@ from collector.errors import ConfigInvalid
 CREDENTIALS = {"COLLECTOR_UPSTREAM__CLIENT_ID": "client", "COLLECTOR_UPSTREAM__CLIENT_SECRET": "hunter2"}
 ONLY_ID = {"COLLECTOR_UPSTREAM__CLIENT_ID": "client"}
 
-# A value for each setting that is not its default, and what it is read as.
+# A value for each setting that is not its default, as the environment gives it, and what it is read as.
 SETTINGS: Mapping[str, tuple[str, object]] = {
     "http.listen": ("[::1]:1", Address("::1", 1)),
     "http.max_request_bytes": ("1MB", 10**6),
+    "http.max_decompressed_bytes": ("2MB", 2 * 10**6),
+    "http.max_stream_bytes": ("1GB", 10**9),
+    "http.max_held_bytes": ("32MiB", 2**25),
+    "http.max_header_bytes": ("8KiB", 2**13),
+    "http.max_connections": ("100", 100),
+    "http.max_in_flight": ("50", 50),
+    "http.header_timeout": ("5s", 5.0),
+    "http.body_timeout": ("1m", 60.0),
+    "http.idle_timeout": ("2m", 120.0),
+    "udp.listen": ("127.0.0.1:1", Address("127.0.0.1", 1)),
+    "udp.receive_buffer": ("1MiB", 2**20),
+    "unix.stream": ("/run/stream.sock", Path("/run/stream.sock")),
+    "unix.datagram": ("/run/datagram.sock", Path("/run/datagram.sock")),
+    "unix.mode": ("0600", 0o600),
+    "unix.owner": ("user:group", "user:group"),
+    "access.tokens_file": ("tokens", Path("tokens")),
+    "access.allow_unauthenticated": ("true", True),
+    "access.allowed_hosts": ("collector.internal,collector", ("collector.internal", "collector")),
     "apps.default": ("app", "app"),
     "events.keep_fields": ("team,site", ("team", "site")),
+    "events.max_per_request": ("1000", 1000),
+    "events.max_email_chars": ("100", 100),
+    "events.max_event_name_chars": ("200", 200),
+    "events.max_kept_bytes": ("2KiB", 2**11),
+    "events.max_event_bytes": ("4KiB", 2**12),
     "queue.path": ("/queue", Path("/queue")),
     "queue.dedup_retention": ("7d", 7 * 86_400.0),
     "queue.max_bytes": ("1GiB", 2**30),
@@ -60,6 +83,13 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
+@pytest.fixture
+def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file `tokens` in the working directory, which holds a token."""
+    (tmp_path / "tokens").write_text("0123456789abcdef\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
+
 def problems(file: Path | None = None, environment: Mapping[str, str] = CREDENTIALS) -> list[str]:
     """What is said about a configuration that is refused."""
     with pytest.raises(ConfigInvalid) as caught:
@@ -68,9 +98,8 @@ def problems(file: Path | None = None, environment: Mapping[str, str] = CREDENTI
 
 
 def in_toml(dotted: str) -> str:
-    section, name = dotted.split(".")
-    value = SETTINGS[dotted][0]
-    return f"[{section}]\n{name} = {['team', 'site'] if name == 'keep_fields' else repr(value)}\n"
+    [key] = [key for key in keys() if key.dotted == dotted]
+    return f"[{key.section}]\n{key.name} = {key.kind.write(SETTINGS[dotted][1])}\n"
 
 
 def in_environment(dotted: str) -> dict[str, str]:
@@ -88,6 +117,7 @@ def test_every_setting_is_tried_out_here() -> None:
     assert list(SETTINGS) == [key.dotted for key in keys()]
 
 
+@pytest.mark.usefixtures("tokens")
 @pytest.mark.parametrize("dotted", SETTINGS)
 def test_a_setting_can_be_given_by_the_file_and_touches_no_other(write: Write, dotted: str) -> None:
     config = load(write(in_toml(dotted)), {}, with_credentials=False)
@@ -95,6 +125,7 @@ def test_a_setting_can_be_given_by_the_file_and_touches_no_other(write: Write, d
     assert differences(config) == [dotted]
 
 
+@pytest.mark.usefixtures("tokens")
 @pytest.mark.parametrize("dotted", SETTINGS)
 def test_a_setting_can_be_given_by_the_environment_and_touches_no_other(dotted: str) -> None:
     config = load(None, in_environment(dotted), with_credentials=False)
@@ -162,7 +193,7 @@ def test_every_problem_is_told_at_once_with_key_value_and_what_is_allowed(write:
         ("[queue]\nmax-bytes = 1", "queue.max-bytes: unknown; did you mean queue.max_bytes?"),
         ("[HTTP]", "HTTP: unknown; see config.example.toml"),
         ("[flushing]\nlinger = '1s'", "flushing: unknown; did you mean flush?"),
-        ("x = 1", "x: unknown; see config.example.toml"),
+        ("zzz = 1", "zzz: unknown; see config.example.toml"),
         ("[http.listen]\nport = 1", "http.listen: {'port': 1}; allowed: HOST:PORT"),
         ("queue = 'here'", "queue: a str; allowed: a section, [queue]"),
         ("[[upstream]]\nclient_secret = 'hunter2'", "upstream: a list; allowed: a section, [upstream]"),
@@ -175,6 +206,8 @@ def test_every_problem_is_told_at_once_with_key_value_and_what_is_allowed(write:
         ("[queue]\npath = ''", "queue.path: ''; allowed: a path"),
         ("[events]\nkeep_fields = [1]", "events.keep_fields: [1]; allowed: a list of names"),
         ("[log]\nformat = []", "log.format: []; allowed: one of"),
+        ("[access]\nallow_unauthenticated = 1", "access.allow_unauthenticated: 1; allowed: true or false"),
+        ("[unix]\nmode = 432", "unix.mode: 432; allowed: an octal mode"),
     ],
 )
 def test_what_is_unknown_or_of_a_wrong_type_is_named_with_a_remedy(write: Write, text: str, problem: str) -> None:
@@ -317,6 +350,24 @@ def test_credentials_that_are_wrong_are_not_called_missing_too() -> None:
         "upstream.client_id: ''; allowed: text that is not empty",
         "upstream.client_secret: (not shown); allowed: text that is not empty",
     ]
+
+
+@pytest.mark.parametrize("name", ["base_url", "token_url"])
+@pytest.mark.parametrize("value", ["'https://user:hunter2@example.com'", "['https://user:hunter2@example.com']"])
+def test_a_url_with_a_password_is_refused_without_a_word_of_it(write: Write, name: str, value: str) -> None:
+    assert problems(write(f"[upstream]\n{name} = {value}\n")) == [
+        (
+            f"upstream.{name}: a URL with an @ in it (not shown, for there may be a password before it); "
+            "allowed: an http:// or https:// URL without user, query or fragment"
+        )
+    ]
+
+
+def test_an_ipv6_address_without_brackets_is_refused_with_a_word_about_brackets() -> None:
+    [problem] = problems(environment=CREDENTIALS | {"COLLECTOR_HTTP__LISTEN": "::1:80"})
+    assert problem.startswith(
+        "http.listen: '::1:80': an IPv6 host stands in brackets, such as \"[::1]:8787\"; allowed: "
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,13 @@
 
 import asyncio
 import gzip
+import logging
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import aiohttp
 import msgspec
@@ -81,6 +85,36 @@ async def test_every_form_of_body_is_taken(
     assert (status, said) == (200, answer(accepted))
     status, said, _ = await client.post("/v1/events", content, headers)
     assert (status, said) == (200, answer(0, duplicates=accepted))
+
+
+def shipped(number: int) -> bytes:
+    """An event as Fluent Bit sends it: with its own time beside the fields."""
+    return encoded({"date": 1767225600.123456, **event(number)})
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type"),
+    [
+        (b"[" + shipped(1) + b"," + shipped(2) + b"]", "application/json"),
+        (shipped(1) + b"\n" + shipped(2) + b"\n", "application/json"),
+        (shipped(1) + shipped(2), "application/json"),
+        (encoded([event(1), event(2)]), "application/json"),
+        (encoded(event(1)) + b"\n" + encoded(event(2)), "application/x-ndjson"),
+        (encoded([event(1), event(2)]), "application/json; charset=utf-8"),
+        (encoded(event(1)) + b"\n" + encoded(event(2)), "application/json; charset=utf-8"),
+    ],
+    ids=[
+        "Fluent Bit, json",
+        "Fluent Bit, json_lines",
+        "Fluent Bit, json_stream",
+        "Vector, json",
+        "Vector, newline_delimited",
+        "rsyslog omhttp, jsonarray",
+        "rsyslog omhttp, newline",
+    ],
+)
+async def test_what_log_shippers_send_is_taken(client: Client, content: bytes, content_type: str) -> None:
+    assert await client.post("/v1/events", content, {"Content-Type": content_type}) == (200, answer(2), ANY)
 
 
 async def test_upstreams_own_request_is_taken_at_upstreams_own_path(client: Client) -> None:
@@ -163,27 +197,226 @@ async def test_a_post_without_a_content_type_is_refused(client: Client) -> None:
     assert "missing" in said["errors"][0]["reason"]
 
 
-async def test_a_body_over_the_limit_is_refused_also_when_it_is_compressed_or_chunked(tmp_path: Path) -> None:
+@asynccontextmanager
+async def client_of(folder: Path, **settings: str) -> AsyncIterator[Client]:
+    """A client of a collector with settings of its own, whose upstream is nowhere."""
     async with (
-        embedded(tmp_path, NOWHERE, stop__deadline="0s", http__max_request_bytes="1KiB") as collector,
+        embedded(folder, NOWHERE, stop__deadline="0s", **settings) as collector,
         aiohttp.ClientSession() as session,
     ):
-        client = Client(collector, session)
-        large = encoded([event(number) for number in range(100)])
+        yield Client(collector, session)
 
-        async def chunks() -> AsyncIterator[bytes]:
-            yield large[:1000]
-            yield large[1000:]
 
-        for body, headers in (
-            (large, JSON),
-            (gzip.compress(large), {**JSON, "Content-Encoding": "gzip"}),
-            (chunks(), JSON),
-        ):
-            status, said, _ = await client.request("POST", "/v1/events", data=body, headers=headers)
-            assert status == 413
-            assert "http.max_request_bytes = 1024" in said["errors"][0]["reason"]
+async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+EVENTS = [event(number) for number in range(100)]
+LARGE = encoded(EVENTS)
+LINES = b"\n".join(encoded(each) for each in EVENTS)
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts", "headers"),
+    [
+        ("http__max_request_bytes", [LARGE], JSON),
+        ("http__max_request_bytes", [LARGE[:1000], LARGE[1000:]], JSON),
+        ("http__max_decompressed_bytes", [gzip.compress(LARGE)], {**JSON, "Content-Encoding": "gzip"}),
+        ("http__max_stream_bytes", [LINES], NDJSON),
+        ("http__max_stream_bytes", [gzip.compress(LINES)], {**NDJSON, "Content-Encoding": "gzip"}),
+    ],
+)
+async def test_a_body_over_a_limit_is_refused_by_the_name_of_the_limit(
+    tmp_path: Path, setting: str, parts: list[bytes], headers: dict[str, str]
+) -> None:
+    async with client_of(tmp_path, **{setting: "1KiB"}) as client:
+        body = parts[0] if len(parts) == 1 else pieces(*parts)
+        status, said, _ = await client.request("POST", "/v1/events", data=body, headers=headers)
+        assert status == 413
+        assert f"{setting.replace('__', '.')} = 1024" in said["errors"][0]["reason"]
+        assert said["accepted"] == 0
         assert (await client.post("/v1/events", event(1)))[1] == answer(1)
+
+
+@pytest.mark.parametrize("content", [EVENTS, [1] * 1000])
+async def test_a_body_of_too_many_events_is_refused_and_stores_nothing(tmp_path: Path, content: object) -> None:
+    async with client_of(tmp_path, events__max_per_request="99") as client:
+        status, said, _ = await client.post("/v1/events", content)
+        assert (status, said["accepted"]) == (413, 0)
+        assert "events.max_per_request = 99" in said["errors"][0]["reason"]
+
+
+async def test_bodies_that_take_all_of_the_memory_are_refused_until_there_is_room_again(tmp_path: Path) -> None:
+    async with client_of(tmp_path, http__max_held_bytes="4KiB") as client:
+        comes, goes_on = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> AsyncIterator[bytes]:
+            yield LARGE[:3000]
+            comes.set()
+            await goes_on.wait()
+            yield b" " * 500
+
+        first = asyncio.create_task(client.request("POST", "/v1/events", data=slow(), headers=JSON))
+        await comes.wait()
+        while client.collector.metrics.registry.get_sample_value("collector_http_held_bytes") != 3000:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        status, said, headers = await client.post("/v1/events", EVENTS[:40])
+        assert status == 503
+        assert int(headers["Retry-After"]) >= 1
+        assert "http.max_held_bytes = 4096" in said["errors"][0]["reason"]
+        goes_on.set()
+        assert (await first)[0] == 400  # half a body
+        assert (await client.post("/v1/events", EVENTS[:40]))[1] == answer(40)
+        assert client.collector.metrics.registry.get_sample_value("collector_http_held_bytes") == 0
+
+
+# Streams
+
+
+def many(first: int, count: int) -> bytes:
+    return b"".join(encoded(event(number)) + b"\n" for number in range(first, first + count))
+
+
+async def test_a_stream_is_stored_as_it_comes_and_a_bad_line_costs_only_itself(client: Client) -> None:
+    waiting = partial(client.collector.metrics.registry.get_sample_value, "collector_waiting_events")
+    stored_early = asyncio.Event()
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield many(0, 10_000)
+        while not waiting():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        stored_early.set()
+        yield b"rubbish\n" + many(10_000, 10)
+
+    status, said, _ = await client.request("POST", "/v1/events", data=stream(), headers=NDJSON)
+    assert stored_early.is_set()
+    assert (status, said["accepted"], said["rejected"]) == (400, 10_010, 1)
+    assert said["errors"][0]["index"] == 10_000
+
+
+async def test_what_was_stored_of_a_stream_is_said_with_the_error_that_ended_it(tmp_path: Path) -> None:
+    async with client_of(tmp_path, queue__max_bytes="1MiB") as client:
+        stream = pieces(*[many(number, 1000) for number in range(0, 40_000, 1000)])
+        status, said, headers = await client.request("POST", "/v1/events", data=stream, headers=NDJSON)
+        assert status == 503
+        assert "Retry-After" in headers
+        assert 0 < said["accepted"] == client.collector.metrics.registry.get_sample_value("collector_waiting_events")
+        assert "queue.max_bytes" in said["errors"][-1]["reason"]
+
+
+async def test_what_was_stored_of_a_stream_stays_where_the_client_goes_away_and_the_log_says_it(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = client.collector.http_address
+    lines = many(0, 10_000)
+    with caplog.at_level(logging.INFO):
+        _, writer = await asyncio.open_connection(address.host, address.port)
+        head = "POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
+        writer.write(f"{head}Content-Length: {2 * len(lines)}\r\n\r\n".encode() + lines)
+        await writer.drain()
+        registry = client.collector.metrics.registry
+        while not registry.get_sample_value("collector_waiting_events"):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        writer.transport.abort()
+        while not (gone := [record for record in caplog.records if record.message == "http.client_gone"]):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert 0 < gone[0].__dict__["accepted"] == registry.get_sample_value("collector_waiting_events")
+
+
+async def test_a_line_of_a_stream_that_never_ends_is_refused(client: Client) -> None:
+    status, said, _ = await client.request("POST", "/v1/events", data=pieces(*[b"x" * 100_000] * 10), headers=NDJSON)
+    assert status == 413
+    assert "event 0: its line is longer than events.max_event_bytes = 65536" in said["errors"][0]["reason"]
+
+
+# Who may send
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example.com"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:8787"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+async def test_a_web_page_cannot_post(client: Client, headers: dict[str, str]) -> None:
+    status, said, answered = await client.post("/v1/events", event(1), JSON | headers)
+    assert (status, said["accepted"]) == (403, 0)
+    assert not [name for name in answered if name.lower().startswith("access-control-")]
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
+async def test_what_a_browser_sends_without_asking_first_is_no_content_type_of_ours(
+    client: Client, content_type: str
+) -> None:
+    status, said, _ = await client.post("/v1/events", event(1), {"Content-Type": content_type})
+    assert (status, said["accepted"]) == (415, 0)
+
+
+async def test_a_preflight_gets_no_permission(client: Client) -> None:
+    asks = {"Origin": "https://evil.example.com", "Access-Control-Request-Method": "POST"}
+    status, _, answered = await client.request("OPTIONS", "/v1/events", headers=asks)
+    assert status == 405
+    assert not [name for name in answered if name.lower().startswith("access-control-")]
+
+
+@pytest.mark.parametrize("path", ["/v1/events", "/metrics", "/readyz", "/healthz"])
+async def test_a_name_that_was_rebound_to_this_machine_is_refused(client: Client, path: str) -> None:
+    method = "POST" if path == "/v1/events" else "GET"
+    status, said, _ = await client.request(method, path, headers={**JSON, "Host": "evil.example.com:8787"})
+    assert status == 421
+    assert "access.allowed_hosts" in said["errors"][0]["reason"]
+
+
+async def test_with_tokens_every_post_must_carry_one_of_them(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("# crm\nfirst-token-0123456789\nsecond-token-0123456789\n")
+    async with client_of(tmp_path, access__tokens_file=str(tokens)) as client:
+        for authorization in ("", "Bearer wrong-token-0123456789", "Basic first-token-0123456789"):
+            status, said, headers = await client.post("/v1/events", event(1), {**JSON, "Authorization": authorization})
+            assert (status, said["accepted"], headers["WWW-Authenticate"]) == (401, 0, "Bearer")
+        for token in ("first-token-0123456789", "second-token-0123456789"):
+            headers = {**JSON, "Authorization": f"Bearer {token}", "Host": "collector.example.com"}
+            assert (await client.post("/v1/events", event(1), headers))[0] == 200
+        tokens.write_text("third-token-0123456789\n")
+        client.collector.reload()
+        for token, status in (("first-token-0123456789", 401), ("third-token-0123456789", 200)):
+            assert (await client.post("/v1/events", event(1), {**JSON, "Authorization": f"Bearer {token}"}))[
+                0
+            ] == status
+
+
+async def test_what_is_not_http_at_all_gets_an_answer_of_the_one_shape(client: Client) -> None:
+    address = client.collector.http_address
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    writer.write(b"hello collector\r\n\r\n")
+    head, _, content = (await reader.read()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    said = msgspec.json.decode(content)
+    assert said == {**answer(0), "errors": [{"reason": said["errors"][0]["reason"]}]}
+    assert "not HTTP/1.1" in said["errors"][0]["reason"]
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("app_id", "status"), [("%FF", 400), ("%2E", 400), ("..", 400), ("a" * 256, 200), ("a" * 257, 400), ("", 404)]
+)
+async def test_an_app_that_cannot_be_is_refused_in_the_path_too(client: Client, app_id: str, status: int) -> None:
+    address = client.collector.http_address
+    path = f"/services/push/v1/customer/apps/{app_id}/usage-events"
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    body = encoded({"events": [event(1)]})
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    assert int((await reader.read()).split()[1]) == status
+    writer.close()
+
+
+# Encodings
 
 
 async def test_a_gzipped_body_is_taken(client: Client) -> None:

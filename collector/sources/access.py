@@ -1,0 +1,77 @@
+"""Who may post (pure): bearer tokens, and what keeps web pages from posting through a browser on this machine.
+
+A page on the web can make its visitor's browser send requests to 127.0.0.1. Three things stop it here: a request that
+carries `Origin` or comes from another site by `Sec-Fetch-Site` is a browser's and is refused; no answer has CORS
+headers, so a preflight never succeeds; and where no token is asked for, `Host` must be an address or a name of ours, so
+that a name which the page's owner points at 127.0.0.1 (DNS rebinding) is of no use.
+"""
+
+import functools
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Iterable, Mapping
+
+from collector.sources.http1 import Refusal
+
+
+class Guard:
+    """Decides by a request's header fields. Without `tokens` none is asked for."""
+
+    def __init__(self, *, tokens: Iterable[str] = (), allowed_hosts: Iterable[str] = ()) -> None:
+        self._digests: tuple[bytes, ...] = ()
+        self._allowed_hosts = frozenset(name.lower() for name in allowed_hosts)
+        self.use_tokens(tokens)
+
+    def use_tokens(self, tokens: Iterable[str]) -> None:
+        """From now on these are the tokens."""
+        self._digests = tuple(_digest(token) for token in tokens)
+
+    def check_host(self, headers: Mapping[str, str]) -> None:
+        """Raises Refusal where the request was meant for some other name."""
+        host = headers.get("host")
+        if host is None or self._digests or _is_local(host) or _name(host) in self._allowed_hosts:
+            return
+        raise Refusal(421, f"Host: {host[:80]}; expected an address, localhost or one of access.allowed_hosts", "host")
+
+    def check_sender(self, headers: Mapping[str, str]) -> None:
+        """Raises Refusal for a browser's page, and for who has not the token that is asked for."""
+        if "origin" in headers or headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
+            raise Refusal(403, "web pages may not post here; send from a program, without Origin", "origin")
+        if self._digests and not self._knows(headers.get("authorization", "")):
+            raise Refusal(
+                401,
+                "Authorization: missing or unknown; expected Bearer and one of access.tokens_file's tokens",
+                "token",
+                {"WWW-Authenticate": "Bearer"},
+            )
+
+    def _knows(self, authorization: str) -> bool:
+        scheme, _, token = authorization.partition(" ")
+        presented = _digest(token.strip())
+        # All are compared, and digests of one length, so that the time taken tells nothing.
+        matches = [hmac.compare_digest(presented, digest) for digest in self._digests]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("latin-1", "replace")).digest()
+
+
+def _name(host: str) -> str:
+    """A Host field's name or address, without its port."""
+    name, colon, port = host.rpartition(":")
+    return (name if colon and port.isdigit() else host).strip("[]").lower()
+
+
+@functools.lru_cache(maxsize=256)
+def _is_local(host: str) -> bool:
+    """An address cannot be rebound, and localhost is looked up by no name server (RFC 6761 section 6.3)."""
+    name = _name(host)
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
