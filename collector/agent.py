@@ -198,7 +198,7 @@ class Collector:
         if file is not None:
             tokens = read_tokens(file)
             self._guard.use_tokens(token.reveal() for token in tokens)
-            log.info("agent.tokens_loaded", tokens=len(tokens))
+            log.info("agent.tokens_loaded", count=len(tokens))
 
     async def failed(self) -> None:
         """Raises, once a part of the collector has died and it cannot go on; never returns before."""
@@ -271,6 +271,7 @@ class Collector:
         task.add_done_callback(self._task_ended)
 
         async def end() -> None:
+            task.remove_done_callback(self._task_ended)
             task.cancel()
             await asyncio.wait([task])
 

@@ -37,8 +37,9 @@ def command(config_file: Path | None) -> None:
 
 async def _serve(config: Config) -> None:
     stop_asked = asyncio.create_task(stop_signals().wait())
-    async with Collector(config) as collector:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, collector)
+    collector = Collector(config)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, collector)
+    async with collector:
         failed = asyncio.create_task(collector.failed())
         await asyncio.wait([stop_asked, failed], return_when=asyncio.FIRST_COMPLETED)
         if failed.done():

@@ -107,7 +107,7 @@ def load(
 
 
 def _open_doors(config: Config) -> list[Problem]:
-    """Addresses that other machines can reach although nobody is asked who he is; and tokens that cannot be read."""
+    """What is amiss with the ways in: those that any other machine could use, and those that cannot be opened."""
     access = config.access
     found = []
     if access.tokens_file is not None:
@@ -123,6 +123,10 @@ def _open_doors(config: Config) -> list[Problem]:
         if listen is not None and not listen.is_loopback and not access.allow_unauthenticated:
             reach = f"{str(listen)!r} can be reached from other machines"
             found.append(Problem(key, reach, f"{remedy}access.allow_unauthenticated = true"))
+    if config.unix.stream is not None and config.unix.stream == config.unix.datagram:
+        found.append(
+            Problem("unix.datagram", repr(str(config.unix.datagram)), "allowed: another file than unix.stream")
+        )
     return found
 
 

@@ -240,7 +240,7 @@ class DatagramSource:
             if events:
                 counter.inc(events)
         if report.rejected:
-            self._lose("rejected_event", report.rejected, report.errors[0].reason, counted=True)
+            self._lose("rejected_event", report.rejected, _without_values(report.errors[0].reason), counted=True)
 
     def _lose(self, reason: str, count: int, sample: str, *, counted: bool = False) -> None:
         """Counts a loss, and says it together with others of the next seconds."""
@@ -258,6 +258,12 @@ class DatagramSource:
         if self._lost:
             log.error("datagrams.lost", source=self._name, **self._lost, latest_reason=self._sample)
             self._lost.clear()
+
+
+def _without_values(reason: str) -> str:
+    """What of a rejection's reason may stand in a log: what was expected, not what somebody sent."""
+    _, expected, what = reason.rpartition("; expected ")
+    return f"expected {what}" if expected else reason.partition(":")[0]
 
 
 def _dropped_by_kernel(bound: socket.socket) -> int:

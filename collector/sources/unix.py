@@ -8,6 +8,7 @@ import shutil
 import socket
 import stat
 from pathlib import Path
+from typing import Any
 
 from collector.errors import Unusable
 
@@ -81,7 +82,7 @@ class UnixSocket:
             draft.chmod(mode)
             if owner is not None:
                 user, _, group = owner.partition(":")
-                shutil.chown(draft, user or None, group or None)  # type: ignore[arg-type]
+                shutil.chown(draft, _name_or_number(user), _name_or_number(group))
             self._inode = draft.stat().st_ino
             draft.rename(self.path)
         except (OSError, LookupError, ValueError) as error:
@@ -94,3 +95,8 @@ class UnixSocket:
     def _impossible(self, error: Exception) -> Unusable:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return Unusable(f"{self.path}: no socket can be made there: {reason}")
+
+
+def _name_or_number(text: str) -> Any:
+    """A user or group as shutil.chown takes it: None where there is none."""
+    return int(text) if text.isdecimal() else text or None

@@ -146,3 +146,8 @@ def test_a_broken_file_of_tokens_is_told_along_with_other_problems(file: Path) -
     assert first.startswith("log.level: 'loud'")
     assert second.startswith(f"access.tokens_file: {str(file)!r}, line 2: not a token")
     assert SECRET not in second
+
+
+def test_the_two_unix_sockets_cannot_be_one_file() -> None:
+    problems = refused({"UNIX__STREAM": "/run/a.sock", "UNIX__DATAGRAM": "/run/a.sock"})
+    assert problems == ["unix.datagram: '/run/a.sock'; allowed: another file than unix.stream"]

@@ -145,7 +145,6 @@ async def test_sighup_changes_the_tokens_and_a_broken_file_changes_nothing_and_n
     assert "Traceback" not in daemon.output
 
 
-@pytest.mark.xfail(reason="open: the field is named `tokens`, and what is named like a secret is not shown")
 async def test_how_many_tokens_there_are_is_said(
     tmp_path: Path, tokens: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -317,7 +317,6 @@ async def test_a_start_that_fails_leaves_no_socket_behind(tmp_path: Path) -> Non
     assert not datagram.exists()
 
 
-@pytest.mark.xfail(reason="open: Collector._task_ended takes the end of its parts for a death, unless it is stopping")
 async def test_a_start_that_fails_does_not_say_that_a_part_has_died(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
