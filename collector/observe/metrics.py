@@ -13,6 +13,24 @@ UPSTREAM_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.
 BATCH_BUCKETS = (1.0, 10.0, 50.0, 100.0, 250.0, 500.0, 750.0, 999.0, 1000.0)
 
 
+class Verdicts:
+    """Counts what became of one source's events."""
+
+    def __init__(self, events: Counter, source: str) -> None:
+        self._accepted = events.labels(source, "accepted")
+        self._duplicates = events.labels(source, "duplicate")
+        self._rejected = events.labels(source, "rejected")
+
+    def count(self, accepted: int, duplicates: int, rejected: int) -> None:
+        """So many more of each."""
+        if accepted:
+            self._accepted.inc(accepted)
+        if duplicates:
+            self._duplicates.inc(duplicates)
+        if rejected:
+            self._rejected.inc(rejected)
+
+
 class Metrics:
     """Everything that is counted. Labels take few values: a source, a verdict, an outcome; never an app or a person."""
 

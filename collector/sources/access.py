@@ -25,7 +25,7 @@ class Guard:
 
     def use_tokens(self, tokens: Iterable[str]) -> None:
         """From now on these are the tokens."""
-        self._digests = tuple(_digest(token) for token in tokens)
+        self._digests = tuple(_digest(token.encode()) for token in tokens)
 
     def check_host(self, headers: Mapping[str, str]) -> None:
         """Raises Refusal where the request was meant for some other name."""
@@ -48,14 +48,14 @@ class Guard:
 
     def _knows(self, authorization: str) -> bool:
         scheme, _, token = authorization.partition(" ")
-        presented = _digest(token.strip())
+        presented = _digest(token.strip().encode("latin-1", "replace"))  # the bytes that came
         # All are compared, and digests of one length, so that the time taken tells nothing.
         matches = [hmac.compare_digest(presented, digest) for digest in self._digests]
         return scheme.lower() == "bearer" and any(matches)
 
 
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode("latin-1", "replace")).digest()
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()
 
 
 def _name(host: str) -> str:

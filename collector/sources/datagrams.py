@@ -19,7 +19,7 @@ from collector.config.kinds import Address
 from collector.errors import CollectorError, QueueBusy, QueueFull, Retryable
 from collector.intake import Intake, Report
 from collector.observe.logs import get_logger
-from collector.observe.metrics import Metrics
+from collector.observe.metrics import Metrics, Verdicts
 
 log = get_logger(__name__)
 
@@ -90,9 +90,7 @@ class DatagramSource:
         self._intake = intake
         self._holds_senders = holds_senders
         self._clock = clock
-        self._accepted = metrics.events.labels(name, "accepted")
-        self._duplicates = metrics.events.labels(name, "duplicate")
-        self._rejected = metrics.events.labels(name, "rejected")
+        self._verdicts = Verdicts(metrics.events, name)
         self._refusals = metrics.refusals
         self._socket: socket.socket
         self._buffer = bytearray(MAX_DATAGRAM_BYTES + 1)
@@ -232,13 +230,7 @@ class DatagramSource:
                 self._lose("crashed", len(part), "an error of the collector")
             datagrams = datagrams[len(part) :]
             size *= 2
-        for counter, events in (
-            (self._accepted, report.accepted),
-            (self._duplicates, report.duplicates),
-            (self._rejected, report.rejected),
-        ):
-            if events:
-                counter.inc(events)
+        self._verdicts.count(report.accepted, report.duplicates, report.rejected)
         if report.rejected:
             self._lose("rejected_event", report.rejected, _without_values(report.errors[0].reason), counted=True)
 

@@ -18,6 +18,10 @@ else:
 
 PIECE_BYTES = 256 * 2**10
 
+STEP_BYTES = 16 * 2**10
+"""So much is opened at one time: what follows the end of a stream is copied, and half a megabyte that was 260,000 empty
+streams took 2.6 s when all of it was."""
+
 ZSTD_WINDOW_LOG_MAX = 23
 """8 MiB: what RFC 9659 lets a sender of `zstd` ask of a receiver's memory."""
 
@@ -100,6 +104,15 @@ class Decoder:
         if self._encoding == "identity":
             yield data
             return
+        for start in range(0, len(data), STEP_BYTES):
+            yield from self._open(data[start : start + STEP_BYTES])
+
+    def end(self) -> None:
+        """The body has ended. Raises MalformedBody where a compressed stream has not."""
+        if self._opener is not None or self._start:
+            raise MalformedBody(f"the body is not {self._encoding}: it ends too early")
+
+    def _open(self, data: bytes) -> Iterator[bytes]:
         while data:
             if self._opener is None:
                 self._start += data
@@ -120,8 +133,3 @@ class Decoder:
                 raise MalformedBody(f"the body is not {self._encoding}: {error}") from error
             if opener.eof:
                 data, self._opener = opener.unused_data, None
-
-    def end(self) -> None:
-        """The body has ended. Raises MalformedBody where a compressed stream has not."""
-        if self._opener is not None or self._start:
-            raise MalformedBody(f"the body is not {self._encoding}: it ends too early")

@@ -22,7 +22,7 @@ from collector.config.kinds import Address
 from collector.errors import CollectorError, DiskFull, MalformedBody, QueueUnavailable, Retryable, TooLarge
 from collector.intake import Intake, Report
 from collector.observe.logs import get_logger
-from collector.observe.metrics import CONTENT_TYPE, Metrics
+from collector.observe.metrics import CONTENT_TYPE, Metrics, Verdicts
 from collector.sources.access import Guard
 from collector.sources.encodings import ENCODINGS
 from collector.sources.http1 import Answer, ClientGone, Limits, Refusal, Request, Server, header_lines
@@ -78,9 +78,7 @@ class HttpSource:
         self._guard = guard
         self._metrics = metrics
         self._why_unready = why_unready
-        self._accepted = metrics.events.labels(SOURCE, "accepted")
-        self._duplicates = metrics.events.labels(SOURCE, "duplicate")
-        self._rejected = metrics.events.labels(SOURCE, "rejected")
+        self._verdicts = Verdicts(metrics.events, SOURCE)
         self._routes: dict[str, tuple[str, Handler]] = {
             EVENTS_PATH: ("POST", self._post_events),
             "/healthz": ("GET", self._healthz),
@@ -204,13 +202,7 @@ class HttpSource:
                 await self._intake.take(await body.whole(), body_format, app_id, report)
         finally:
             body.release()
-            for counter, events in (
-                (self._accepted, report.accepted),
-                (self._duplicates, report.duplicates),
-                (self._rejected, report.rejected),
-            ):
-                if events:
-                    counter.inc(events)
+            self._verdicts.count(report.accepted, report.duplicates, report.rejected)
         return Answer(400 if report.rejected else 200, _encode(report), JSON_TYPE)
 
     async def _healthz(self, _request: Request, _report: Report) -> Answer:

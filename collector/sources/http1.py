@@ -266,6 +266,7 @@ class Connection(asyncio.Protocol):
         self._writable: asyncio.Future[None] | None = None
         self._is_paused = False
         self._is_deaf = False  # what still comes in is dropped, and the connection closes after its last answer
+        self._has_ended = False  # the client's half: it sends no more
         self._is_in_head = False
         self._head_bytes = 0
         self._unaccounted_bytes = 0  # since the parser has last made something of them
@@ -308,7 +309,7 @@ class Connection(asyncio.Protocol):
         """See asyncio.Protocol. Stays open for the answers to requests that are complete."""
         if self._receiving is not None:
             self._receiving.fail(ClientGone("the client closed the connection before the end of its request"))
-        self._is_deaf = True
+        self._is_deaf = self._has_ended = True
         return self._serving is not None
 
     def connection_lost(self, _error: Exception | None) -> None:
@@ -354,7 +355,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes += len(name) + len(value)
         if self._receiving is not None:
             return  # a trailer: nothing here asks for any
-        field, text = name.decode("latin-1").lower(), value.rstrip(b" \t").decode("latin-1")
+        field, text = name.decode("latin-1").lower(), value.rstrip().decode("latin-1")
         known = self._headers.get(field)
         if known is None:
             self._headers[field] = text
@@ -417,15 +418,16 @@ class Connection(asyncio.Protocol):
 
     async def serve(self) -> None:
         """Answers what waits, in order, until nothing does or the connection ends."""
-        answer, is_whole = None, True
+        is_whole = True
         while self._requests and is_whole:
             request = self._requests[0]
             answer = await self._answer(request)
             is_whole = False
             if isinstance(request, Request):
                 is_whole = request.is_complete
-                self.buffered_bytes -= request.buffered_bytes  # nobody will read it
-                request.buffered_bytes = 0
+                if request.buffered_bytes:  # nobody will read it
+                    self.buffered_bytes -= request.buffered_bytes
+                    request.buffered_bytes = 0
             if answer is not None:
                 self._send(answer, request, is_last=not is_whole or (self._is_deaf and len(self._requests) == 1))
             if self._writable is not None:
@@ -436,7 +438,7 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing():
             self._server.closed(self)
         elif self._is_deaf or not is_whole:
-            self._part(linger=not is_whole and answer is not None)
+            self._part(linger=not is_whole and not self._has_ended)
         elif not self._is_in_head and self._receiving is None:
             self.deadline = self._loop.time() + self._server.limits.idle_seconds
 

@@ -105,6 +105,7 @@ OWN_GID = os.getegid()
         (f"{USER}:", OWN_GID),
         (f":{GROUP.gr_name}", GROUP.gr_gid),
         (f"{USER}:{GROUP.gr_name}", GROUP.gr_gid),
+        (f"{os.getuid()}:{GROUP.gr_gid}", GROUP.gr_gid),
     ],
 )
 def test_the_file_has_its_owner(path: Path, owner: str | None, gid: int) -> None:
