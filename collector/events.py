@@ -47,17 +47,22 @@ class UsageEvent(msgspec.Struct, rename="camel", gc=False):
     app_id: AppId | msgspec.UnsetType = msgspec.UNSET
 
 
-_pack_timestamp = struct.Struct(">q").pack
+pack_timestamp = struct.Struct(">q").pack
 _encode_identity = msgspec.msgpack.Encoder().encode
 
 
-# The same people do the same things again and again: a cache hit costs a tenth of the digest (0.1 us beside 1.2 us).
-@functools.lru_cache(maxsize=16_384)
 def identity_digest(app_id: str, email: str, event_name: str) -> bytes:
     """16 bytes that stand for (app, email, eventName); MessagePack keeps the three apart whatever they contain."""
     return hashlib.blake2b(_encode_identity((app_id, email, event_name)), digest_size=16).digest()
 
 
+# The same people do the same things again and again: a cache hit costs a tenth of the digest (0.1 us beside 1.2 us).
+@functools.lru_cache(maxsize=16_384)
+def sound_digest(app_id: str, email: str, event_name: str) -> bytes:
+    """The identity's digest; nothing where the email has nothing before or behind its @."""
+    return identity_digest(app_id, email, event_name) if 0 < email.find("@") < len(email) - 1 else b""
+
+
 def event_key(app_id: str, timestamp: int, email: str, event_name: str) -> bytes:
     """The `KEY_BYTES` bytes by which the queue tells events apart."""
-    return _pack_timestamp(timestamp) + identity_digest(app_id, email, event_name)
+    return pack_timestamp(timestamp) + identity_digest(app_id, email, event_name)

@@ -5,12 +5,14 @@ Valid events are written out once, here, as the lines of JSON that upstream will
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from operator import attrgetter
+from typing import Any
 
 import msgspec
 
 from collector.bodies import BodyFormat, BodyParser, Parsed, Rejection, app_id_problem, shown
 from collector.errors import Rejected, TooLarge
-from collector.events import UsageEvent, event_key
+from collector.events import KEY_BYTES, UsageEvent, pack_timestamp, sound_digest
 from collector.observe.metrics import Metrics
 from collector.queue.base import Batch, Queue, Verdict
 
@@ -19,6 +21,12 @@ MAX_ERRORS_SAID = 1000
 
 STREAM_PIECE_BYTES = 512 * 2**10
 """Lines of a stream that are stored together, about 5,000 events: more would hold more memory for hardly more speed."""
+
+
+_app_id_of = attrgetter("app_id")
+
+Keyed = dict[str, tuple[list[bytes], list[UsageEvent]]]
+"""Events by app, each with its key."""
 
 
 class Report(msgspec.Struct):
@@ -173,10 +181,23 @@ class Intake:
         return len(parsed.events)
 
     def _batches(
-        self, events: Sequence[UsageEvent | None], default_app: str | None, rejections: list[Rejection]
+        self, events: list[UsageEvent | None], default_app: str | None, rejections: list[Rejection]
     ) -> list[Batch]:
         """The events by app, in batches, with their keys; rejects what belongs to no app or is nobody's."""
-        by_app: dict[str, tuple[list[bytes], list[UsageEvent]]] = {}
+        by_app = None if rejections else _at_once(events, default_app)
+        if by_app is None:
+            by_app = self._one_by_one(events, default_app, rejections)
+        size = self._batch_events
+        return [
+            Batch(app_id, keys[start : start + size], self._encode_lines(members[start : start + size])[:-1])
+            for app_id, (keys, members) in by_app.items()
+            for start in range(0, len(keys), size)
+        ]
+
+    def _one_by_one(
+        self, events: Sequence[UsageEvent | None], default_app: str | None, rejections: list[Rejection]
+    ) -> Keyed:
+        by_app: Keyed = {}
         for index, event in enumerate(events):
             if event is None:
                 continue
@@ -184,9 +205,10 @@ class Intake:
             if not app_id:
                 rejections.append(Rejection("appId: missing, and no default app is configured (apps.default)", index))
                 continue
-            email = event.email
-            if not 0 < email.find("@") < len(email) - 1:
-                rejections.append(Rejection(f"email: {shown(email)}; expected {self._parser.expected['email']}", index))
+            digest = sound_digest(app_id, event.email, event.event_name)
+            if not digest:
+                expected = self._parser.expected["email"]
+                rejections.append(Rejection(f"email: {shown(event.email)}; expected {expected}", index))
                 continue
             group = by_app.get(app_id)
             if group is None:
@@ -194,12 +216,18 @@ class Intake:
                     rejections.append(Rejection(problem, index))
                     continue
                 group = by_app[app_id] = ([], [])
-            group[0].append(event_key(app_id, event.timestamp, email, event.event_name))
+            group[0].append(pack_timestamp(event.timestamp) + digest)
             group[1].append(event)
             event.app_id = msgspec.UNSET  # upstream has it in the path
-        size = self._batch_events
-        return [
-            Batch(app_id, keys[start : start + size], self._encode_lines(members[start : start + size])[:-1])
-            for app_id, (keys, members) in by_app.items()
-            for start in range(0, len(keys), size)
-        ]
+        return by_app
+
+
+def _at_once(events: list[Any], app_id: str | None) -> Keyed | None:
+    """The same for events that name no app and are all sound, as most are; None where they are not.
+
+    Half the time of looking at each.
+    """
+    if not events or not app_id or app_id_problem(app_id) or any(map(_app_id_of, events)):
+        return None
+    keys = [pack_timestamp(event.timestamp) + sound_digest(app_id, event.email, event.event_name) for event in events]
+    return {app_id: (keys, events)} if min(map(len, keys)) == KEY_BYTES else None
