@@ -12,7 +12,7 @@ import hmac
 import ipaddress
 from collections.abc import Iterable, Mapping
 
-from collector.sources.http1 import Refusal
+from collector.sources.http_message import Refusal
 
 
 class Guard:

@@ -7,7 +7,7 @@ import msgspec
 from collector.errors import TooLarge
 from collector.intake import STREAM_PIECE_BYTES
 from collector.sources.encodings import PIECE_BYTES, Decoder
-from collector.sources.http1 import Refusal, Request
+from collector.sources.http_message import Refusal, Request
 
 STREAM_HELD_BYTES = STREAM_PIECE_BYTES + PIECE_BYTES
 """No stream holds more than this, however long it is: lines are stored whenever there is a piece of them."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from collector.sources.access import Guard
-from collector.sources.http1 import Refusal
+from collector.sources.http_message import Refusal
 
 TOKEN = "correct-horse-battery-staple"
 OTHER = "another-one-for-the-other-team=="

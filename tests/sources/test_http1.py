@@ -25,15 +25,11 @@ from collector.sources.http1 import (
     BODY_STEP_BYTES,
     LINGER_SECONDS,
     PIPELINE_HIGH_WATER,
-    Answer,
-    ClientGone,
     Connection,
     Limits,
-    Refusal,
-    Request,
     Server,
-    header_lines,
 )
+from collector.sources.http_message import Answer, ClientGone, Refusal, Request, header_lines
 
 FUZZ_EXAMPLES = int(os.environ.get("COLLECTOR_FUZZ_EXAMPLES", "300"))
 
