@@ -46,7 +46,8 @@ class Address(NamedTuple):
     def is_loopback(self) -> bool:
         """No other machine can reach it. What a name stands for is not known here, but for localhost."""
         try:
-            return ipaddress.ip_address(self.host).is_loopback
+            address = ipaddress.ip_address(self.host)
+            return (getattr(address, "ipv4_mapped", None) or address).is_loopback  # alike in every Python
         except ValueError:
             return self.host == "localhost"
 

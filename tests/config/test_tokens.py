@@ -116,7 +116,14 @@ def refused(environment: dict[str, str]) -> list[str]:
 
 OPEN = {"ACCESS__ALLOW_UNAUTHENTICATED": "true"}
 NEAR = ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1"]
-FAR = ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "collector.example.com:1", "localhost.example.com:1", "[::ffff:7f00:1]:1"]
+FAR = [
+    "0.0.0.0:1",
+    "[::]:1",
+    "192.0.2.1:1",
+    "collector.example.com:1",
+    "localhost.example.com:1",
+    "[::ffff:c000:201]:1",
+]
 
 
 @pytest.mark.parametrize("key", ["http.listen", "udp.listen"])
