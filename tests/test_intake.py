@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collector.bodies import BYTE_ORDER_MARK, BodyFormat, BodyParser, Rejection
+from collector.contract.models import MAX_EVENTS_PER_REQUEST, Event
 from collector.errors import MalformedBody, QueueFull, Retryable, TooLarge
 from collector.events import APP_ID_MAX_CHARS, INT64_MAX, INT64_MIN, event_key
 from collector.intake import MAX_ERRORS_SAID, STREAM_PIECE_BYTES, Intake, Report
 from collector.observe.metrics import Metrics
 from collector.queue.base import Backlog, Batch, Burial, Lease, Verdict
-from collector.upstream.models import MAX_EVENTS_PER_REQUEST, Event
 
 JSON, NDJSON = BodyFormat.JSON, BodyFormat.NDJSON
 

@@ -13,20 +13,16 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from collector.sandbox.faults import Fault, Faults, FaultScript
-from collector.sandbox.state import KeptEvent, State, Stats
-from collector.upstream.models import (
-    APPS_PATH,
-    MAX_EVENTS_PER_REQUEST,
+from collector.contract.models import MAX_EVENTS_PER_REQUEST, AccessToken, App, AppSetup, Event
+from collector.contract.operations import (
+    GET_ACCESS_TOKEN,
+    PUBLISH_USAGE_EVENTS,
     SCOPE_READ,
     SCOPE_WRITE,
-    TOKEN_PATH,
-    USAGE_EVENTS_PATH,
-    AccessToken,
-    App,
-    AppSetup,
-    Event,
+    SETUP_APPLICATION,
 )
+from collector.sandbox.faults import Fault, Faults, FaultScript
+from collector.sandbox.state import KeptEvent, State, Stats
 
 CLIENT_ID = CLIENT_SECRET = "sandbox"  # noqa: S105 - known to everybody, that is its purpose
 MAX_BODY_BYTES = 64 * 2**20
@@ -83,9 +79,9 @@ class Sandbox:
         self._unexpected = 0
         self._url: str | None = None
         application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._answer_refusals])
-        application.router.add_post(TOKEN_PATH, self._get_access_token)
-        application.router.add_post(APPS_PATH, self._setup_application)
-        application.router.add_post(USAGE_EVENTS_PATH, self._publish_usage_events)
+        application.router.add_post(GET_ACCESS_TOKEN.path, self._get_access_token)
+        application.router.add_post(SETUP_APPLICATION.path, self._setup_application)
+        application.router.add_post(PUBLISH_USAGE_EVENTS.path, self._publish_usage_events)
         application.router.add_get("/_sandbox/stats", self._stats)
         application.router.add_get("/_sandbox/events", self._events)
         application.router.add_get("/_sandbox/faults", self._list_faults)

@@ -4,9 +4,9 @@ import asyncio
 
 from collector.clock import Clock
 from collector.config.kinds import Secret
+from collector.contract.models import AccessToken
 from collector.errors import CollectorError, CredentialsRefused, Unusable
 from collector.observe.metrics import Metrics
-from collector.upstream.models import AccessToken
 from collector.upstream.transport import Transport
 from collector.upstream.wire import read_token, token_request
 

@@ -12,8 +12,8 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from collector.contract.models import AccessToken
 from collector.errors import AppUnusable, CredentialsRefused, Rejected, Retryable, TooLarge, Unusable
-from collector.upstream.models import AccessToken
 from collector.version import __version__
 
 USER_AGENT = f"usage-collector/{__version__}"

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
+from collector.contract.operations import GET_ACCESS_TOKEN, PUBLISH_USAGE_EVENTS
 from collector.sandbox.server import CLIENT_ID, CLIENT_SECRET, Sandbox
 from collector.sandbox.state import State
-from collector.upstream.models import TOKEN_PATH, USAGE_EVENTS_PATH
 
 APP = "the-app"
 FORM = {"grant_type": "client_credentials", "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET}
@@ -39,7 +39,7 @@ class Client:
             return Answer(answer.status, answer.headers, await answer.read())
 
     async def ask_token(self, **form: str) -> Answer:
-        return await self.request("POST", TOKEN_PATH, data=FORM | form)
+        return await self.request("POST", GET_ACCESS_TOKEN.path, data=FORM | form)
 
     async def authorize(self, **form: str) -> None:
         answer = await self.ask_token(**form)
@@ -51,7 +51,9 @@ class Client:
         return await self.request("POST", path, data=body, headers=headers)
 
     async def push(self, *events: object, app_id: str = APP) -> Answer:
-        return await self.post(USAGE_EVENTS_PATH.replace("{appId}", app_id), json.dumps({"events": events}).encode())
+        return await self.post(
+            PUBLISH_USAGE_EVENTS.path.replace("{appId}", app_id), json.dumps({"events": events}).encode()
+        )
 
     async def stats(self) -> Any:
         return (await self.request("GET", "/_sandbox/stats")).json

@@ -8,18 +8,18 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from collector.contract.models import MAX_EVENTS_PER_REQUEST
+from collector.contract.operations import (
+    GET_ACCESS_TOKEN,
+    PUBLISH_USAGE_EVENTS,
+    SCOPE_READ,
+    SCOPE_WRITE,
+    SETUP_APPLICATION,
+)
 from collector.sandbox import server
 from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import AppCounts, State
-from collector.upstream.models import (
-    APPS_PATH,
-    MAX_EVENTS_PER_REQUEST,
-    SCOPE_READ,
-    SCOPE_WRITE,
-    TOKEN_PATH,
-    USAGE_EVENTS_PATH,
-)
 from tests.fake_clock import FakeClock
 from tests.sandbox.client import APP, FORM, Client, event, opened, serving
 
@@ -58,9 +58,9 @@ async def test_wrong_credentials_are_refused_with_401(stranger: Client, form: di
 
 
 async def test_credentials_that_are_no_form_are_refused_with_401(stranger: Client) -> None:
-    assert (await stranger.request("POST", TOKEN_PATH, json=FORM)).status == 401
-    assert (await stranger.request("POST", TOKEN_PATH)).status == 401
-    assert (await stranger.request("POST", TOKEN_PATH, params=FORM)).status == 401
+    assert (await stranger.request("POST", GET_ACCESS_TOKEN.path, json=FORM)).status == 401
+    assert (await stranger.request("POST", GET_ACCESS_TOKEN.path)).status == 401
+    assert (await stranger.request("POST", GET_ACCESS_TOKEN.path, params=FORM)).status == 401
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ async def test_nothing_is_taken_without_a_token_that_was_issued(
     client: Client, authorization: str | None, error: str
 ) -> None:
     headers = {} if authorization is None else {"Authorization": authorization.format(token=client.token)}
-    for path in (APPS_PATH, USAGE_EVENTS_PATH.replace("{appId}", APP)):
+    for path in (SETUP_APPLICATION.path, PUBLISH_USAGE_EVENTS.path.replace("{appId}", APP)):
         answer = await client.request("POST", path, json={"events": [event()], "appName": "x"}, headers=headers)
         assert (answer.status, answer.json["error"]) == (401, error)
     assert (await client.stats())["received"] == 0
@@ -87,7 +87,7 @@ async def test_nothing_is_taken_without_a_token_that_was_issued(
 
 async def test_the_name_of_the_scheme_may_be_written_in_any_case(client: Client) -> None:
     headers = {"Authorization": f"bEARER {client.token}"}
-    path = USAGE_EVENTS_PATH.replace("{appId}", APP)
+    path = PUBLISH_USAGE_EVENTS.path.replace("{appId}", APP)
     assert (await client.request("POST", path, json={"events": []}, headers=headers)).status == 200
 
 
@@ -107,7 +107,7 @@ async def test_a_token_opens_what_its_scopes_allow_and_all_where_none_were_named
 ) -> None:
     await client.authorize(scope=scope)
     assert (await client.push(event())).status == status
-    assert (await client.post(APPS_PATH, b'{"appName":"x"}')).status == status
+    assert (await client.post(SETUP_APPLICATION.path, b'{"appName":"x"}')).status == status
 
 
 async def test_a_token_expires(client: Client, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,20 +131,22 @@ async def test_tokens_can_be_forgotten(client: Client, sandbox: Sandbox) -> None
 
 
 async def test_an_app_that_was_set_up_takes_events(client: Client) -> None:
-    answer = await client.post(APPS_PATH, b'{"appName":"Example","appUrl":"https://www.example.com","more":1}')
+    answer = await client.post(
+        SETUP_APPLICATION.path, b'{"appName":"Example","appUrl":"https://www.example.com","more":1}'
+    )
     assert answer.status == 200
     assert answer.json["appName"] == "Example"
     assert (await client.push(event(), app_id=answer.json["appId"])).status == 200
 
 
 async def test_two_apps_of_one_name_are_two(client: Client) -> None:
-    answers = [await client.post(APPS_PATH, b'{"appName":"Example"}') for _ in range(2)]
+    answers = [await client.post(SETUP_APPLICATION.path, b'{"appName":"Example"}') for _ in range(2)]
     assert len({answer.json["appId"] for answer in answers}) == 2
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"appName":7}', b'{"appName":null}', b"\xff", b"[" * 9999])
 async def test_an_app_without_a_name_is_refused_with_400(client: Client, body: bytes) -> None:
-    assert (await client.post(APPS_PATH, body)).status == 400
+    assert (await client.post(SETUP_APPLICATION.path, body)).status == 400
     assert list((await client.stats())["apps"]) == [APP]
 
 
@@ -205,12 +207,12 @@ async def test_one_bad_event_has_all_refused_with_its_index(
     ids=lambda body: repr(body[:20]),
 )
 async def test_a_body_that_is_no_envelope_is_refused_with_400(client: Client, body: bytes) -> None:
-    assert (await client.post(USAGE_EVENTS_PATH.replace("{appId}", APP), body)).status == 400
+    assert (await client.post(PUBLISH_USAGE_EVENTS.path.replace("{appId}", APP), body)).status == 400
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-ndjson", "application/octet-stream"])
 async def test_only_json_is_taken(client: Client, content_type: str) -> None:
-    path = USAGE_EVENTS_PATH.replace("{appId}", APP)
+    path = PUBLISH_USAGE_EVENTS.path.replace("{appId}", APP)
     assert (await client.post(path, b'{"events":[]}', content_type)).status == 400
     assert (await client.post(path, b'{"events":[]}', "application/json; charset=utf-8")).status == 200
 
@@ -289,7 +291,7 @@ async def test_requests_at_one_time_do_not_disturb_the_books(client: Client) -> 
 
 async def test_every_distinct_event_can_be_had_back_byte_for_byte(client: Client) -> None:
     written = b'{ "eventName":"log\\u0069n", "timestamp":2,"team":1.50, "email":"user@example.com"}'
-    await client.post(USAGE_EVENTS_PATH.replace("{appId}", APP), b'{"events":[' + written + b"]}")
+    await client.post(PUBLISH_USAGE_EVENTS.path.replace("{appId}", APP), b'{"events":[' + written + b"]}")
     await client.push(event(1), event(2))
     answer = await client.request("GET", "/_sandbox/events")
     first, second = answer.body.splitlines()
@@ -306,7 +308,7 @@ async def test_a_reset_forgets_everything_but_tokens(client: Client, sandbox: Sa
     assert await client.stats() == nothing
     assert (await client.request("GET", "/_sandbox/events")).body == b""
     assert (await client.push(event())).json["error"] == "unknown_app"
-    assert (await client.post(APPS_PATH, b'{"appName":"x"}')).status == 200
+    assert (await client.post(SETUP_APPLICATION.path, b'{"appName":"x"}')).status == 200
 
 
 @pytest.mark.parametrize(
@@ -314,10 +316,10 @@ async def test_a_reset_forgets_everything_but_tokens(client: Client, sandbox: Sa
     [
         ("GET", "/", 404),
         ("GET", "/services/export/v1/customer/app-summaries", 404),
-        ("POST", f"{APPS_PATH}/", 404),
-        ("POST", USAGE_EVENTS_PATH.replace("{appId}", "a/b"), 404),
-        ("GET", TOKEN_PATH, 405),
-        ("PUT", USAGE_EVENTS_PATH.replace("{appId}", APP), 405),
+        ("POST", f"{SETUP_APPLICATION.path}/", 404),
+        ("POST", PUBLISH_USAGE_EVENTS.path.replace("{appId}", "a/b"), 404),
+        ("GET", GET_ACCESS_TOKEN.path, 405),
+        ("PUT", PUBLISH_USAGE_EVENTS.path.replace("{appId}", APP), 405),
     ],
 )
 async def test_what_no_operation_expects_is_refused_and_counted(

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import aiohttp
 import pytest
 
+from collector.contract.operations import SETUP_APPLICATION
 from collector.sandbox import server
 from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
-from collector.upstream.models import APPS_PATH
 from tests.fake_clock import FakeClock
 from tests.sandbox.client import Client, event, serving
 
@@ -99,7 +99,7 @@ async def test_a_fault_hits_its_operation_and_no_other(client: Client, sandbox: 
     sandbox.set_faults(Fault(operation=operation, status=599))
     statuses = {
         "getAccessToken": (await client.ask_token()).status,
-        "setupApplication": (await client.post(APPS_PATH, b'{"appName":"x"}')).status,
+        "setupApplication": (await client.post(SETUP_APPLICATION.path, b'{"appName":"x"}')).status,
         "publishUsageEvents": (await client.push(event())).status,
     }
     assert statuses == dict.fromkeys(statuses, 200) | {operation: 599}

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from collector.config.kinds import Secret
+from collector.contract.operations import GET_ACCESS_TOKEN, SCOPE_WRITE
 from collector.errors import CollectorError, CredentialsRefused, Retryable, Unusable
 from collector.observe.metrics import Metrics
 from collector.sandbox.faults import Fault
 from collector.sandbox.server import CLIENT_ID, CLIENT_SECRET, Sandbox
 from collector.upstream.auth import RENEW_AT_FRACTION, TokenSource
-from collector.upstream.models import SCOPE_WRITE, TOKEN_PATH
 from collector.upstream.transport import Transport
 from tests.fake_clock import FakeClock
 
@@ -34,7 +34,7 @@ async def token_source(
 ) -> AsyncIterator[TokenSource]:
     source = TokenSource(
         transport,
-        token_url=sandbox.url + TOKEN_PATH,
+        token_url=sandbox.url + GET_ACCESS_TOKEN.path,
         client_id=CLIENT_ID,
         client_secret=Secret(secret),
         scope=SCOPE_WRITE,
@@ -245,7 +245,7 @@ async def test_a_wrong_secret_is_a_persons_matter_and_is_not_shown(
         (Fault(status=400), CredentialsRefused),
         (Fault(status=403), CredentialsRefused),
         (Fault(status=404), Unusable),
-        (Fault(status=307, headers={"Location": TOKEN_PATH}), Unusable),
+        (Fault(status=307, headers={"Location": GET_ACCESS_TOKEN.path}), Unusable),
     ],
     ids=lambda value: "" if isinstance(value, type) else repr((value.status, value.cut, value.after, value.body)),
 )

@@ -7,6 +7,8 @@ import msgspec
 import pytest
 
 from collector.config.kinds import Secret
+from collector.contract.models import MAX_EVENTS_PER_REQUEST
+from collector.contract.operations import GET_ACCESS_TOKEN, PUBLISH_USAGE_EVENTS, SCOPE_READ, SCOPE_WRITE
 from collector.errors import (
     AppUnusable,
     CollectorError,
@@ -22,7 +24,6 @@ from collector.sandbox.faults import Fault
 from collector.sandbox.server import CLIENT_ID, CLIENT_SECRET, Sandbox
 from collector.sandbox.state import State
 from collector.upstream.auth import TokenSource
-from collector.upstream.models import MAX_EVENTS_PER_REQUEST, SCOPE_READ, SCOPE_WRITE, TOKEN_PATH, USAGE_EVENTS_PATH
 from collector.upstream.publisher import UsageEventsPublisher
 from collector.upstream.transport import MAX_RESPONSE_BYTES, STREAMED_BYTES, Transport
 from tests.fake_clock import FakeClock
@@ -47,7 +48,7 @@ class Delivery:
         self.metrics = Metrics()
         self.tokens = TokenSource(
             token_transport or transport,
-            token_url=sandbox.url + TOKEN_PATH,
+            token_url=sandbox.url + GET_ACCESS_TOKEN.path,
             client_id=CLIENT_ID,
             client_secret=Secret(secret),
             scope=scope,
@@ -55,7 +56,12 @@ class Delivery:
             metrics=self.metrics,
         )
         self._publisher = UsageEventsPublisher(
-            transport, self.tokens, base_url=sandbox.url, path=USAGE_EVENTS_PATH, clock=clock, metrics=self.metrics
+            transport,
+            self.tokens,
+            base_url=sandbox.url,
+            path=PUBLISH_USAGE_EVENTS.path,
+            clock=clock,
+            metrics=self.metrics,
         )
 
     async def publish(self, *numbers: int, app_id: str = APP, event_name: str = "login") -> None:
@@ -252,7 +258,7 @@ async def test_no_answer_in_time_means_try_again(
 async def test_a_redirect_is_not_followed_for_it_would_carry_the_token_elsewhere(
     delivery: Delivery, sandbox: Sandbox, status: int
 ) -> None:
-    elsewhere = sandbox.url + USAGE_EVENTS_PATH.replace("{appId}", OTHER_APP)
+    elsewhere = sandbox.url + PUBLISH_USAGE_EVENTS.path.replace("{appId}", OTHER_APP)
     sandbox.set_faults(Fault(app_id=APP, status=status, headers={"Location": elsewhere}))
     with pytest.raises(Unusable, match="redirect"):
         await delivery.publish(1)

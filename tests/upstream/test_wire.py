@@ -12,6 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from yarl import URL
 
+from collector.contract.models import AccessToken
+from collector.contract.operations import PUBLISH_USAGE_EVENTS
 from collector.errors import (
     AppUnusable,
     CollectorError,
@@ -22,7 +24,6 @@ from collector.errors import (
     Unusable,
 )
 from collector.events import UsageEvent
-from collector.upstream.models import USAGE_EVENTS_PATH, AccessToken
 from collector.upstream.wire import (
     MAX_RETRY_AFTER_SECONDS,
     SAID_CHARS,
@@ -57,7 +58,7 @@ def token_error(status: int, body: bytes = b"", headers: dict[str, str] | None =
 
 def push(lines: bytes = b"{}", *, app_id: str = "the-app") -> Request:
     return usage_events_request(
-        "https://api.example.com", USAGE_EVENTS_PATH, app_id=app_id, lines=lines, token="hunter2"
+        "https://api.example.com", PUBLISH_USAGE_EVENTS.path, app_id=app_id, lines=lines, token="hunter2"
     )
 
 
