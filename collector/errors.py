@@ -18,6 +18,10 @@ class Retryable(CollectorError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class NotDone(Retryable):
+    """The other side has certainly not acted on the request: it never got it whole, or refused it unread."""
+
+
 class QueueFull(Retryable):
     """The queue holds as many bytes of waiting events as `queue.max_bytes` allows; delivery frees room."""
 
@@ -32,6 +36,22 @@ class QueueUnavailable(Retryable):
 
 class DiskFull(QueueUnavailable):
     """The file system (or SQLite's page limit) has no room; nothing of the call was stored."""
+
+
+class OutcomeUnknown(CollectorError):
+    """Nobody knows whether the other side has acted, and acting twice does harm: look first, as the message says."""
+
+
+class ChunkFailed(CollectorError):
+    """One of several requests that together carry a long list failed, for the reason that is its cause.
+
+    The first `done` items are upstream; items `done + 1` to `last` are not, or nobody knows.
+    """
+
+    def __init__(self, message: str, *, done: int, last: int) -> None:
+        super().__init__(message)
+        self.done = done
+        self.last = last
 
 
 class Rejected(CollectorError):
@@ -56,6 +76,10 @@ class AppUnusable(Unusable):
 
 class CredentialsRefused(Unusable):
     """Upstream refused the client's credentials or its token, also a fresh one."""
+
+
+class MalformedAnswer(Unusable):
+    """Upstream answered 200 with something else than the contract says; the message names operation and field."""
 
 
 class QueueInUse(Unusable):

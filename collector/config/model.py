@@ -244,9 +244,12 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     client_secret_file: Annotated[
         Path | None, kinds.path("File whose content, without the line end, is the client secret.")
     ] = None
-    scope: Annotated[str, kinds.text("Scopes asked for, separated by spaces.")] = (
+    scope: Annotated[str, kinds.text("Scopes asked for where something is pushed, separated by spaces.")] = (
         "https://api.productiv.com/connector.write"
     )
+    export_scope: Annotated[
+        str, kinds.text("Scopes asked for by `collector api` where it reads: app details, workflows, audit events.")
+    ] = "https://api.productiv.com/report.read"
     usage_events_path: Annotated[
         str, kinds.url_path("Path of the usage-events operation under base_url.", "{appId}")
     ] = "/services/push/v1/customer/apps/{appId}/usage-events"

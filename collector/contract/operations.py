@@ -6,9 +6,11 @@ them on, and the command line.
 
 from datetime import datetime
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from collector.contract import models
+
+Answer = TypeVar("Answer")
 
 SCOPE_WRITE = "https://api.productiv.com/connector.write"
 SCOPE_READ = "https://api.productiv.com/report.read"
@@ -38,7 +40,7 @@ class Parameter(NamedTuple):
         return self.place is In.PATH or self.type == list[str]
 
 
-class Operation(NamedTuple):
+class Operation(NamedTuple, Generic[Answer]):
     """One operation of the API. `is_export` is limited to `EXPORT_REQUESTS_PER_SECOND`."""
 
     id: str
@@ -51,7 +53,7 @@ class Operation(NamedTuple):
     request: Any = None
     """The type of the body that is sent."""
     request_format: str = "application/json"
-    answer: Any = None
+    answer: type[Answer] | None = None
     """The type of a 200's body; without one the contract says nothing about it."""
     errors: tuple[int, ...] = (400, 401)
     """The statuses beside 200 that the contract states."""
@@ -91,7 +93,7 @@ SETUP_APPLICATION = Operation(
     answer=models.App,
     is_replayable=False,
 )
-PUBLISH_USAGE_EVENTS = Operation(
+PUBLISH_USAGE_EVENTS: Operation[None] = Operation(
     "publishUsageEvents",
     "POST",
     f"{_PUSH}/apps/{{appId}}/usage-events",
@@ -100,7 +102,7 @@ PUBLISH_USAGE_EVENTS = Operation(
     parameters=(_app,),
     request=models.Events,
 )
-PUBLISH_SPEND_DATA = Operation(
+PUBLISH_SPEND_DATA: Operation[None] = Operation(
     "publishSpendData",
     "POST",
     f"{_PUSH}/apps/{{appId}}/spend",
@@ -110,7 +112,7 @@ PUBLISH_SPEND_DATA = Operation(
     request=models.Spend,
     is_replayable=False,
 )
-PUBLISH_PROVISIONED_USERS = Operation(
+PUBLISH_PROVISIONED_USERS: Operation[None] = Operation(
     "publishProvisionedUsers",
     "POST",
     f"{_PUSH}/apps/{{appId}}/users",
@@ -129,7 +131,7 @@ GET_PROVISIONED_USERS = Operation(
     answer=models.ProvisionedUsers,
     errors=(401,),
 )
-DELETE_PROVISIONED_USERS = Operation(
+DELETE_PROVISIONED_USERS: Operation[None] = Operation(
     "deleteProvisionedUsers",
     "DELETE",
     f"{_PUSH}/apps/{{appId}}/users",
@@ -138,7 +140,7 @@ DELETE_PROVISIONED_USERS = Operation(
     parameters=(_app,),
     request=models.UsersToRemove,
 )
-PUBLISH_ORG_CHART = Operation(
+PUBLISH_ORG_CHART: Operation[None] = Operation(
     "publishOrgChart",
     "PUT",
     f"{_PUSH}/org-chart",
@@ -224,7 +226,7 @@ GET_AUDIT_EVENTS = Operation(
     errors=(401,),
 )
 
-OPERATIONS = (
+OPERATIONS: tuple[Operation[Any], ...] = (
     GET_ACCESS_TOKEN,
     SETUP_APPLICATION,
     PUBLISH_USAGE_EVENTS,

@@ -1,6 +1,8 @@
 """Access tokens: fetched once for all who need one, renewed before they expire."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from collector.clock import Clock
 from collector.config.kinds import Secret
@@ -9,6 +11,8 @@ from collector.errors import CollectorError, CredentialsRefused, Unusable
 from collector.observe.metrics import Metrics
 from collector.upstream.transport import Transport
 from collector.upstream.wire import read_token, token_request
+
+Result = TypeVar("Result")
 
 RENEW_AT_FRACTION = 0.8
 """A token is renewed when this much of its life is over, while the old one still serves."""
@@ -60,6 +64,29 @@ class TokenSource:
         if token == self._token:
             self._token = None
 
+    async def authorize(self, attempt: Callable[[str], Awaitable[Result]]) -> Result:
+        """What `attempt` makes of a token. Where upstream refuses the token, it is tried once more with a new one."""
+        token = await self.token()
+        try:
+            return await attempt(token)
+        except CredentialsRefused:
+            self.refused(token)
+            return await attempt(await self.token())
+
+    async def ask(self) -> AccessToken:
+        """GetAccessToken: a new token, whatever is known already. Raises CredentialsRefused or Retryable."""
+        request = token_request(
+            self._token_url, client_id=self._client_id, client_secret=self._client_secret.reveal(), scope=self._scope
+        )
+        try:
+            response = await self._transport.send(request)
+            token = read_token(response, now_seconds=self._clock.now_ms() / 1000)
+        except CollectorError as error:
+            self._metrics.token_requests.labels("refused" if isinstance(error, Unusable) else "failed").inc()
+            raise
+        self._metrics.token_requests.labels("granted").inc()
+        return token
+
     async def close(self) -> None:
         """No request is under way any more."""
         if self._renewal is not None:
@@ -67,17 +94,7 @@ class TokenSource:
             await asyncio.wait([self._renewal])
 
     async def _renew(self) -> str:
-        request = token_request(
-            self._token_url, client_id=self._client_id, client_secret=self._client_secret.reveal(), scope=self._scope
-        )
-        try:
-            answer: AccessToken = read_token(
-                await self._transport.send(request), now_seconds=self._clock.now_ms() / 1000
-            )
-        except CollectorError as error:
-            self._metrics.token_requests.labels("refused" if isinstance(error, Unusable) else "failed").inc()
-            raise
-        self._metrics.token_requests.labels("granted").inc()
+        answer = await self.ask()
         now = self._clock.monotonic()
         self._token = answer.access_token
         self._expires_at = now + answer.expires_in

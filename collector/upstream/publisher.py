@@ -1,13 +1,12 @@
 """Delivers batches of usage events to upstream: the flusher's Publisher over the wire, the token and the transport."""
 
 from collector.clock import Clock
-from collector.errors import CollectorError, CredentialsRefused, Rejected, Retryable
+from collector.contract.operations import PUBLISH_USAGE_EVENTS
+from collector.errors import CollectorError, Rejected, Retryable
 from collector.observe.metrics import Metrics
 from collector.upstream.auth import TokenSource
 from collector.upstream.transport import Transport
 from collector.upstream.wire import read_push, usage_events_request
-
-OPERATION = "publishUsageEvents"
 
 
 class UsageEventsPublisher:
@@ -26,13 +25,7 @@ class UsageEventsPublisher:
     async def publish(self, app_id: str, lines: bytes, events: int) -> None:
         """See `Publisher.publish`. A 401 is tried once more with a new token; a second one is final."""
         try:
-            token = await self._tokens.token()
-            try:
-                await self._attempt(token, app_id, lines)
-            except CredentialsRefused:
-                self._tokens.refused(token)
-                token = await self._tokens.token()
-                await self._attempt(token, app_id, lines)
+            await self._tokens.authorize(lambda token: self._attempt(token, app_id, lines))
         except CollectorError as error:
             self._metrics.deliveries.labels(_outcome(error)).inc()
             raise
@@ -44,7 +37,7 @@ class UsageEventsPublisher:
         started = self._clock.monotonic()
         response = await self._transport.send(request)
         self._metrics.upstream_seconds.observe(self._clock.monotonic() - started)
-        read_push(response, OPERATION, app_id=app_id, now_seconds=self._clock.now_ms() / 1000)
+        read_push(response, PUBLISH_USAGE_EVENTS.id, app_id=app_id, now_seconds=self._clock.now_ms() / 1000)
 
 
 def _outcome(error: CollectorError) -> str:

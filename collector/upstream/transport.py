@@ -2,30 +2,34 @@
 
 import asyncio
 import io
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
 
 import aiohttp
 
-from collector.errors import Retryable
+from collector.errors import CollectorError, NotDone, Retryable, Unusable
 from collector.upstream.wire import Request, Response
 
 MAX_RESPONSE_BYTES = 256 * 1024
-"""More of an answer than anybody could want: the operations used here answer with a few bytes."""
+"""More of an answer than anybody could want where the contract states none."""
 
-
-STREAMED_BYTES = 2**20
-"""A larger body is written in pieces, so that sending it does not hold up the loop."""
+PIECE_BYTES = 2**20
+"""A larger body is written in pieces, so that sending it does not hold up the loop; a file is read in such pieces."""
 
 
 class Transport:
     """Sends requests over pooled connections. `open` and `close` it inside the loop that uses it."""
 
     def __init__(self, *, timeout_seconds: float) -> None:
-        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._timeout_seconds = timeout_seconds
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
         """Ready to send."""
-        self._session = aiohttp.ClientSession(timeout=self._timeout, connector=aiohttp.TCPConnector(limit=0))
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=None), connector=aiohttp.TCPConnector(limit=0)
+        )
 
     async def close(self) -> None:
         """All connections are closed; harmless where there are none."""
@@ -33,32 +37,101 @@ class Transport:
             await self._session.close()
             self._session = None
 
-    async def send(self, request: Request) -> Response:
-        """The answer, whatever its status. Redirects are not followed: they would carry the token elsewhere.
+    async def send(
+        self,
+        request: Request,
+        *,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
+        on_sent: Callable[[int], object] | None = None,
+    ) -> Response:
+        """The answer, whatever its status; of a longer one only so many bytes are read.
 
-        Raises Retryable where there is no whole answer. Then nobody knows whether upstream acted on the request.
+        A request may take the timeout, and one that sends a file may take it for each piece, of which `on_sent` hears.
+        Redirects are not followed: they would carry the token elsewhere.
+
+        Raises NotDone where upstream was not reached, Unusable where the file cannot be read, and Retryable where there
+        is no whole answer: then nobody knows whether upstream acted on the request.
         """
         if self._session is None:
-            raise Retryable("the connection to upstream is closed")
+            raise NotDone("the connection to upstream is closed")
+        deadline = asyncio.timeout(self._timeout_seconds)
+
+        def sent(count: int) -> None:
+            deadline.reschedule(asyncio.get_running_loop().time() + self._timeout_seconds)
+            if on_sent is not None:
+                on_sent(count)
+
+        file: _File | None = None
+        data: Any = request.body
+        headers = request.headers
+        if isinstance(data, Path):
+            file = _File(data)
+            data, headers = file.pieces(sent), {**headers, "Content-Length": str(file.size)}
+        elif len(data) >= PIECE_BYTES:
+            data = io.BytesIO(data)
         try:
-            async with self._session.request(
-                request.method,
-                request.url,
-                data=_streamed(request.body),
-                headers=request.headers,
-                allow_redirects=False,
-            ) as answer:
-                body = await answer.content.read(MAX_RESPONSE_BYTES)
-                while len(body) < MAX_RESPONSE_BYTES and (
-                    more := await answer.content.read(MAX_RESPONSE_BYTES - len(body))
-                ):
-                    body += more
-                return Response(answer.status, {name.lower(): value for name, value in answer.headers.items()}, body)
-        except TimeoutError as error:
-            raise Retryable(f"{request.method} {request.url}: no answer within {self._timeout.total:g} s") from error
-        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
-            raise Retryable(f"{request.method} {request.url}: {str(error) or type(error).__name__}") from error
+            async with (
+                deadline,
+                self._session.request(
+                    request.method, request.url, data=data, headers=headers, allow_redirects=False
+                ) as answer,
+            ):
+                content = await _read(answer.content, max_response_bytes)
+                return Response(answer.status, {name.lower(): value for name, value in answer.headers.items()}, content)
+        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:  # OSError: TimeoutError is one
+            raise self._meaning(error, request.name) from error
+        finally:
+            if file is not None:
+                file.close()
+
+    def _meaning(self, error: Exception, name: str) -> CollectorError:
+        if isinstance(error, TimeoutError):
+            return Retryable(f"{name}: no answer within {self._timeout_seconds:g} s")
+        if isinstance(error, aiohttp.InvalidURL):
+            return NotDone(f"{name}: not a URL that can be asked")
+        if isinstance(error, aiohttp.ClientConnectorError):
+            return NotDone(f"{name}: {error}")
+        if isinstance(error.__cause__, CollectorError):  # raised where the body is read, and wrapped by aiohttp
+            return error.__cause__
+        if isinstance(error, aiohttp.ClientResponseError):
+            return Retryable(f"{name}: {error.message}")  # its own words hold the URL, which may be a secret
+        return Retryable(f"{name}: {str(error) or type(error).__name__}")
 
 
-def _streamed(body: bytes) -> bytes | io.BytesIO:
-    return body if len(body) < STREAMED_BYTES else io.BytesIO(body)
+class _File:
+    """A file as a body. Raises Unusable where it cannot be opened."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = path.open("rb")
+            self.size = self._file.seek(0, io.SEEK_END)
+            self._file.seek(0)
+        except OSError as error:
+            raise Unusable(f"{path}: {error.strerror}") from error
+
+    async def pieces(self, sent: Callable[[int], None]) -> AsyncIterator[bytes]:
+        """All of it, and no more than it was at first."""
+        left = self.size
+        while left:
+            try:
+                piece = await asyncio.to_thread(self._file.read, min(left, PIECE_BYTES))
+            except OSError as error:
+                raise Unusable(f"{self._path}: {error.strerror}") from error
+            if not piece:
+                raise Unusable(f"{self._path}: it became shorter while it was sent")
+            yield piece
+            left -= len(piece)
+            sent(len(piece))
+
+    def close(self) -> None:
+        """The file is closed."""
+        self._file.close()
+
+
+async def _read(content: aiohttp.StreamReader, max_bytes: int) -> bytes:
+    parts = []
+    while max_bytes > 0 and (part := await content.read(max_bytes)):
+        parts.append(part)
+        max_bytes -= len(part)
+    return b"".join(parts)

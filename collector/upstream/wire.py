@@ -4,16 +4,28 @@ The contract declares 200, 400, 401 and 404; what all other answers mean is our 
 holds a connection, a clock or a token.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import NoReturn
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NoReturn, cast
 from urllib.parse import quote, urlencode
 
 import msgspec
 
 from collector.contract.models import AccessToken
-from collector.errors import AppUnusable, CredentialsRefused, Rejected, Retryable, TooLarge, Unusable
+from collector.contract.operations import PUBLISH_USAGE_EVENTS, Answer, Operation
+from collector.errors import (
+    AppUnusable,
+    CredentialsRefused,
+    MalformedAnswer,
+    NotDone,
+    Rejected,
+    Retryable,
+    TooLarge,
+    Unusable,
+)
 from collector.version import __version__
 
 USER_AGENT = f"usage-collector/{__version__}"
@@ -24,16 +36,28 @@ MAX_RETRY_AFTER_SECONDS = 3600.0
 """A longer Retry-After is taken as this: a wrong clock upstream must not stop delivery for a year."""
 
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
 class Request(msgspec.Struct, frozen=True):
     """One HTTP request. Its repr leaves out headers and body: they hold tokens and addresses of people."""
 
     method: str
     url: str
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes | Path
+    """Bytes, or a file that is read while it is sent."""
+    label: str = ""
+    """What messages call it, where its URL is a secret."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"{self.method} {self.label or self.url}"
 
     def __repr__(self) -> str:
-        return f"Request({self.method} {self.url}, {len(self.body)} bytes)"
+        size = f"{len(self.body)} bytes" if isinstance(self.body, bytes) else str(self.body)
+        return f"Request({self.name}, {size})"
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -51,17 +75,45 @@ def token_request(token_url: str, *, client_id: str, client_secret: str, scope: 
 
 
 def usage_events_request(base_url: str, path: str, *, app_id: str, lines: bytes, token: str) -> Request:
-    """PublishUsageEvents. `lines` are events as JSON, one a line, and go into the body as they are."""
-    if app_id in {".", ".."}:
-        raise AppUnusable(f"app {app_id!r} cannot stand in a URL's path")
+    """A publishUsageEvents. `lines` are events as JSON, one a line, and go into the body as they are."""
     # A line end cannot occur inside the JSON of an event, so this is all it takes to make an array of lines.
     body = b'{"events":[' + lines.replace(b"\n", b",") + b"]}"
-    url = base_url + path.replace("{appId}", quote(app_id, safe=""))
-    return Request("POST", url, _headers("application/json") | {"Authorization": f"Bearer {token}"}, body)
+    return api_request(PUBLISH_USAGE_EVENTS, base_url, {"appId": app_id}, path=path, body=body, token=token)
 
 
-def _headers(content_type: str) -> dict[str, str]:
-    return {"Content-Type": content_type, "Accept": "application/json", "User-Agent": USER_AGENT}
+def api_request(
+    operation: Operation[Any],
+    base_url: str,
+    names: Mapping[str, str] = NOTHING,
+    *,
+    token: str,
+    path: str = "",
+    query: Sequence[tuple[str, str]] = (),
+    body: bytes = b"",
+) -> Request:
+    """Any operation but getAccessToken. `names` fill the path, which is the contract's unless another is given.
+
+    Raises AppUnusable or Rejected where a name cannot stand in a path.
+    """
+    url = path or operation.path
+    for parameter, name in names.items():
+        if name in {"", ".", ".."}:
+            error = AppUnusable if parameter == "appId" else Rejected
+            raise error(f"{operation.id}: {parameter} {name!r} cannot stand in a URL's path")
+        url = url.replace(f"{{{parameter}}}", quote(name, safe=""))
+    query_string = f"?{urlencode(query)}" if query else ""
+    headers = _headers(operation.request_format if body else "") | {"Authorization": f"Bearer {token}"}
+    return Request(operation.method, f"{base_url}{url}{query_string}", headers, body)
+
+
+def upload_request(url: str, file: Path) -> Request:
+    """The PUT of a file to the signed URL that getBatchUploadUrls gave for it: the signature is all it needs."""
+    return Request("PUT", url, {"User-Agent": USER_AGENT}, file, label=f"signed URL of {file.name!r}")
+
+
+def _headers(content_type: str = "") -> dict[str, str]:
+    headers = {"Accept": "application/json", "User-Agent": USER_AGENT}
+    return headers | {"Content-Type": content_type} if content_type else headers
 
 
 def read_token(response: Response, *, now_seconds: float) -> AccessToken:
@@ -89,18 +141,49 @@ def read_push(response: Response, operation: str, *, app_id: str, now_seconds: f
     """
     if response.status == 200:
         _check_success(response, operation)
-    elif response.status in {400, 422}:
-        if _names_the_app(response):
-            raise AppUnusable(f"{operation}: upstream does not know app {app_id!r}{_said(response)}")
-        raise Rejected(f"{operation}: {response.status}{_said(response)}")
-    elif response.status == 401:
-        raise CredentialsRefused(f"{operation}: 401, the access token was refused{_said(response)}")
     elif response.status in {403, 404}:
         raise AppUnusable(f"{operation}: {response.status} for app {app_id!r}{_said(response)}")
-    elif response.status == 413:
-        raise TooLarge(f"{operation}: 413, too large{_said(response)}")
+    elif response.status in {400, 422} and _names_the_app(response):
+        raise AppUnusable(f"{operation}: upstream does not know app {app_id!r}{_said(response)}")
     else:
-        _raise_for_unexpected(response, operation, now_seconds)
+        _raise_refusal(response, operation, now_seconds)
+
+
+def read_answer(response: Response, operation: Operation[Answer], *, now_seconds: float) -> Answer:
+    """What an operation has answered, of the type that it names; None where it names none.
+
+    Raises Rejected (400, 404, 422), TooLarge (413), CredentialsRefused (401), Unusable (redirects and other 4xx),
+    MalformedAnswer (a 200 that is not what the contract says) or Retryable (all else).
+    """
+    if response.status != 200:
+        _raise_refusal(response, operation.id, now_seconds)
+    _check_success(response, operation.id)
+    if operation.answer is None:
+        return cast("Answer", None)
+    if not response.body.strip():
+        raise MalformedAnswer(f"{operation.id}: 200 with an empty body")
+    try:
+        return msgspec.json.decode(response.body, type=operation.answer)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedAnswer(f"{operation.id}: the answer is not what the contract says: {error}") from None
+
+
+def read_upload(response: Response, file: Path, *, now_seconds: float) -> None:
+    """Returns if the file was taken. Raises CredentialsRefused (401, 403) where a new URL is needed, else as above."""
+    if response.status in {401, 403}:
+        raise CredentialsRefused(f"upload of {file.name!r}: {response.status}, the signed URL was refused")
+    if not 200 <= response.status < 300:
+        _raise_refusal(Response(response.status, response.headers, b""), f"upload of {file.name!r}", now_seconds)
+
+
+def _raise_refusal(response: Response, operation: str, now_seconds: float) -> NoReturn:
+    if response.status in {400, 404, 422}:
+        raise Rejected(f"{operation}: {response.status}{_said(response)}")
+    if response.status == 401:
+        raise CredentialsRefused(f"{operation}: 401, the access token was refused{_said(response)}")
+    if response.status == 413:
+        raise TooLarge(f"{operation}: 413, too large{_said(response)}")
+    _raise_for_unexpected(response, operation, now_seconds)
 
 
 def _check_success(response: Response, operation: str) -> None:
@@ -118,7 +201,8 @@ def _check_success(response: Response, operation: str) -> None:
 
 def _raise_for_unexpected(response: Response, operation: str, now_seconds: float) -> NoReturn:
     if response.status in {408, 425, 429} or response.status >= 500:
-        raise Retryable(
+        error = NotDone if response.status == 429 else Retryable
+        raise error(
             f"{operation}: {response.status}{_said(response)}",
             retry_after_seconds=retry_after_seconds(response.headers.get("retry-after"), now_seconds=now_seconds),
         )

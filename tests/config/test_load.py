@@ -61,6 +61,7 @@ SETTINGS: Mapping[str, tuple[str, object]] = {
     "upstream.client_secret": ("hunter2", Secret("hunter2")),
     "upstream.client_secret_file": ("/secret", Path("/secret")),
     "upstream.scope": ("write", "write"),
+    "upstream.export_scope": ("read", "read"),
     "upstream.usage_events_path": ("/{appId}/events", "/{appId}/events"),
     "upstream.timeout": ("5s", 5.0),
     "stop.deadline": ("20s", 20.0),

@@ -25,7 +25,7 @@ from collector.sandbox.server import CLIENT_ID, CLIENT_SECRET, Sandbox
 from collector.sandbox.state import State
 from collector.upstream.auth import TokenSource
 from collector.upstream.publisher import UsageEventsPublisher
-from collector.upstream.transport import MAX_RESPONSE_BYTES, STREAMED_BYTES, Transport
+from collector.upstream.transport import MAX_RESPONSE_BYTES, PIECE_BYTES, Transport
 from tests.fake_clock import FakeClock
 
 APP = "the-app"
@@ -126,7 +126,7 @@ async def test_the_largest_batch_there_can_be_arrives_whole_also_with_its_second
     await delivery.publish(*range(1, MAX_EVENTS_PER_REQUEST + 1), event_name=event_name)
     kept = [json for _, json in await state.events()][1:]
     assert await received(sandbox) == (3, MAX_EVENTS_PER_REQUEST + 1)
-    assert sum(map(len, kept)) > STREAMED_BYTES
+    assert sum(map(len, kept)) > PIECE_BYTES
     assert {msgspec.json.decode(json, type=UsageEvent).event_name for json in kept} == {event_name}
 
 

@@ -18,6 +18,7 @@ from collector.errors import (
     AppUnusable,
     CollectorError,
     CredentialsRefused,
+    NotDone,
     Rejected,
     Retryable,
     TooLarge,
@@ -69,12 +70,14 @@ MEANING_OF_PUSH: dict[type[CollectorError], list[int]] = {
     CredentialsRefused: [401],
     AppUnusable: [403, 404],
     TooLarge: [413],
-    Retryable: [100, 102, 201, 202, 204, 206, 226, 408, 425, 429, 500, 501, 502, 503, 504, 507, 520, 599, 600, 999],
+    NotDone: [429],
+    Retryable: [100, 102, 201, 202, 204, 206, 226, 408, 425, 500, 501, 502, 503, 504, 507, 520, 599, 600, 999],
     Unusable: [300, 301, 302, 303, 304, 307, 308, 402, 405, 406, 409, 410, 411, 412, 414, 415, 417, 418, 426, 431, 451],
 }
 MEANING_OF_TOKEN: dict[type[CollectorError], list[int]] = {
     CredentialsRefused: [400, 401, 403],
-    Retryable: [100, 201, 202, 204, 408, 425, 429, 500, 502, 503, 504, 599, 600],
+    NotDone: [429],
+    Retryable: [100, 201, 202, 204, 408, 425, 500, 502, 503, 504, 599, 600],
     Unusable: [301, 302, 303, 307, 308, 402, 404, 405, 410, 413, 415, 422],
 }
 
@@ -365,6 +368,7 @@ def test_a_token_is_asked_for_with_a_form_that_holds_id_secret_and_scopes(
     )
     assert (request.method, request.url) == ("POST", "https://login.example.com/token")
     assert request.headers["Content-Type"] == "application/x-www-form-urlencoded"
+    assert isinstance(request.body, bytes)
     assert parse_qs(request.body.decode("ascii"), keep_blank_values=True, strict_parsing=True) == {
         "grant_type": ["client_credentials"],
         "client_id": [client_id],

@@ -1,0 +1,136 @@
+"""Calls of the API's operations: with a token, at the rate that is allowed, and again where that helps.
+
+What may be done twice without harm is tried again when it fails for a reason that passes. setupApplication and
+publishSpendData may not: they are tried again only where upstream has certainly not acted, and else `OutcomeUnknown`
+says where to look.
+"""
+
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from aiolimiter import AsyncLimiter
+
+from collector.backoff import delay_seconds
+from collector.clock import Clock
+from collector.config.kinds import Secret
+from collector.config.model import Upstream
+from collector.contract import operations
+from collector.contract.models import EXPORT_REQUESTS_PER_SECOND, AccessToken
+from collector.contract.operations import SCOPE_READ, SCOPE_WRITE, Answer, Operation
+from collector.errors import MalformedAnswer, NotDone, OutcomeUnknown, Retryable
+from collector.observe.metrics import Metrics
+from collector.upstream.auth import TokenSource
+from collector.upstream.transport import Transport
+from collector.upstream.wire import NOTHING, api_request, read_answer, read_upload, upload_request
+
+ATTEMPTS = 5
+"""How often a request is tried before its error is the caller's: 15 s of waits at most, if Retry-After says no more."""
+BACKOFF_BASE_SECONDS, BACKOFF_MAX_SECONDS = 1.0, 30.0
+
+MAX_ANSWER_BYTES = 256 * 2**20
+"""Of an answer with a list in it; it is held in memory whole."""
+
+WHERE_TO_LOOK = {
+    operations.SETUP_APPLICATION.id: "The app may exist: look for it in getAppSummaries",
+    operations.PUBLISH_SPEND_DATA.id: "The spend may be booked: look at FiscalSpend in getAppDetails",
+}
+
+Result = TypeVar("Result")
+
+
+class Calls:
+    """`open` and `close` it inside the loop that uses it."""
+
+    def __init__(self, settings: Upstream, *, clock: Clock, draw: Callable[[], float] = random.random) -> None:
+        self._base_url = settings.base_url
+        self._clock = clock
+        self._draw = draw
+        self._transport = Transport(timeout_seconds=settings.timeout)
+        self._tokens = {
+            scope: TokenSource(
+                self._transport,
+                token_url=settings.token_url,
+                client_id=settings.client_id or "",
+                client_secret=settings.client_secret or Secret(""),
+                scope=asked,
+                clock=self._clock,
+                metrics=Metrics(),
+            )
+            for scope, asked in ((SCOPE_WRITE, settings.scope), (SCOPE_READ, settings.export_scope))
+        }
+        # One at a time and evenly spaced: a bucket that fills up would let 40 through in the first second.
+        self._export_limiter = AsyncLimiter(1, 1 / EXPORT_REQUESTS_PER_SECOND)
+
+    async def open(self) -> None:
+        """Ready to call."""
+        await self._transport.open()
+
+    async def close(self) -> None:
+        """All connections are closed."""
+        for tokens in self._tokens.values():
+            await tokens.close()
+        await self._transport.close()
+
+    async def access_token(self, scope: str) -> AccessToken:
+        """A token of this scope, `SCOPE_WRITE` or `SCOPE_READ`."""
+        return await self._retried(self._tokens[scope].ask)
+
+    async def call(
+        self,
+        operation: Operation[Answer],
+        names: Mapping[str, str] = NOTHING,
+        *,
+        path: str = "",
+        query: Sequence[tuple[str, str]] = (),
+        body: msgspec.Struct | None = None,
+    ) -> Answer:
+        """What the operation has answered. See `read_answer` for the errors; they come once all attempts have failed."""
+        content = b"" if body is None else msgspec.json.encode(body)
+
+        async def attempt(token: str) -> Answer:
+            request = api_request(operation, self._base_url, names, token=token, path=path, query=query, body=content)
+            if operation.is_export:
+                await self._export_limiter.acquire()
+            try:
+                response = await self._transport.send(request, max_response_bytes=MAX_ANSWER_BYTES)
+                return read_answer(response, operation, now_seconds=self._clock.now_ms() / 1000)
+            except (Retryable, MalformedAnswer) as error:
+                if operation.is_replayable or isinstance(error, NotDone):
+                    raise
+                raise OutcomeUnknown(
+                    f"{error}. {WHERE_TO_LOOK[operation.id]}, which may lag by a day, before you try again"
+                ) from error
+
+        tokens = self._tokens[operation.scope or SCOPE_WRITE]
+        return await self._retried(lambda: tokens.authorize(attempt))
+
+    async def _retried(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
+        failures = 0
+        while True:
+            try:
+                return await attempt()
+            except Retryable as error:
+                failures += 1
+                if failures == ATTEMPTS:
+                    raise
+                await self._clock.sleep(
+                    delay_seconds(
+                        failures,
+                        base_seconds=BACKOFF_BASE_SECONDS,
+                        maximum_seconds=BACKOFF_MAX_SECONDS,
+                        random_fraction=self._draw(),
+                        retry_after_seconds=error.retry_after_seconds,
+                    )
+                )
+
+    async def upload(self, url: str, file: Path, on_sent: Callable[[int], object] | None) -> None:
+        """The file is at its signed URL. Raises CredentialsRefused where another URL is needed."""
+
+        async def put() -> None:
+            response = await self._transport.send(upload_request(url, file), on_sent=on_sent)
+            read_upload(response, file, now_seconds=self._clock.now_ms() / 1000)
+
+        await self._retried(put)
