@@ -87,7 +87,7 @@ class Calls:
         query: Sequence[tuple[str, str]] = (),
         body: msgspec.Struct | None = None,
     ) -> Answer:
-        """What the operation has answered. See `read_answer` for the errors; they come once all attempts have failed."""
+        """What the operation has answered. The errors are those of `read_answer`, once all attempts have failed."""
         content = b"" if body is None else msgspec.json.encode(body)
 
         async def attempt(token: str) -> Answer:
