@@ -25,9 +25,10 @@ from collector.observe.logs import get_logger
 from collector.observe.metrics import CONTENT_TYPE, Metrics, Verdicts
 from collector.sources.access import Guard
 from collector.sources.encodings import ENCODINGS
-from collector.sources.http1 import Limits, Server
+from collector.sources.http1 import Limits
 from collector.sources.http_body import Body, BodyLimits, Memory
 from collector.sources.http_message import Answer, ClientGone, Refusal, Request, header_lines
+from collector.sources.http_server import Server
 
 log = get_logger(__name__)
 

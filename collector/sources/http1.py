@@ -6,7 +6,7 @@ the one route that matters has to be fast: a handler that does nothing answers 4
 16,000 to 29,000/s in aiohttp's application on the same machine.
 
 A connection is in one of four states, each with a deadline: it waits for a request, a head is coming in, a body is
-coming in, or an answer is going out. One timer a second looks at all deadlines; no request has a timer of its own.
+coming in, or an answer is going out. The server looks at all deadlines once a second; no request has its own timer.
 Whatever is wrong with a request is a `Refusal`: where a handler is reading the body it is raised there, else it is
 answered in the request's turn.
 """
@@ -14,14 +14,13 @@ answered in the request's turn.
 import asyncio
 import contextlib
 from collections import deque
-from email.utils import formatdate
-from http import HTTPStatus
+from collections.abc import AsyncGenerator
 from typing import Protocol, cast
 
 import httptools
 import msgspec
 
-from collector.sources.http_message import Answer, ClientGone, Refusal, Request, header_lines
+from collector.sources.http_message import Answer, AnswerBroken, ClientGone, Refusal, Request, chunk, header_lines
 
 BODY_HIGH_WATER_BYTES = 256 * 2**10
 """So much of bodies may wait to be read before a connection is read no further; also what one read brings at most."""
@@ -35,8 +34,6 @@ BODY_STEP_BYTES = 64 * 2**10
 LINGER_SECONDS = 2.0
 """How long a connection stays after an answer that came before the end of its request: closed at once, the kernel would
 send a reset, and the client might never see the answer (RFC 9112 section 9.6)."""
-
-TICK_SECONDS = 1.0
 
 NEVER = float("inf")
 
@@ -65,85 +62,33 @@ class Application(Protocol):
         ...
 
 
-class Server:
-    """All connections of one source, over however many sockets. `connect` is the protocol factory for each."""
+class Host(Protocol):
+    """The server that a connection belongs to, as far as connections know it."""
 
-    def __init__(self, application: Application, limits: Limits) -> None:
-        self.application = application
-        self.limits = limits
-        self.stopping = False
-        self.in_flight = 0
-        self.date_line = b""
-        self._connections: set[Connection] = set()
-        self._tick: asyncio.TimerHandle | None = None
-        self._empty = asyncio.Event()
-        self._empty.set()
+    application: Application
+    limits: Limits
+    stopping: bool
+    in_flight: int
+    date_line: bytes
 
     @property
     def connections(self) -> int:
         """Connections that are open."""
-        return len(self._connections)
-
-    def connect(self) -> "Connection":
-        """A protocol for a new connection over the network."""
-        return Connection(self, is_local=False)
-
-    def connect_locally(self) -> "Connection":
-        """A protocol for a new connection over a Unix socket: the file system has let the client through."""
-        return Connection(self, is_local=True)
+        ...
 
     def opened(self, connection: "Connection") -> None:
         """A connection has come."""
-        self._connections.add(connection)
-        self._empty.clear()
-        if self._tick is None:
-            self._look()
+        ...
 
     def closed(self, connection: "Connection") -> None:
         """A connection has gone, and nothing is done for it any more."""
-        self._connections.discard(connection)
-        if not self._connections:
-            self._empty.set()
-
-    async def stop(self, grace_seconds: float) -> None:
-        """Returns when no connection is open, or some are stuck; listening sockets are to be closed before.
-
-        Requests that are complete are answered. Those that are not have `grace_seconds` to become so.
-        """
-        self.stopping = True
-        for connection in list(self._connections):
-            connection.finish()
-        if not await self._is_empty_within(grace_seconds):
-            for connection in list(self._connections):
-                connection.fail(Refusal(503, "the collector is stopping", "unavailable", {"Retry-After": "1"}))
-            await self._is_empty_within(LINGER_SECONDS)
-            for connection in list(self._connections):
-                connection.abort()
-            await self._is_empty_within(grace_seconds)
-        if self._tick is not None:
-            self._tick.cancel()
-
-    async def _is_empty_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._empty.wait()
-        except TimeoutError:
-            return False
-
-    def _look(self) -> None:
-        """Ends what is overdue; once a second while there are connections."""
-        loop = asyncio.get_running_loop()
-        self.date_line = f"Date: {formatdate(usegmt=True)}\r\n".encode()
-        now = loop.time()
-        for connection in [connection for connection in self._connections if connection.deadline <= now]:
-            connection.expire()
-        self._tick = loop.call_later(TICK_SECONDS, self._look) if self._connections else None
+        ...
 
 
 class Connection(asyncio.Protocol):
     """One client's connection. The methods `on_…` are the parser's callbacks."""
 
-    def __init__(self, server: Server, *, is_local: bool) -> None:
+    def __init__(self, server: Host, *, is_local: bool) -> None:
         self.deadline = NEVER
         self.is_local = is_local
         self.buffered_bytes = 0  # of the bodies of all requests that wait
@@ -320,7 +265,11 @@ class Connection(asyncio.Protocol):
                     self.buffered_bytes -= request.buffered_bytes
                     request.buffered_bytes = 0
             if answer is not None:
-                self._send(answer, request, is_last=not is_whole or (self._is_deaf and len(self._requests) == 1))
+                is_last = not is_whole or (self._is_deaf and len(self._requests) == 1)
+                self._send(answer, request, is_last=is_last)
+                if not isinstance(answer.content, bytes):
+                    chunked = isinstance(request, Request) and request.version != "1.0"
+                    is_whole = await self._stream(answer.content, chunked=chunked) and chunked and is_whole
             if self._writable is not None:
                 await self._writable
             self._requests.popleft()
@@ -432,22 +381,27 @@ class Connection(asyncio.Protocol):
     def _send(self, answer: Answer, request: Request | Refusal | None = None, *, is_last: bool = True) -> None:
         if self._transport.is_closing():
             return
-        head = b"HTTP/1.1 %d %b\r\n%b%bContent-Length: %d\r\n" % (
-            answer.status,
-            _PHRASES[answer.status],
-            self._server.date_line,
-            answer.headers,
-            len(answer.content),
-        )
-        content = answer.content
-        if isinstance(request, Request):
-            if request.version == "1.0" and not is_last:
-                head += b"Connection: keep-alive\r\n"
-            if request.method == "HEAD":
-                content = b""
-        if is_last:
-            head += b"Connection: close\r\n"
-        self._transport.write(head + b"\r\n" + content)
+        version, method = (request.version, request.method) if isinstance(request, Request) else ("1.1", "")
+        head = answer.head(self._server.date_line, version=version, is_last=is_last)
+        content = answer.content if isinstance(answer.content, bytes) and method != "HEAD" else b""
+        self._transport.write(head + content)
+
+    async def _stream(self, pieces: AsyncGenerator[bytes], *, chunked: bool) -> bool:
+        """Whether all of a streamed answer has gone out; where not, the client sees that it is cut off."""
+        try:
+            async with contextlib.aclosing(pieces):
+                async for piece in pieces:
+                    self._transport.write(chunk(piece) if chunked else piece)
+                    if self._writable is not None:
+                        await self._writable
+                    if self._transport.is_closing():
+                        return False
+        except AnswerBroken:
+            self._transport.abort()
+            return False
+        if chunked:
+            self._transport.write(chunk(b""))
+        return True
 
     def _part(self, *, linger: bool) -> None:
         """Closes the connection; where the client is still sending, only once it has had time to see the answer."""
@@ -462,6 +416,3 @@ class Connection(asyncio.Protocol):
         if self._is_paused:
             self._is_paused = False
             self._transport.resume_reading()
-
-
-_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}

@@ -1,8 +1,11 @@
 """What is asked over HTTP and what is answered: requests, whose bodies may still be coming in, answers and refusals."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from http import HTTPStatus
 from typing import NamedTuple, Protocol
+
+_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 class Sender(Protocol):
@@ -34,12 +37,37 @@ class ClientGone(ConnectionError):
     """The client closed the connection before the end of its request."""
 
 
+class AnswerBroken(Exception):
+    """An answer that has begun cannot be completed."""
+
+
 class Answer(NamedTuple):
-    """Status, content, and more header fields as `header_lines` writes them."""
+    """Status, content, and more header fields as `header_lines` writes them.
+
+    Content that is not bytes is sent as it comes; it raises AnswerBroken where it does not come to its end.
+    """
 
     status: int
-    content: bytes
+    content: bytes | AsyncGenerator[bytes]
     headers: bytes = b""
+
+    def head(self, date_line: bytes, *, version: str, is_last: bool) -> bytes:
+        """All that comes before the content, to a client of this version of HTTP."""
+        if isinstance(self.content, bytes):
+            framing = b"Content-Length: %d\r\n" % len(self.content)
+        else:
+            framing = b"Transfer-Encoding: chunked\r\n" if version == "1.1" else b""
+        if is_last or not framing:
+            framing += b"Connection: close\r\n"
+        elif version == "1.0":
+            framing += b"Connection: keep-alive\r\n"
+        start = b"HTTP/1.1 %d %b\r\n" % (self.status, _PHRASES.get(self.status, b""))
+        return b"%b%b%b%b\r\n" % (start, date_line, self.headers, framing)
+
+
+def chunk(piece: bytes) -> bytes:
+    """A piece of content in chunked coding; an empty one is the end (RFC 9112 section 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(piece), piece)
 
 
 def header_lines(fields: Mapping[str, str]) -> bytes:

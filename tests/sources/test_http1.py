@@ -27,9 +27,9 @@ from collector.sources.http1 import (
     PIPELINE_HIGH_WATER,
     Connection,
     Limits,
-    Server,
 )
 from collector.sources.http_message import Answer, ClientGone, Refusal, Request, header_lines
+from collector.sources.http_server import Server
 
 FUZZ_EXAMPLES = int(os.environ.get("COLLECTOR_FUZZ_EXAMPLES", "300"))
 
