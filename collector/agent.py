@@ -18,8 +18,9 @@ import msgspec
 from collector.bodies import BodyParser
 from collector.clock import Clock
 from collector.config import Config
-from collector.config.kinds import Address, Secret
+from collector.config.kinds import Address
 from collector.config.tokens import read_tokens
+from collector.contract.operations import SCOPE_WRITE
 from collector.errors import CollectorError, Unusable
 from collector.flusher import Flusher
 from collector.intake import Intake
@@ -28,11 +29,13 @@ from collector.observe.metrics import Metrics
 from collector.queue.sqlite import SqliteQueue
 from collector.sources.access import Guard
 from collector.sources.datagrams import DatagramSource, bind_udp
+from collector.sources.gateway import Gateway
 from collector.sources.http import HttpSource
 from collector.sources.http1 import Limits
 from collector.sources.http_body import BodyLimits
 from collector.sources.unix import UnixSocket
-from collector.upstream.auth import TokenSource
+from collector.upstream.auth import token_sources
+from collector.upstream.passage import Passage
 from collector.upstream.publisher import UsageEventsPublisher
 from collector.upstream.transport import Transport
 from collector.version import __version__
@@ -82,20 +85,12 @@ class Collector:
             metrics=self.metrics,
         )
         self._transport = Transport(timeout_seconds=config.upstream.timeout)
-        self._tokens = TokenSource(
-            self._transport,
-            token_url=config.upstream.token_url,
-            client_id=config.upstream.client_id or "",
-            client_secret=config.upstream.client_secret or Secret(""),
-            scope=config.upstream.scope,
-            clock=self._clock,
-            metrics=self.metrics,
-        )
+        self._tokens = token_sources(self._transport, config.upstream, clock=self._clock, metrics=self.metrics)
         self._flusher = Flusher(
             self._queue,
             UsageEventsPublisher(
                 self._transport,
-                self._tokens,
+                self._tokens[SCOPE_WRITE],
                 base_url=config.upstream.base_url,
                 path=config.upstream.usage_events_path,
                 clock=self._clock,
@@ -129,6 +124,11 @@ class Collector:
                 held_bytes=config.http.max_held_bytes,
             ),
             guard=self._guard,
+            gateway=Gateway(
+                config.gateway.operations,
+                Passage(self._transport, self._tokens, base_url=config.upstream.base_url),
+                self.metrics,
+            ),
             metrics=self.metrics,
             why_unready=self.why_unready,
         )
@@ -153,7 +153,8 @@ class Collector:
             opened.push_async_callback(self._queue.close)
             await self._transport.open()
             opened.push_async_callback(self._transport.close)
-            opened.push_async_callback(self._tokens.close)
+            for tokens in self._tokens.values():
+                opened.push_async_callback(tokens.close)
             self._watch("queue.maintain", self._queue.maintain(), opened)
             self._watch("flusher.run", self._flusher.run(), opened)
             await self._open_sources(opened)

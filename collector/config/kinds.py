@@ -191,21 +191,23 @@ def file_mode(about: str) -> Kind:
 
 def names(about: str) -> Kind:
     """A list of names; in the environment separated by commas."""
+    allowed = "a list of names without quotes, backslashes and control characters"
+    return _list(about, allowed, lambda entry: _NAME.fullmatch(entry) is not None)
 
+
+def choices(about: str, *options: str) -> Kind:
+    """A list of some of the words; in the environment separated by commas."""
+    return _list(about, f"a list of any of {', '.join(options)}", lambda entry: entry in options)
+
+
+def _list(about: str, allowed: str, is_allowed: Callable[[str], bool]) -> Kind:
     def parse(value: Any) -> tuple[str, ...]:
         entries = [entry.strip() for entry in value.split(",") if entry.strip()] if isinstance(value, str) else value
-        if not isinstance(entries, list) or not all(
-            isinstance(entry, str) and _NAME.fullmatch(entry) for entry in entries
-        ):
+        if not isinstance(entries, list) or not all(isinstance(entry, str) and is_allowed(entry) for entry in entries):
             raise ValueError(value)
         return tuple(dict.fromkeys(entries))
 
-    return Kind(
-        about,
-        "a list of names without quotes, backslashes and control characters",
-        parse,
-        lambda value: f"[{', '.join(map(_quoted, value))}]",
-    )
+    return Kind(about, allowed, parse, lambda value: f"[{', '.join(map(_quoted, value))}]")
 
 
 def path(about: str) -> Kind:

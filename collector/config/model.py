@@ -11,6 +11,7 @@ import msgspec
 
 from collector.config import kinds
 from collector.config.kinds import Address, Bytes, Seconds, Secret
+from collector.contract.operations import OPERATIONS
 from collector.events import EMAIL_MAX_CHARS, EVENT_NAME_MAX_CHARS, KEPT_MAX_BYTES
 
 DAY = 86_400.0
@@ -258,6 +259,19 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     ] = Seconds(30.0)
 
 
+class Gateway(msgspec.Struct, frozen=True, kw_only=True):
+    """Operations of the API that local apps may call through the collector, which adds its credentials."""
+
+    operations: Annotated[
+        tuple[str, ...],
+        kinds.choices(
+            "Operations to pass on, by their names in the contract, on the paths of the contract. Whoever may send "
+            "events may call them. Usage events are always taken, and go through the queue.",
+            *(operation.id for operation in OPERATIONS if operation.scope is not None),
+        ),
+    ] = ()
+
+
 class Stop(msgspec.Struct, frozen=True, kw_only=True):
     """What happens on SIGTERM and SIGINT."""
 
@@ -292,5 +306,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     queue: Queue = Queue()
     flush: Flush = Flush()
     upstream: Upstream = Upstream()
+    gateway: Gateway = Gateway()
     stop: Stop = Stop()
     log: Log = Log()

@@ -53,6 +53,9 @@ class Metrics:
             "buried_events", "Events that became dead letters because upstream refused them for good."
         )
         self.token_requests = counter("token_requests", "Requests for an access token, by outcome.", "outcome")
+        self.passed_on = counter(
+            "gateway_requests", "Requests passed on to upstream, by operation and its status.", "operation", "status"
+        )
         self._commit_seconds = Histogram(
             "commit_seconds",
             "Time of one commit of the queue, with its fsync.",

@@ -13,7 +13,6 @@ import math
 import re
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from urllib.parse import unquote
 
 import msgspec
 
@@ -25,9 +24,10 @@ from collector.observe.logs import get_logger
 from collector.observe.metrics import CONTENT_TYPE, Metrics, Verdicts
 from collector.sources.access import Guard
 from collector.sources.encodings import ENCODINGS
+from collector.sources.gateway import Gateway, Route
 from collector.sources.http1 import Limits
 from collector.sources.http_body import Body, BodyLimits, Memory
-from collector.sources.http_message import Answer, ClientGone, Refusal, Request, header_lines
+from collector.sources.http_message import Answer, ClientGone, Refusal, Request, header_lines, path_name
 from collector.sources.http_server import Server
 
 log = get_logger(__name__)
@@ -71,6 +71,7 @@ class HttpSource:
         connection_limits: Limits,
         body_limits: BodyLimits,
         guard: Guard,
+        gateway: Gateway,
         metrics: Metrics,
         why_unready: Callable[[], str | None],
     ) -> None:
@@ -78,6 +79,7 @@ class HttpSource:
         self._listen = listen
         self._limits = body_limits
         self._guard = guard
+        self._gateway = gateway
         self._metrics = metrics
         self._why_unready = why_unready
         self._verdicts = Verdicts(metrics.events, SOURCE)
@@ -163,11 +165,12 @@ class HttpSource:
     def _route(self, request: Request) -> Handler:
         path = request.target.partition("?")[0]
         route = self._routes.get(path)
+        if route is None and (match := PUSH_PATH.fullmatch(path)) is not None:
+            route = "POST", functools.partial(self._push_usage_events, app_id=path_name(match[1]))
+        if route is None and (passed := self._gateway.route(request.method, path)) is not None:
+            return functools.partial(self._pass_on, passed)
         if route is None:
-            match = PUSH_PATH.fullmatch(path)
-            if match is None:
-                raise Refusal(404, f"{path[:80]} is not here; events go to POST {EVENTS_PATH}", "not_understood")
-            route = "POST", functools.partial(self._push_usage_events, app_id=_app_id(match[1]))
+            raise Refusal(404, f"{path[:80]} is not here; events go to POST {EVENTS_PATH}", "not_understood")
         method, handler = route
         if request.method != method and not (request.method == "HEAD" and method == "GET"):
             raise Refusal(
@@ -181,6 +184,15 @@ class HttpSource:
     async def _push_usage_events(self, request: Request, report: Report, *, app_id: str) -> Answer:
         return await self._take(request, report, PUSH_FORMATS, app_id)
 
+    async def _pass_on(self, route: Route, request: Request, _report: Report) -> Answer:
+        if not request.is_local:
+            self._guard.check_sender(request.headers)
+        body = self._body(request)
+        try:
+            return await self._gateway.answer(route, request.target.partition("?")[2], await body.whole())
+        finally:
+            body.release()
+
     async def _take(
         self, request: Request, report: Report, formats: Mapping[str, BodyFormat], app_id: str | None
     ) -> Answer:
@@ -192,11 +204,7 @@ class HttpSource:
         if body_format is None:
             expected = " or ".join(formats)
             raise Refusal(415, f"Content-Type: {content_type[:80]}; expected {expected}", "not_understood")
-        encoding = headers.get("content-encoding", "identity").lower()
-        if encoding not in ENCODINGS:
-            expected = ", ".join(ENCODINGS)
-            raise Refusal(415, f"Content-Encoding: {encoding[:80]}; expected {expected} or none", "not_understood")
-        body = Body(request, encoding, self._limits, self._memory)
+        body = self._body(request)
         try:
             if body_format is BodyFormat.NDJSON:
                 await self._intake.take_lines(body.pieces(), app_id, report)
@@ -206,6 +214,13 @@ class HttpSource:
             body.release()
             self._verdicts.count(report.accepted, report.duplicates, report.rejected)
         return Answer(400 if report.rejected else 200, _encode(report), JSON_TYPE)
+
+    def _body(self, request: Request) -> Body:
+        encoding = request.headers.get("content-encoding", "identity").lower()
+        if encoding not in ENCODINGS:
+            expected = ", ".join(ENCODINGS)
+            raise Refusal(415, f"Content-Encoding: {encoding[:80]}; expected {expected} or none", "not_understood")
+        return Body(request, encoding, self._limits, self._memory)
 
     async def _healthz(self, _request: Request, _report: Report) -> Answer:
         return Answer(200, b'{"status":"ok"}', JSON_TYPE)
@@ -218,13 +233,6 @@ class HttpSource:
 
     async def _expose_metrics(self, _request: Request, _report: Report) -> Answer:
         return Answer(200, self._metrics.exposition(), METRICS_TYPE)
-
-
-def _app_id(quoted: str) -> str:
-    try:
-        return unquote(quoted, errors="strict")
-    except UnicodeDecodeError as error:
-        raise Refusal(400, f"the appId in the path is not UTF-8: {quoted[:80]}", "malformed") from error
 
 
 def _retry_after(seconds: float | None) -> dict[str, str]:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from http import HTTPStatus
 from typing import NamedTuple, Protocol
+from urllib.parse import unquote
 
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
@@ -44,7 +45,8 @@ class AnswerBroken(Exception):
 class Answer(NamedTuple):
     """Status, content, and more header fields as `header_lines` writes them.
 
-    Content that is not bytes is sent as it comes; it raises AnswerBroken where it does not come to its end.
+    Content that is not bytes is sent as it comes, in pieces that are not empty; where it does not come to its end, it
+    raises AnswerBroken.
     """
 
     status: int
@@ -63,6 +65,17 @@ class Answer(NamedTuple):
             framing += b"Connection: keep-alive\r\n"
         start = b"HTTP/1.1 %d %b\r\n" % (self.status, _PHRASES.get(self.status, b""))
         return b"%b%b%b%b\r\n" % (start, date_line, self.headers, framing)
+
+
+def path_name(quoted: str) -> str:
+    """What a segment of a path says. Raises Refusal (400) where that is no text, or would lead to another path."""
+    try:
+        name = unquote(quoted, errors="strict")
+    except UnicodeDecodeError as error:
+        raise Refusal(400, f"{quoted[:80]} in the path is not UTF-8", "malformed") from error
+    if name in {".", ".."}:
+        raise Refusal(400, f"{quoted[:80]} cannot stand in a path", "malformed")
+    return name
 
 
 def chunk(piece: bytes) -> bytes:

@@ -1,12 +1,14 @@
 """Access tokens: fetched once for all who need one, renewed before they expire."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from collector.clock import Clock
 from collector.config.kinds import Secret
+from collector.config.model import Upstream
 from collector.contract.models import AccessToken
+from collector.contract.operations import SCOPE_READ, SCOPE_WRITE
 from collector.errors import CollectorError, CredentialsRefused, Unusable
 from collector.observe.metrics import Metrics
 from collector.upstream.transport import Transport
@@ -105,3 +107,21 @@ class TokenSource:
         self._renewal = None
         if not renewal.cancelled() and isinstance(renewal.exception(), CredentialsRefused):
             self._token = None  # a renewal in the background that was refused: the next caller shall hear of it
+
+
+def token_sources(
+    transport: Transport, settings: Upstream, *, clock: Clock, metrics: Metrics
+) -> Mapping[str, TokenSource]:
+    """A source of tokens for what is pushed (`SCOPE_WRITE`) and one for what is read (`SCOPE_READ`)."""
+    return {
+        scope: TokenSource(
+            transport,
+            token_url=settings.token_url,
+            client_id=settings.client_id or "",
+            client_secret=settings.client_secret or Secret(""),
+            scope=asked,
+            clock=clock,
+            metrics=metrics,
+        )
+        for scope, asked in ((SCOPE_WRITE, settings.scope), (SCOPE_READ, settings.export_scope))
+    }

@@ -15,14 +15,13 @@ from aiolimiter import AsyncLimiter
 
 from collector.backoff import delay_seconds
 from collector.clock import Clock
-from collector.config.kinds import Secret
 from collector.config.model import Upstream
 from collector.contract import operations
 from collector.contract.models import EXPORT_REQUESTS_PER_SECOND, AccessToken
-from collector.contract.operations import SCOPE_READ, SCOPE_WRITE, Answer, Operation
+from collector.contract.operations import SCOPE_WRITE, Answer, Operation
 from collector.errors import MalformedAnswer, NotDone, OutcomeUnknown, Retryable
 from collector.observe.metrics import Metrics
-from collector.upstream.auth import TokenSource
+from collector.upstream.auth import token_sources
 from collector.upstream.transport import Transport
 from collector.upstream.wire import NOTHING, api_request, read_answer, read_upload, upload_request
 
@@ -49,18 +48,7 @@ class Calls:
         self._clock = clock
         self._draw = draw
         self._transport = Transport(timeout_seconds=settings.timeout)
-        self._tokens = {
-            scope: TokenSource(
-                self._transport,
-                token_url=settings.token_url,
-                client_id=settings.client_id or "",
-                client_secret=settings.client_secret or Secret(""),
-                scope=asked,
-                clock=self._clock,
-                metrics=Metrics(),
-            )
-            for scope, asked in ((SCOPE_WRITE, settings.scope), (SCOPE_READ, settings.export_scope))
-        }
+        self._tokens = token_sources(self._transport, settings, clock=clock, metrics=Metrics())
         # One at a time and evenly spaced: a bucket that fills up would let 40 through in the first second.
         self._export_limiter = AsyncLimiter(1, 1 / EXPORT_REQUESTS_PER_SECOND)
 

@@ -2,9 +2,9 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 
@@ -16,6 +16,15 @@ MAX_RESPONSE_BYTES = 256 * 1024
 
 PIECE_BYTES = 2**20
 """A larger body is written in pieces, so that sending it does not hold up the loop; a file is read in such pieces."""
+
+
+class Streamed(NamedTuple):
+    """One HTTP answer whose content has yet to come; header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: AsyncGenerator[bytes]
+    close: Callable[[], None]
 
 
 class Transport:
@@ -83,6 +92,36 @@ class Transport:
         finally:
             if file is not None:
                 file.close()
+
+    async def stream(self, request: Request) -> Streamed:
+        """The answer as it comes; `close` it, or take it to its end. Each piece of it may take the timeout.
+
+        Raises as `send` does, and so does taking the content.
+        """
+        if self._session is None:
+            raise NotDone("the connection to upstream is closed")
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                answer = await self._session.request(
+                    request.method, request.url, data=request.body, headers=request.headers, allow_redirects=False
+                )
+        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
+            raise self._meaning(error, request.name) from error
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+        return Streamed(answer.status, headers, self._content(answer, request.name), answer.close)
+
+    async def _content(self, answer: aiohttp.ClientResponse, name: str) -> AsyncGenerator[bytes]:
+        try:
+            while True:
+                async with asyncio.timeout(self._timeout_seconds):
+                    piece = await answer.content.readany()
+                if not piece:
+                    return
+                yield piece
+        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
+            raise self._meaning(error, name) from error
+        finally:
+            answer.close()
 
     def _meaning(self, error: Exception, name: str) -> CollectorError:
         if isinstance(error, TimeoutError):

@@ -64,6 +64,7 @@ SETTINGS: Mapping[str, tuple[str, object]] = {
     "upstream.export_scope": ("read", "read"),
     "upstream.usage_events_path": ("/{appId}/events", "/{appId}/events"),
     "upstream.timeout": ("5s", 5.0),
+    "gateway.operations": ("getAppSummaries, publishSpendData", ("getAppSummaries", "publishSpendData")),
     "stop.deadline": ("20s", 20.0),
     "log.level": ("debug", "debug"),
     "log.format": ("json", "json"),

@@ -19,9 +19,12 @@ from collector.intake import Intake
 from collector.observe.metrics import Metrics
 from collector.queue.base import Backlog, Batch, Verdict
 from collector.sources.access import Guard
+from collector.sources.gateway import Gateway
 from collector.sources.http import HttpSource
 from collector.sources.http1 import Connection, Limits
 from collector.sources.http_body import BodyLimits
+from collector.upstream.passage import Passage
+from collector.upstream.transport import Transport
 from tests.fuzz import inputs
 
 Triple = tuple[int, str, str]
@@ -166,6 +169,7 @@ class Http:
     def __init__(self) -> None:
         self._queue = _Memory()
         metrics = Metrics()
+        unused = Passage(Transport(timeout_seconds=1), {}, base_url="http://upstream.example.com")
         self._source = HttpSource(
             Intake(
                 self._queue,
@@ -179,6 +183,7 @@ class Http:
             connection_limits=Limits(16384, 10, 30, 75, 512, 512),
             body_limits=BodyLimits(2**20, 2**20, 2**20, 2**20),
             guard=Guard(),
+            gateway=Gateway((), unused, metrics),
             metrics=metrics,
             why_unready=lambda: None,
         )

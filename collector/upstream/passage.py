@@ -1,0 +1,44 @@
+"""Operations that others ask for, carried out with the collector's own token; the answer is handed over as it comes."""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+from aiolimiter import AsyncLimiter
+
+from collector.contract.models import EXPORT_REQUESTS_PER_SECOND
+from collector.contract.operations import Operation
+from collector.errors import CredentialsRefused
+from collector.upstream.auth import TokenSource
+from collector.upstream.transport import Streamed, Transport
+from collector.upstream.wire import api_request
+
+
+class Passage:
+    """The gateway's way to upstream. `close` it with the transport that it uses."""
+
+    def __init__(self, transport: Transport, tokens: Mapping[str, TokenSource], *, base_url: str) -> None:
+        self._transport = transport
+        self._tokens = tokens
+        self._base_url = base_url
+        self._export_limiter = AsyncLimiter(1, 1 / EXPORT_REQUESTS_PER_SECOND)
+
+    async def carry_out(self, operation: Operation[Any], names: Mapping[str, str], query: str, body: bytes) -> Streamed:
+        """What upstream has answered, whatever its status but 401: then CredentialsRefused, after a second token.
+
+        Nothing is tried again beyond that: whoever asked decides. Raises CollectorError where there is no answer.
+        """
+
+        async def attempt(token: str) -> Streamed:
+            pairs = parse_qsl(query, keep_blank_values=True)
+            request = api_request(operation, self._base_url, names, token=token, query=pairs, body=body)
+            if operation.is_export:
+                await self._export_limiter.acquire()
+            answer = await self._transport.stream(request)
+            if answer.status == 401:
+                answer.close()
+                raise CredentialsRefused(f"{operation.id}: 401, the collector's access token was refused")
+            return answer
+
+        assert operation.scope is not None  # noqa: S101 - the token itself is not for others
+        return await self._tokens[operation.scope].authorize(attempt)
