@@ -1,5 +1,6 @@
 """An embeddable usage-event collector: exact deduplication, a durable queue, batched delivery to Productiv."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from collector.config import Config
@@ -20,32 +21,47 @@ from collector.events import UsageEvent
 from collector.version import __version__
 
 if TYPE_CHECKING:
-    from collector.agent import Collector, StopReport
+    from collector.agent import Collector, Delivery, StopReport
+    from collector.intake import Report
+    from collector.sources.recorder import Recorded
+    from collector.sync import SyncCollector
 
 __all__ = [
     "Collector",
     "CollectorError",
     "Config",
     "ConfigInvalid",
+    "Delivery",
     "MalformedBody",
     "QueueBroken",
     "QueueBusy",
     "QueueFull",
     "QueueInUse",
     "QueueUnavailable",
+    "Recorded",
     "Rejected",
+    "Report",
     "Retryable",
     "StopReport",
+    "SyncCollector",
     "Unusable",
     "UsageEvent",
     "__version__",
 ]
 
 
+_LATE = {
+    "Collector": "collector.agent",
+    "Delivery": "collector.agent",
+    "Recorded": "collector.sources.recorder",
+    "Report": "collector.intake",
+    "StopReport": "collector.agent",
+    "SyncCollector": "collector.sync",
+}
+
+
 def __getattr__(name: str) -> Any:
     """The agent brings aiohttp with it, half of the time that an import takes: only who uses it pays."""
-    if name in {"Collector", "StopReport"}:
-        from collector import agent  # noqa: PLC0415
-
-        return getattr(agent, name)
+    if module := _LATE.get(name):
+        return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,9 @@ whole agent down, loudly; nothing stays "healthy" while it does nothing.
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+import os
+from collections.abc import Coroutine, Iterable
+from enum import Enum
 from pathlib import Path
 from socket import SOCK_DGRAM, SOCK_STREAM, SocketKind, socket
 from typing import Any, Self
@@ -21,9 +23,10 @@ from collector.config import Config
 from collector.config.kinds import Address
 from collector.config.tokens import read_tokens
 from collector.contract.operations import SCOPE_WRITE
-from collector.errors import CollectorError, Unusable
+from collector.errors import CollectorError, QueueInUse, Unusable
+from collector.events import UsageEvent
 from collector.flusher import Flusher
-from collector.intake import Intake
+from collector.intake import Intake, Report
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.queue.sqlite import SqliteQueue
@@ -33,6 +36,7 @@ from collector.sources.gateway import Gateway
 from collector.sources.http import HttpSource
 from collector.sources.http1 import Limits
 from collector.sources.http_body import BodyLimits
+from collector.sources.recorder import Recorded, Recorder, event_of
 from collector.sources.unix import UnixSocket
 from collector.upstream.auth import token_sources
 from collector.upstream.passage import Passage
@@ -43,22 +47,47 @@ from collector.version import __version__
 log = get_logger(__name__)
 
 
+ELECTION_SECONDS = 1.0
+"""How often a process looks whether it can take delivery over from another that has ended."""
+
+
+class Delivery(Enum):
+    """Which of the processes that use one queue delivers from it."""
+
+    EXCLUSIVE = "this one does, or does not start"
+    ELECTED = "one of them does; when it ends or dies, another takes over"
+    ELSEWHERE = "another one does"
+
+
 class StopReport(msgspec.Struct, frozen=True):
     """What remains after a stop; it is in the queue and goes on with the next start."""
 
     waiting_events: int
     held_apps: dict[str, str]
+    lost_events: int = 0
+    """Of those that were recorded without waiting for the commit: the queue could not take them in time."""
 
 
 class Collector:
     """A whole collector inside one event loop.
 
     `async with Collector(config) as collector:` starts it and stops it; `await collector.failed()` in between returns
-    only if it cannot go on.
+    only if it cannot go on. It takes what the program records, and where it `listens`, also what others send to the
+    configured sources. Any number of processes can use one queue, in the way that `delivery` says.
     """
 
-    def __init__(self, config: Config, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        listens: bool = False,
+        delivery: Delivery = Delivery.ELECTED,
+        clock: Clock | None = None,
+    ) -> None:
         self._config = config
+        self._listens = listens
+        self._delivery = delivery
+        self._process = os.getpid()
         self._clock = clock or Clock()
         self.metrics = Metrics()
         self._queue = SqliteQueue(
@@ -105,6 +134,12 @@ class Collector:
             clock=self._clock,
             metrics=self.metrics,
         )
+        self._recorder = Recorder(
+            self._intake,
+            max_waiting_events=config.events.max_recorded,
+            clock=self._clock,
+            metrics=self.metrics,
+        )
         self._guard = Guard(allowed_hosts=config.access.allowed_hosts)
         self._http = HttpSource(
             self._intake,
@@ -138,6 +173,7 @@ class Collector:
         self._failure: asyncio.Future[None] | None = None
         self._open = contextlib.AsyncExitStack()
         self._stopping = False
+        self._stop_asked = asyncio.Event()
         self._register_gauges()
 
     async def start(self) -> None:
@@ -147,8 +183,8 @@ class Collector:
         """
         self._failure = asyncio.get_running_loop().create_future()
         async with contextlib.AsyncExitStack() as opened:
-            self._queue.take_flusher_role()
             opened.callback(self._queue.release_flusher_role)
+            self._stand_for_delivery()
             await self._queue.open()
             opened.push_async_callback(self._queue.close)
             await self._transport.open()
@@ -156,13 +192,15 @@ class Collector:
             for tokens in self._tokens.values():
                 opened.push_async_callback(tokens.close)
             self._watch("queue.maintain", self._queue.maintain(), opened)
-            self._watch("flusher.run", self._flusher.run(), opened)
-            await self._open_sources(opened)
+            self._watch("flusher.run", self._deliver(), opened)
+            self._watch("recorder.run", self._recorder.run(), opened)
+            if self._listens:
+                await self._open_sources(opened)
             self._open = opened.pop_all()
         log.info(
             "agent.started",
             version=__version__,
-            http=str(self.http_address),
+            http=str(self.http_address) if self._listens else None,
             udp=str(self.udp_address) if self.udp_address else None,
             queue=str(self._config.queue.path),
             waiting_events=self._queue.waiting_events,
@@ -179,19 +217,54 @@ class Collector:
         if flushing is None:
             return StopReport(0, {})
         deadline = self._clock.monotonic() + self._config.stop.deadline
-        await self._http.stop()
+        if self._listens:
+            await self._http.stop()
         for source in self._datagrams.values():
             await source.stop()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._recorder.flush(), self._config.stop.deadline)
         self._flusher.drain()
+        self._stop_asked.set()
         log.info(
             "agent.draining", waiting_events=self._queue.waiting_events, deadline_seconds=self._config.stop.deadline
         )
         await asyncio.wait([flushing], timeout=max(0.0, deadline - self._clock.monotonic()))
-        report = StopReport(self._queue.waiting_events, self._flusher.held)
+        report = StopReport(self._queue.waiting_events, self._flusher.held, self._recorder.waiting_events)
         await self._open.aclose()
         self._tasks.clear()
         log.info("agent.stopped", waiting_events=report.waiting_events, held_apps=report.held_apps)
+        if report.lost_events:
+            log.error("agent.events_lost", events=report.lost_events, reason="recorded without waiting, never stored")
         return report
+
+    async def record(
+        self, *, email: str, event_name: str, timestamp_ms: int | None = None, app_id: str | None = None
+    ) -> Recorded:
+        """What became of an event of this program, after the commit; stamped now where it has no time.
+
+        Raises Rejected with the reason, Retryable where the queue cannot take it now, TypeError.
+        """
+        self._check_process()
+        return await self._recorder.record(event_of(self._clock, email, event_name, timestamp_ms, app_id))
+
+    async def record_many(self, events: Iterable[UsageEvent]) -> Report:
+        """What became of the events, after the commit that holds all that were accepted. Raises Retryable."""
+        self._check_process()
+        return await self._recorder.record_many(events)
+
+    def record_nowait(
+        self, *, email: str, event_name: str, timestamp_ms: int | None = None, app_id: str | None = None
+    ) -> bool:
+        """Whether the event was taken into memory, which holds up to `events.max_recorded`; it is stored soon.
+
+        For the loop's own thread. Until its commit an event dies with the process. Raises TypeError.
+        """
+        self._check_process()
+        return self._recorder.offer(event_of(self._clock, email, event_name, timestamp_ms, app_id))
+
+    async def flush(self) -> None:
+        """Returns when everything that was recorded without waiting is on disk, or was rejected."""
+        await self._recorder.flush()
 
     def reload(self) -> None:
         """Reads `access.tokens_file` again. Raises ConfigInvalid, with the tokens of before still in force."""
@@ -215,7 +288,9 @@ class Collector:
 
     @property
     def http_address(self) -> Address:
-        """Where the HTTP source listens."""
+        """Where the HTTP source listens. Raises Unusable where it does not."""
+        if not self._listens:
+            raise Unusable("this collector does not listen")
         return self._http.address
 
     @property
@@ -229,6 +304,28 @@ class Collector:
             return "the collector is stopping"
         dead = [name for name, task in self._tasks.items() if task.done()]
         return f"{dead[0]} has died" if dead else None
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            raise Unusable("this Collector belongs to the process that made it; make another one after a fork")
+
+    async def _deliver(self) -> None:
+        """Delivers, from when it falls to this process until the stop."""
+        while not self._queue.is_flusher:
+            if await self._clock.wait(self._stop_asked, ELECTION_SECONDS):
+                return
+            self._stand_for_delivery()
+        log.info("agent.delivers")
+        await self._flusher.run()
+
+    def _stand_for_delivery(self) -> None:
+        if self._delivery is Delivery.ELSEWHERE:
+            return
+        try:
+            self._queue.take_flusher_role()
+        except QueueInUse:
+            if self._delivery is Delivery.EXCLUSIVE:
+                raise
 
     async def _open_sources(self, opened: contextlib.AsyncExitStack) -> None:
         config = self._config

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from collector.agent import Collector
+from collector.agent import Collector, Delivery
 from collector.config import Config, load
 
 
@@ -30,5 +30,6 @@ def config(folder: Path, upstream_url: str, **settings: str) -> Config:
 @asynccontextmanager
 async def embedded(folder: Path, upstream_url: str, **settings: str) -> AsyncIterator[Collector]:
     """A collector that runs for the length of a block."""
-    async with Collector(config(folder, upstream_url, **settings)) as collector:
+    settled = config(folder, upstream_url, **settings)
+    async with Collector(settled, listens=True, delivery=Delivery.EXCLUSIVE) as collector:
         yield collector

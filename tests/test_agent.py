@@ -119,7 +119,7 @@ async def test_a_wrong_secret_holds_everything_and_loses_nothing(
 async def test_a_part_that_dies_is_the_end_of_the_agent_and_it_says_so(
     tmp_path: Path, upstream: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collector = Collector(config(tmp_path, upstream.url))
+    collector = Collector(config(tmp_path, upstream.url), listens=True)
 
     async def explode(*_: object) -> None:
         raise RuntimeError("a defect")

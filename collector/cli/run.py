@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from collector.agent import Collector
+from collector.agent import Collector, Delivery
 from collector.cli.loop import run, stop_signals
 from collector.cli.options import config_option
 from collector.config import Config, load
@@ -37,7 +37,7 @@ def command(config_file: Path | None) -> None:
 
 async def _serve(config: Config) -> None:
     stop_asked = asyncio.create_task(stop_signals().wait())
-    collector = Collector(config)
+    collector = Collector(config, listens=True, delivery=Delivery.EXCLUSIVE)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, collector)
     async with collector:
         failed = asyncio.create_task(collector.failed())

@@ -168,6 +168,15 @@ class Events(msgspec.Struct, frozen=True, kw_only=True):
     max_kept_bytes: Annotated[Bytes, kinds.size("JSON of all kept fields of one event, together.", "1KiB", "1MiB")] = (
         Bytes(KEPT_MAX_BYTES)
     )
+    max_recorded: Annotated[
+        int,
+        kinds.integer(
+            "Most events in memory that the program around an embedded collector has recorded without waiting for "
+            "their commit. 300 bytes an event, more or less.",
+            1,
+            10_000_000,
+        ),
+    ] = 10_000
     max_event_bytes: Annotated[
         Bytes,
         kinds.size("Longest line of an NDJSON stream. No datagram can be longer than the default.", "1KiB", "16MiB"),

@@ -21,6 +21,7 @@ from importlib import resources
 from pathlib import Path
 
 from collector.errors import CollectorError, DiskFull, QueueBroken, QueueUnavailable
+from collector.queue.forks import Connection
 
 FILE_NAME = "queue.sqlite3"
 APPLICATION_ID = 0x55434F4C  # "UCOL", at byte 68 of the file
@@ -60,7 +61,7 @@ def open_writer(directory: Path) -> sqlite3.Connection:
     connection: sqlite3.Connection | None = None
     try:
         directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-        connection = sqlite3.connect(file, isolation_level=None, timeout=BUSY_TIMEOUT_MS / 1000)
+        connection = sqlite3.connect(file, isolation_level=None, timeout=BUSY_TIMEOUT_MS / 1000, factory=Connection)
         _version(connection, file)  # a stranger's file is left as it is
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect only before the first table
         _log_ahead(connection)
@@ -91,7 +92,11 @@ def open_reader(directory: Path) -> sqlite3.Connection:
     connection: sqlite3.Connection | None = None
     try:
         connection = sqlite3.connect(
-            f"{file.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_MS / 1000
+            f"{file.absolute().as_uri()}?mode=ro",
+            uri=True,
+            isolation_level=None,
+            timeout=BUSY_TIMEOUT_MS / 1000,
+            factory=Connection,
         )
         version = _version(connection, file)
         if version != len(MIGRATIONS):

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from collector.errors import QueueInUse, QueueUnavailable
+from collector.queue.forks import let_go_in_child
 
 
 class RoleLock:
@@ -18,6 +19,11 @@ class RoleLock:
         self._file = directory / f"{role}.lock"
         self._role = role
         self._descriptor: int | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """This process has the role."""
+        return self._descriptor is not None
 
     def acquire(self) -> None:
         """Holds the role until `release` or death. Raises QueueInUse with the holder's process number."""
@@ -42,6 +48,7 @@ class RoleLock:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
         self._descriptor = descriptor
+        let_go_in_child(self)
 
     def release(self) -> None:
         """Gives the role up; harmless where it is not held."""

@@ -139,6 +139,11 @@ class SqliteQueue:
             opened.callback(self.release_flusher_role)
             self._opened = opened.pop_all()
 
+    @property
+    def is_flusher(self) -> bool:
+        """This process delivers from the queue."""
+        return self._flusher_role.is_held
+
     def take_flusher_role(self) -> None:
         """This process alone leases and settles, until it closes the queue or dies. Raises QueueInUse."""
         self._flusher_role.acquire()

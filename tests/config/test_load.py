@@ -44,6 +44,7 @@ SETTINGS: Mapping[str, tuple[str, object]] = {
     "events.max_email_chars": ("100", 100),
     "events.max_event_name_chars": ("200", 200),
     "events.max_kept_bytes": ("2KiB", 2**11),
+    "events.max_recorded": ("500", 500),
     "events.max_event_bytes": ("4KiB", 2**12),
     "queue.path": ("/queue", Path("/queue")),
     "queue.dedup_retention": ("7d", 7 * 86_400.0),

@@ -308,7 +308,7 @@ async def test_a_start_that_fails_leaves_no_socket_behind(tmp_path: Path) -> Non
     datagram.touch()
     settings = {"unix__stream": str(stream), "unix__datagram": str(datagram)}
     with pytest.raises(Unusable, match="is there and no socket"):
-        await Collector(config(tmp_path, NOWHERE, **settings)).start()
+        await Collector(config(tmp_path, NOWHERE, **settings), listens=True).start()
     assert not stream.exists()
     datagram.unlink()
     async with embedded(tmp_path, NOWHERE, stop__deadline="0s", **settings):
@@ -323,7 +323,7 @@ async def test_a_start_that_fails_does_not_say_that_a_part_has_died(
 ) -> None:
     (tmp_path / "events.sock").touch()
     with pytest.raises(Unusable, match="is there and no socket"):
-        await Collector(config(tmp_path, NOWHERE, unix__datagram=str(tmp_path / "events.sock"))).start()
+        await Collector(config(tmp_path, NOWHERE, unix__datagram=str(tmp_path / "events.sock")), listens=True).start()
     await asyncio.sleep(0)
     assert not [record for record in caplog.records if record.getMessage() == "agent.task_died"]
 

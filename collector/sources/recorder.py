@@ -1,0 +1,131 @@
+"""Events of the host program itself: the collector as a library."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from enum import Enum
+from itertools import islice
+
+import msgspec
+
+from collector.bodies import BodyFormat
+from collector.clock import Clock
+from collector.errors import Rejected, Retryable
+from collector.events import UsageEvent
+from collector.intake import Intake, Report
+from collector.observe.logs import get_logger
+from collector.observe.metrics import Metrics, Verdicts
+
+log = get_logger(__name__)
+
+SOURCE = "program"
+
+CHUNK_EVENTS = 1000
+"""So many of the events that wait are stored in one go."""
+
+RETRY_SECONDS = 1.0
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Recorded(Enum):
+    """What became of an event; either way it is on disk."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+
+
+def event_of(clock: Clock, email: object, event_name: object, timestamp_ms: object, app_id: object) -> UsageEvent:
+    """The event, stamped now where it has no time. Raises TypeError; what else may be wrong is judged later."""
+    if not isinstance(email, str):
+        raise TypeError(f"email: expected text, not {type(email).__name__}")
+    if not isinstance(event_name, str):
+        raise TypeError(f"event_name: expected text, not {type(event_name).__name__}")
+    if timestamp_ms is None:
+        timestamp_ms = clock.now_ms()
+    if not isinstance(timestamp_ms, int):
+        raise TypeError(f"timestamp_ms: expected whole milliseconds, not {type(timestamp_ms).__name__}")
+    if app_id is None:
+        return UsageEvent(timestamp_ms, email, event_name)
+    if not isinstance(app_id, str):
+        raise TypeError(f"app_id: expected text, not {type(app_id).__name__}")
+    return UsageEvent(timestamp_ms, email, event_name, app_id)
+
+
+class Recorder:
+    """Takes events from the program that the collector runs in, on its loop.
+
+    `max_waiting_events` bounds what `offer` holds in memory: 150 to 500 bytes an event.
+    """
+
+    def __init__(self, intake: Intake, *, max_waiting_events: int, clock: Clock, metrics: Metrics) -> None:
+        self._intake = intake
+        self._max_waiting_events = max_waiting_events
+        self._clock = clock
+        self._verdicts = Verdicts(metrics.events, SOURCE)
+        self._refusals = metrics.refusals
+        self._waiting: deque[UsageEvent] = deque()
+        self._offered = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+
+    @property
+    def waiting_events(self) -> int:
+        """Events that were offered and are not on disk yet."""
+        return len(self._waiting)
+
+    async def record(self, event: UsageEvent) -> Recorded:
+        """What became of the event, after the commit. Raises Rejected with the reason, or Retryable."""
+        report = await self.record_many([event])
+        if report.rejected:
+            raise Rejected(report.errors[0].reason)
+        return Recorded.ACCEPTED if report.accepted else Recorded.DUPLICATE
+
+    async def record_many(self, events: Iterable[UsageEvent]) -> Report:
+        """What became of the events, after the commit; an event that is none costs its neighbours nothing.
+
+        Raises Retryable where the queue cannot take them, with nothing stored.
+        """
+        report = await self._intake.take(b"\n".join(map(_line, events)), BodyFormat.NDJSON)
+        self._verdicts.count(report.accepted, report.duplicates, report.rejected)
+        return report
+
+    def offer(self, event: UsageEvent) -> bool:
+        """Whether there was room for the event. It is stored soon; until then it dies with the process."""
+        if len(self._waiting) >= self._max_waiting_events:
+            self._refusals.labels(SOURCE, "overload").inc()
+            return False
+        self._waiting.append(event)
+        self._emptied.clear()
+        self._offered.set()
+        return True
+
+    async def flush(self) -> None:
+        """Returns when everything that was offered is on disk, or was rejected."""
+        await self._emptied.wait()
+
+    async def run(self) -> None:
+        """Until cancelled: stores what is offered; where the queue cannot take it, it waits here."""
+        while True:
+            await self._clock.wait(self._offered, None)
+            self._offered.clear()
+            while self._waiting:
+                chunk = list(islice(self._waiting, CHUNK_EVENTS))
+                try:
+                    report = await self.record_many(chunk)
+                except Retryable as error:
+                    await self._clock.sleep(error.retry_after_seconds or RETRY_SECONDS)
+                    continue
+                if report.rejected:
+                    log.warning("recorder.rejected", events=report.rejected, reason=report.errors[0].reason)
+                for _ in chunk:
+                    self._waiting.popleft()
+            self._emptied.set()
+
+
+def _line(event: UsageEvent) -> bytes:
+    """The event as JSON, for the same judgement as everybody's events."""
+    try:
+        return _encode(event)
+    except UnicodeEncodeError:
+        return b'"text with a lone surrogate"'  # is rejected, with this as what was sent

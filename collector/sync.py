@@ -1,0 +1,277 @@
+"""The collector for programs without an event loop: any thread records, threads of its own do the rest.
+
+A forked child starts afresh: it inherits no thread, connection or lock of its parent, and records into the same queue
+through a collector of its own, which starts with its first event. So a server that loads the program and then forks
+its workers needs no ceremony; of all these processes one delivers, and when it dies another takes over.
+"""
+
+import asyncio
+import atexit
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import CancelledError, Future
+from queue import SimpleQueue
+from typing import Any, Self, TypeVar
+
+import msgspec
+
+from collector.agent import Collector, Delivery, StopReport
+from collector.clock import Clock
+from collector.config import Config
+from collector.errors import CollectorError, Unusable
+from collector.events import UsageEvent
+from collector.intake import Report
+from collector.observe.logs import get_logger
+from collector.queue.forks import never_free
+from collector.sources.recorder import CHUNK_EVENTS, RETRY_SECONDS, Recorded, event_of
+
+log = get_logger(__name__)
+
+Result = TypeVar("Result")
+
+
+class SyncCollector:
+    """`with SyncCollector(config) as collector:`; or its first event starts it, and the interpreter's end stops it.
+
+    Every method may be called from any thread. `listens` and `delivery` are as for `Collector`.
+    """
+
+    def __init__(self, config: Config, *, listens: bool = False, delivery: Delivery = Delivery.ELECTED) -> None:
+        self._config = config
+        self._listens = listens
+        self._delivery = delivery
+        self._clock = Clock()
+        self._max_waiting = config.events.max_recorded
+        self._lock = threading.Lock()
+        self._life: _Life | None = None
+        self._storing: _Storing | None = None
+        _all.add(self)
+
+    def start(self) -> None:
+        """The collector runs; harmless where it does already. Raises what `Collector.start` raises."""
+        self._running()
+
+    def record(
+        self, *, email: str, event_name: str, timestamp_ms: int | None = None, app_id: str | None = None
+    ) -> Recorded:
+        """What became of the event, after the commit; stamped at the call where it has no time.
+
+        Raises Rejected with the reason, Retryable where the queue cannot take it now, Unusable, TypeError.
+        """
+        stamped = self._clock.now_ms() if timestamp_ms is None else timestamp_ms
+        life = self._running()
+        return life.run(life.collector.record(email=email, event_name=event_name, timestamp_ms=stamped, app_id=app_id))
+
+    def record_many(self, events: Iterable[UsageEvent]) -> Report:
+        """What became of the events, after the commit that holds all that were accepted. Raises Retryable, Unusable."""
+        life = self._running()
+        return life.run(life.collector.record_many(events))
+
+    def record_nowait(
+        self, *, email: str, event_name: str, timestamp_ms: int | None = None, app_id: str | None = None
+    ) -> bool:
+        """Whether there was room for the event among `events.max_recorded`; it is stamped now and stored soon.
+
+        Costs the caller a few microseconds and never waits. Until its commit an event dies with the process; `flush`
+        and `stop` wait for it. Raises TypeError.
+        """
+        event = event_of(self._clock, email, event_name, timestamp_ms, app_id)
+        storing = self._storing or self._start_storing()
+        if storing.waiting.qsize() >= self._max_waiting:
+            return False
+        storing.waiting.put(event)
+        return True
+
+    def flush(self, timeout_seconds: float) -> bool:
+        """Whether everything that was recorded before is on disk, or was rejected; False when the time is over."""
+        storing = self._storing
+        if storing is None:
+            return True
+        reached = threading.Event()
+        storing.waiting.put(reached)
+        return reached.wait(timeout_seconds)
+
+    def stop(self) -> StopReport:
+        """Everything recorded is on disk, and delivery went on, up to `stop.deadline` each. Harmless to repeat.
+
+        What is not delivered by then is left for the next start, or for the processes that still run.
+        """
+        with self._lock:
+            storing, self._storing = self._storing, None
+        lost = 0 if storing is None else storing.stop(self._config.stop.deadline)
+        with self._lock:
+            life, self._life = self._life, None
+        report = StopReport(0, {}) if life is None else life.stop()
+        if lost:
+            log.error("recorder.events_lost", events=lost, reason="the queue did not take them before the stop")
+        return msgspec.structs.replace(report, lost_events=report.lost_events + lost)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _running(self) -> "_Life":
+        life = self._life
+        if life is None or life.is_over:
+            with self._lock:
+                life = self._life
+                if life is None or life.is_over:
+                    life = self._life = _Life(self._new_collector)
+        return life
+
+    def _new_collector(self) -> Collector:
+        return Collector(self._config, listens=self._listens, delivery=self._delivery, clock=self._clock)
+
+    def _start_storing(self) -> "_Storing":
+        with self._lock:
+            if self._storing is None:
+                self._storing = _Storing(self.record_many)
+            return self._storing
+
+    def _forget(self) -> None:
+        """This is a forked child: what was begun belongs to the parent."""
+        never_free(self._life)
+        never_free(self._storing)
+        self._lock = threading.Lock()
+        self._life = self._storing = None
+
+
+class _Life:
+    """A collector that runs in a thread with a loop, from its start to its stop. Raises what the start raises."""
+
+    def __init__(self, new_collector: Callable[[], Collector]) -> None:
+        self.collector: Collector
+        self._new_collector = new_collector
+        self._loop: asyncio.AbstractEventLoop
+        self._stop_asked: asyncio.Event
+        self._started: Future[None] = Future()
+        self._ended: Future[StopReport] = Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._live()), name="collector", daemon=True)
+        self._thread.start()
+        self._started.result()
+
+    @property
+    def is_over(self) -> bool:
+        """It runs no more: it was stopped, or a part of it has died."""
+        return self._ended.done()
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """What `work` returns on the collector's loop. Raises Unusable where the collector stops meanwhile."""
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise Unusable("a SyncCollector is not for the collector's own thread, which would wait for itself")
+        try:
+            running = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError as error:  # the loop has closed
+            work.close()
+            raise Unusable("the collector has stopped") from error
+        try:
+            return running.result()
+        except CancelledError as error:
+            raise Unusable("the collector has stopped") from error
+
+    def stop(self) -> StopReport:
+        """What remains. Raises what the collector has died of."""
+        with contextlib.suppress(RuntimeError):  # the loop has closed
+            self._loop.call_soon_threadsafe(self._stop_asked.set)
+        self._thread.join()
+        return self._ended.result()
+
+    async def _live(self) -> None:
+        self._loop, self._stop_asked = asyncio.get_running_loop(), asyncio.Event()
+        self.collector = self._new_collector()
+        try:
+            await self.collector.start()
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever starts it
+            self._ended.set_exception(error)
+            self._started.set_exception(error)
+            return
+        self._started.set_result(None)
+        ends = [asyncio.create_task(self._stop_asked.wait()), asyncio.create_task(self.collector.failed())]
+        done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        report = await self.collector.stop()
+        failures = [failure for end in done if (failure := end.exception()) is not None]
+        if failures:
+            self._ended.set_exception(failures[0])
+        else:
+            self._ended.set_result(report)
+
+
+class _Storing:
+    """A thread that stores what was recorded without waiting, in the order in which it came."""
+
+    def __init__(self, store: Callable[[Sequence[UsageEvent]], Report]) -> None:
+        self.waiting: SimpleQueue[UsageEvent | threading.Event | None] = SimpleQueue()
+        self._store = store
+        self._give_up_at = float("inf")
+        self._hurry = threading.Event()
+        self._lost_events = 0
+        self._thread = threading.Thread(target=self._work, name="collector-recorder", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_seconds: float) -> int:
+        """Nothing waits any more; how many events were lost because they could not be stored in time."""
+        self._give_up_at = time.monotonic() + timeout_seconds
+        self._hurry.set()
+        self.waiting.put(None)
+        self._thread.join()
+        return self._lost_events
+
+    def _work(self) -> None:
+        is_last = False
+        while not is_last:
+            events: list[UsageEvent] = []
+            item = self.waiting.get()
+            while isinstance(item, UsageEvent):
+                events.append(item)
+                if len(events) == CHUNK_EVENTS or self.waiting.empty():
+                    break
+                item = self.waiting.get()
+            self._keep(events)
+            if isinstance(item, threading.Event):
+                item.set()
+            is_last = item is None
+
+    def _keep(self, events: Sequence[UsageEvent]) -> None:
+        said = ""
+        while events:
+            try:
+                report = self._store(events)
+            except CollectorError as error:
+                if time.monotonic() >= self._give_up_at:
+                    self._lost_events += len(events)
+                    return
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("recorder.waits", events=self.waiting.qsize() + len(events), error=said)
+                self._hurry.wait(RETRY_SECONDS)
+                time.sleep(0.01)  # where it hurries
+            else:
+                if report.rejected:
+                    log.warning("recorder.rejected", events=report.rejected, reason=report.errors[0].reason)
+                return
+
+
+_all: weakref.WeakSet[SyncCollector] = weakref.WeakSet()
+
+
+def _stop_all() -> None:
+    for collector in list(_all):
+        with contextlib.suppress(CollectorError):  # it was logged when it happened
+            collector.stop()
+
+
+def _forget_all() -> None:
+    for collector in list(_all):
+        collector._forget()  # noqa: SLF001 - of this module
+
+
+atexit.register(_stop_all)
+os.register_at_fork(after_in_child=_forget_all)

@@ -1,0 +1,251 @@
+"""The collector inside programs without an event loop: threads, forks, ends of the program."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from collector import QueueFull, Recorded, Rejected, SyncCollector, Unusable, UsageEvent
+from tests.embedded import config
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+def collector_of(folder: Path, **settings: str) -> SyncCollector:
+    return SyncCollector(config(folder, NOWHERE, **{"stop__deadline": "100ms"} | settings))
+
+
+@pytest.fixture
+def collector(tmp_path: Path) -> Iterator[SyncCollector]:
+    with collector_of(tmp_path) as collector:
+        yield collector
+
+
+def waiting(folder: Path) -> int:
+    """Events in the queue's file."""
+    connection = sqlite3.connect(folder / "queue" / "queue.sqlite3")
+    try:
+        (events,) = connection.execute("SELECT coalesce(sum(waiting_events), 0) FROM app").fetchone()
+        return int(events)
+    finally:
+        connection.close()
+
+
+def test_an_event_is_on_disk_when_record_returns(tmp_path: Path, collector: SyncCollector) -> None:
+    same = {"email": "user@example.com", "event_name": "saved"}
+    assert collector.record(timestamp_ms=1, **same) is Recorded.ACCEPTED
+    assert waiting(tmp_path) == 1
+    assert collector.record(timestamp_ms=1, **same) is Recorded.DUPLICATE
+    with pytest.raises(Rejected, match="email"):
+        collector.record(email="nobody", event_name="saved")
+
+
+def test_it_starts_with_its_first_event_and_starts_again_after_a_stop(tmp_path: Path) -> None:
+    collector = collector_of(tmp_path)
+    for number in range(3):
+        assert collector.record(email="user@example.com", event_name="saved", timestamp_ms=number) is Recorded.ACCEPTED
+        assert collector.stop().waiting_events == number + 1
+    assert collector.stop().waiting_events == 0  # nothing runs: nothing to say
+
+
+def test_nothing_starts_before_it_is_needed(tmp_path: Path) -> None:
+    before = threading.active_count()
+    collector = collector_of(tmp_path)
+    assert collector.flush(0)
+    assert collector.stop().waiting_events == 0
+    assert threading.active_count() == before
+    assert not (tmp_path / "queue").exists()
+
+
+def test_many_threads_record_at_once(tmp_path: Path, collector: SyncCollector) -> None:
+    verdicts: list[Recorded] = []
+
+    def work() -> None:
+        verdicts.extend(
+            collector.record(email="user@example.com", event_name="saved", timestamp_ms=number) for number in range(50)
+        )
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (verdicts.count(Recorded.ACCEPTED), verdicts.count(Recorded.DUPLICATE)) == (50, 350)
+    assert waiting(tmp_path) == 50
+
+
+def test_what_was_recorded_without_waiting_is_on_disk_after_a_flush(tmp_path: Path, collector: SyncCollector) -> None:
+    for number in range(2500):
+        assert collector.record_nowait(email="user@example.com", event_name="saved", timestamp_ms=number)
+    assert collector.flush(30)
+    assert waiting(tmp_path) == 2500
+
+
+def test_the_stop_waits_for_what_was_recorded_without_waiting(tmp_path: Path) -> None:
+    with collector_of(tmp_path) as collector:
+        for number in range(100):
+            collector.record_nowait(email="user@example.com", event_name="saved", timestamp_ms=number)
+    assert waiting(tmp_path) == 100
+
+
+def test_an_event_is_stamped_at_the_call_and_not_when_it_is_stored(tmp_path: Path, collector: SyncCollector) -> None:
+    before = time.time_ns() // 10**6
+    collector.record_nowait(email="user@example.com", event_name="saved")
+    after = time.time_ns() // 10**6
+    assert collector.flush(30)
+    connection = sqlite3.connect(tmp_path / "queue" / "queue.sqlite3")
+    [(line,)] = connection.execute("SELECT lines FROM segment")
+    connection.close()
+    assert before <= json.loads(line)["timestamp"] <= after
+
+
+def test_a_flush_returns_in_time_also_where_the_queue_takes_nothing(tmp_path: Path) -> None:
+    collector = collector_of(tmp_path, queue__max_bytes="64KiB", events__max_recorded="100")
+    with pytest.raises(QueueFull):
+        collector.record_many([UsageEvent(n, "user@example.com", "saved") for n in range(2000)])
+    collector.record_many([UsageEvent(n, "user@example.com", "saved") for n in range(890)])
+    taken = [
+        collector.record_nowait(email="user@example.com", event_name="s" * 1000, timestamp_ms=n) for n in range(2000)
+    ]
+    assert 100 <= taken.count(True) <= 100 + 1000  # one chunk is on its way
+    assert not collector.flush(0.05)
+    assert collector.stop().lost_events == taken.count(True)
+
+
+def test_a_start_that_fails_says_why_and_the_next_one_may_succeed(tmp_path: Path) -> None:
+    (tmp_path / "queue").write_text("no directory")
+    collector = collector_of(tmp_path)
+    with pytest.raises(Exception, match=str(tmp_path)):
+        collector.record(email="user@example.com", event_name="saved")
+    (tmp_path / "queue").unlink()
+    assert collector.record(email="user@example.com", event_name="saved") is Recorded.ACCEPTED
+    collector.stop()
+
+
+def test_a_collector_that_has_died_is_followed_by_another(tmp_path: Path, collector: SyncCollector) -> None:
+    collector.record(email="user@example.com", event_name="saved", timestamp_ms=1)
+    life = collector._life
+    assert life is not None
+    for name in os.listdir(tmp_path / "queue"):  # noqa: PTH208 - names are wanted
+        if name.startswith("queue.sqlite3"):
+            (tmp_path / "queue" / name).unlink()
+    with pytest.raises(Unusable):
+        life._ended.result(timeout=10)
+    assert collector.record(email="user@example.com", event_name="saved", timestamp_ms=1) is Recorded.ACCEPTED
+
+
+# -- whole programs ----------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import os, sys, time
+from pathlib import Path
+from collector import SyncCollector
+from collector.config import load
+
+collector = SyncCollector(load(environment=dict(os.environ)))
+
+def record(number):
+    return collector.record(email="user@example.com", event_name="saved", timestamp_ms=number)
+
+def record_nowait(number):
+    assert collector.record_nowait(email="user@example.com", event_name="saved", timestamp_ms=number)
+"""
+
+
+def program(folder: Path, source: str, upstream_url: str = NOWHERE, **settings: str) -> subprocess.Popen[str]:
+    """A Python program with a collector in it."""
+    defaults = {
+        "apps__default": "wiki",
+        "queue__path": str(folder / "queue"),
+        "upstream__base_url": upstream_url,
+        "upstream__token_url": f"{upstream_url}/oauth2/token",
+        "upstream__client_id": "sandbox",
+        "upstream__client_secret": "sandbox",
+        "flush__linger": "20ms",
+        "stop__deadline": "500ms",
+    }
+    environment = {f"COLLECTOR_{name}".upper(): value for name, value in (defaults | settings).items()}
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", PROGRAM + source],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """What it printed, once it has ended well and complained of nothing."""
+    said, complained = process.communicate(timeout=60)
+    assert (process.returncode, complained) == (0, "")
+    return said
+
+
+def test_the_end_of_the_program_stores_what_it_recorded(tmp_path: Path) -> None:
+    ended(program(tmp_path, "for number in range(500): record_nowait(number)\n"))
+    assert waiting(tmp_path) == 500
+
+
+def test_recording_in_a_finally_at_the_end_works(tmp_path: Path) -> None:
+    source = "try:\n    record(1)\n    sys.exit(0)\nfinally:\n    record(2)\n    assert collector.flush(5)\n"
+    ended(program(tmp_path, source))
+    assert waiting(tmp_path) == 2
+
+
+@pytest.mark.parametrize("parent", ["record(0)", "record_nowait(0)", "pass"], ids=["running", "buffering", "idle"])
+def test_forked_children_record_into_the_same_queue(tmp_path: Path, parent: str) -> None:
+    source = f"""
+{parent}
+children = []
+for child in range(1, 5):
+    pid = os.fork()
+    if not pid:
+        for number in range(50):
+            record(child * 1000 + number)
+            record_nowait(child * 1000 + 500 + number)
+        sys.exit(0)
+    children.append(pid)
+for pid in children:
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+record(9999)
+"""
+    ended(program(tmp_path, source))
+    assert waiting(tmp_path) == 4 * 100 + (parent != "pass") + 1
+
+
+def test_a_child_does_not_hold_its_parents_role(tmp_path: Path) -> None:
+    """The parent delivers, forks and is killed: the child takes over, though it has inherited the parent's files."""
+    source = """
+record(0)
+pid = os.fork()
+if not pid:
+    record(1)
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+os.waitpid(pid, 0)
+"""
+    process = program(tmp_path, source)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    lock = tmp_path / "queue" / "flusher.lock"
+    assert int(lock.read_text()) == process.pid
+    process.kill()
+    process.wait()
+    try:
+        give_up = time.monotonic() + 10
+        while int(lock.read_text()) != child:
+            assert time.monotonic() < give_up, "nobody has taken over"
+            time.sleep(0.05)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.stdout.close()
+        assert process.stderr is not None
+        process.stderr.close()
