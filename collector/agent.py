@@ -315,6 +315,7 @@ class Collector:
             if await self._clock.wait(self._stop_asked, ELECTION_SECONDS):
                 return
             self._stand_for_delivery()
+        await self._queue.refresh()  # what another process has delivered meanwhile does not wait any more
         log.info("agent.delivers")
         await self._flusher.run()
 

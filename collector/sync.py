@@ -12,9 +12,9 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
-from queue import SimpleQueue
 from typing import Any, Self, TypeVar
 
 import msgspec
@@ -32,6 +32,13 @@ from collector.sources.recorder import CHUNK_EVENTS, RETRY_SECONDS, Recorded, ev
 log = get_logger(__name__)
 
 Result = TypeVar("Result")
+
+LINGER_SECONDS = 0.05
+"""How long events that were recorded without waiting gather before they are stored together."""
+QUIET_LOOKS = 20
+"""So many times the recorder's thread looks in vain before it sleeps until it is woken."""
+HURRIED_SECONDS = 0.01
+"""Instead of `RETRY_SECONDS` where a stop waits."""
 
 
 class SyncCollector:
@@ -81,9 +88,9 @@ class SyncCollector:
         """
         event = event_of(self._clock, email, event_name, timestamp_ms, app_id)
         storing = self._storing or self._start_storing()
-        if storing.waiting.qsize() >= self._max_waiting:
+        if len(storing.waiting) >= self._max_waiting:
             return False
-        storing.waiting.put(event)
+        storing.offer(event)
         return True
 
     def flush(self, timeout_seconds: float) -> bool:
@@ -92,7 +99,7 @@ class SyncCollector:
         if storing is None:
             return True
         reached = threading.Event()
-        storing.waiting.put(reached)
+        storing.offer(reached)
         return reached.wait(timeout_seconds)
 
     def stop(self) -> StopReport:
@@ -205,39 +212,60 @@ class _Life:
 
 
 class _Storing:
-    """A thread that stores what was recorded without waiting, in the order in which it came."""
+    """A thread that stores what was recorded without waiting, in the order in which it came.
+
+    Waking a thread costs the waker more than all the rest of a call: 7 us against 0.4 us. So the thread looks by itself
+    for a while after each event, and needs to be woken only after it has seen none for that long.
+    """
 
     def __init__(self, store: Callable[[Sequence[UsageEvent]], Report]) -> None:
-        self.waiting: SimpleQueue[UsageEvent | threading.Event | None] = SimpleQueue()
+        self.waiting: deque[UsageEvent | threading.Event] = deque()
         self._store = store
+        self._sleeps = False
+        self._wake = threading.Event()
+        self._is_over = False
         self._give_up_at = float("inf")
-        self._hurry = threading.Event()
         self._lost_events = 0
         self._thread = threading.Thread(target=self._work, name="collector-recorder", daemon=True)
         self._thread.start()
 
+    def offer(self, item: UsageEvent | threading.Event) -> None:
+        """Stores an event; sets an Event when everything before it is stored."""
+        self.waiting.append(item)
+        if self._sleeps:
+            self._wake.set()
+
     def stop(self, timeout_seconds: float) -> int:
         """Nothing waits any more; how many events were lost because they could not be stored in time."""
         self._give_up_at = time.monotonic() + timeout_seconds
-        self._hurry.set()
-        self.waiting.put(None)
+        self._is_over = True
+        self._wake.set()
         self._thread.join()
         return self._lost_events
 
     def _work(self) -> None:
-        is_last = False
-        while not is_last:
-            events: list[UsageEvent] = []
-            item = self.waiting.get()
-            while isinstance(item, UsageEvent):
+        quiet = 0
+        while self.waiting or not self._is_over:
+            quiet = 0 if self.waiting else quiet + 1
+            self._sleeps = quiet > QUIET_LOOKS
+            if not self._sleeps or not self.waiting:  # one that came just before would not have woken it
+                self._wake.wait(None if self._sleeps else LINGER_SECONDS)
+            self._sleeps = False
+            if not self._is_over:
+                self._wake.clear()
+            self._store_waiting()
+
+    def _store_waiting(self) -> None:
+        events: list[UsageEvent] = []
+        while self.waiting:
+            item = self.waiting.popleft()
+            if isinstance(item, UsageEvent):
                 events.append(item)
-                if len(events) == CHUNK_EVENTS or self.waiting.empty():
-                    break
-                item = self.waiting.get()
-            self._keep(events)
+            if len(events) == CHUNK_EVENTS or not self.waiting or isinstance(item, threading.Event):
+                self._keep(events)
+                events = []
             if isinstance(item, threading.Event):
                 item.set()
-            is_last = item is None
 
     def _keep(self, events: Sequence[UsageEvent]) -> None:
         said = ""
@@ -250,9 +278,8 @@ class _Storing:
                     return
                 if str(error) != said:
                     said = str(error)
-                    log.warning("recorder.waits", events=self.waiting.qsize() + len(events), error=said)
-                self._hurry.wait(RETRY_SECONDS)
-                time.sleep(0.01)  # where it hurries
+                    log.warning("recorder.waits", events=len(self.waiting) + len(events), error=said)
+                time.sleep(HURRIED_SECONDS if self._is_over else RETRY_SECONDS)
             else:
                 if report.rejected:
                     log.warning("recorder.rejected", events=report.rejected, reason=report.errors[0].reason)

@@ -135,7 +135,7 @@ class SqliteQueue:
                 observe_commit=self._metrics.observe_commit,
             )
             opened.push_async_callback(self._commits.close)
-            await self._refresh()
+            await self.refresh()
             opened.callback(self.release_flusher_role)
             self._opened = opened.pop_all()
 
@@ -236,7 +236,7 @@ class SqliteQueue:
     async def _maintain_once(self, walk: "_PruneWalk") -> None:
         await self._writer.run(self._store.check_file)
         if self._foreign_commits != await self._writer.run(self._store.foreign_commits):
-            await self._refresh()
+            await self.refresh()
         if walk.is_due(self._clock.monotonic()):
             step = walk.step(await self._writer.run(self._store.remembered_keys))
             reached, before_us = walk.reached or b"", self._clock.now_us() - int(self._retention_seconds * 1e6)
@@ -309,7 +309,7 @@ class SqliteQueue:
             if before == 0 or before < self._batch_events <= lane.available:
                 self.arrivals.set()
 
-    async def _refresh(self) -> None:
+    async def refresh(self) -> None:
         """Learns from the file what waits, also what other processes have put."""
         self._foreign_commits = await self._writer.run(self._store.foreign_commits)
         apps = await self._writer.run(self._store.apps)

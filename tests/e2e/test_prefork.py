@@ -84,7 +84,7 @@ async def test_workers_that_are_killed_lose_nothing_and_another_delivers(
             number = next(numbers)
             sent.add(number)
             try:
-                async with session.get(f"http://localhost/{number}") as answer:
+                async with session.post(f"http://localhost/{number}") as answer:
                     if answer.status == 200:
                         worker, verdict = (await answer.text()).split()
                         assert verdict == "accepted"

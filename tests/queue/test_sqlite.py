@@ -664,3 +664,21 @@ async def test_at_the_end_of_any_history_the_books_balance_and_every_payload_is_
     assert set(remembered(tmp_path)) == {key(*event) for event in ledger.known}
     for share in stored(tmp_path).values():
         assert (share.counted_events, share.counted_bytes) == (share.events, share.bytes)
+
+
+async def test_who_takes_delivery_over_learns_what_was_delivered_before(open_queue: Opener) -> None:
+    first, second = await open_queue(), await open_queue()
+    first.take_flusher_role()
+    await second.put([batch("wiki", [1, 2])])
+    await first.refresh()
+    lease = await first.lease("wiki", 1000)
+    assert lease is not None
+    await first.settle(lease)
+    first.release_flusher_role()
+    second.take_flusher_role()
+    await second.refresh()
+    assert (list(second.backlog()), second.waiting_events) == ([], 0)
+    await second.put([batch("wiki", [3])])
+    lease = await second.lease("wiki", 1000)
+    assert lease is not None
+    assert lease.events == 1
