@@ -1,8 +1,9 @@
-"""The contract's models to the letter: a field may be missing where the contract allows it, and nothing is ever null.
+"""The contract's models to the letter: no field is null, and every time says its offset.
 
 The models themselves are kinder, for what comes from elsewhere: to them a null is a field that is missing.
 """
 
+import datetime as dt
 import functools
 import types
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -48,4 +49,4 @@ def _exact(kind: Any, suffix: str, requires: bool, forbids: bool) -> Any:
         return Annotated[(inner(get_args(kind)[0]), *kind.__metadata__)]
     if get_origin(kind) is list:
         return list[inner(get_args(kind)[0])]  # type: ignore[misc]  # a value
-    return kind
+    return Annotated[kind, msgspec.Meta(tz=True)] if kind is dt.datetime else kind

@@ -64,7 +64,7 @@ def document(url: str) -> Json:
     """The document of a sandbox at `url`."""
     asked = [as_asked(operation.request) for operation in OPERATIONS if operation.request]
     answered = [as_answered(operation.answer) for operation in OPERATIONS if operation.answer]
-    parameters = {parameter.type for operation in OPERATIONS for parameter in operation.parameters}
+    parameters = {as_asked(parameter.type) for operation in OPERATIONS for parameter in operation.parameters}
     kinds = [*asked, *answered, *parameters]
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     stated = dict(zip(kinds, map(_stated, schemas), strict=True))
@@ -120,7 +120,7 @@ def _parameter(parameter: Parameter, stated: dict[Any, Json]) -> Json:
         "name": parameter.name,
         "in": parameter.place.value,
         "description": parameter.about,
-        "schema": stated[parameter.type],
+        "schema": stated[as_asked(parameter.type)],
     }
     if parameter.is_required:
         description["required"] = True

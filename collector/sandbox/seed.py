@@ -6,7 +6,6 @@ Fields are named as in the contract; all but the IDs may be missing, none may be
 """
 
 import datetime as dt
-from typing import Annotated
 
 import msgspec
 
@@ -26,8 +25,6 @@ from collector.sandbox.exact import as_asked
 from collector.sandbox.records import microseconds
 from collector.sandbox.state import Profile, State
 
-Instant = Annotated[dt.datetime, msgspec.Meta(tz=True)]
-
 
 class SeedApp(Profile, rename="camel", kw_only=True):
     """An app with its users and its spend."""
@@ -43,8 +40,8 @@ class SeedExecution(msgspec.Struct, rename="camel"):
 
     execution_id: str
     status: str | None = None
-    start_time: Instant | None = None
-    end_time: Instant | None = None
+    start_time: dt.datetime | None = None
+    end_time: dt.datetime | None = None
     users: list[Outcome] = []
 
 
@@ -62,7 +59,7 @@ class SeedAuditEvent(msgspec.Struct, rename="camel"):
     """Something somebody did before the sandbox was there."""
 
     event_id: str
-    timestamp: Instant
+    timestamp: dt.datetime
     event_type: str | None = None
     user_email: Email | None = None
     details: dict[str, msgspec.Raw] | None = None
