@@ -43,6 +43,17 @@ _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_event = msgspec.json.Decoder(Event).decode
 
 
+class _WholeNumber(msgspec.Struct, rename="camel"):
+    """An event whose timestamp is written with a point, or as a power of ten."""
+
+    timestamp: float
+    email: str
+    event_name: str
+
+
+_decode_whole_number = msgspec.json.Decoder(_WholeNumber).decode
+
+
 class Push:
     """Carries them out on one state."""
 
@@ -143,8 +154,22 @@ def read_events(body: bytes) -> list[KeptEvent]:
     kept = []
     for index, item in enumerate(items):
         try:
-            event = _decode_event(item)
+            event = _read_event(item)
         except UNPARSABLE as error:
             raise bad_request(f"events[{index}]: {error}") from None
         kept.append(KeptEvent(event.timestamp, event.email, event.event_name, bytes(item)))
     return kept
+
+
+def _read_event(item: msgspec.Raw) -> Event:
+    try:
+        return _decode_event(item)
+    except msgspec.ValidationError as error:
+        try:
+            event = _decode_whole_number(item)
+        except msgspec.ValidationError:
+            raise error from None
+        # 1.0 is an integer: JSON Schema judges numbers by their value.
+        if not event.timestamp.is_integer() or abs(event.timestamp) >= 2**63:
+            raise
+        return Event(int(event.timestamp), event.email, event.event_name)
