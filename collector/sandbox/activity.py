@@ -47,7 +47,7 @@ class AppRow(msgspec.Struct, rename="camel", omit_defaults=True):
     received: int
     distinct: int
     users: int
-    spend: FiscalSpend | None
+    spend: FiscalSpend | None = None
 
 
 class Picture(msgspec.Struct, rename="camel"):

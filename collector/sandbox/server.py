@@ -188,7 +188,8 @@ class Sandbox:
         served.fault = fault.about
         alters = fault.cut or fault.status is not None
         truth = answer(await act()) if fault.after or not alters else None
-        await self._clock.sleep(fault.delay_seconds)
+        if fault.delay_seconds:
+            await self._clock.sleep(fault.delay_seconds)
         if fault.cut:
             if request.transport is not None:
                 request.transport.abort()
