@@ -5,15 +5,27 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import aiohttp
 
-from collector.contract.operations import GET_ACCESS_TOKEN, PUBLISH_USAGE_EVENTS
+from collector.contract.operations import GET_ACCESS_TOKEN, PUBLISH_USAGE_EVENTS, Operation
 from collector.sandbox.server import CLIENT_ID, CLIENT_SECRET, Sandbox
 from collector.sandbox.state import State
 
 APP = "the-app"
 FORM = {"grant_type": "client_credentials", "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET}
+
+# What every operation can be called with.
+GIVEN = {"appId": APP, "applicationId": APP, "workflowId": "none", "executionId": "none", "filenames": "a.csv"}
+BODIES: dict[str, object] = {
+    "setupApplication": {"appName": "Example"},
+    "publishUsageEvents": {"events": []},
+    "publishSpendData": {"spendData": []},
+    "publishProvisionedUsers": {"users": [{"email": "user@example.com"}]},
+    "deleteProvisionedUsers": {"users": [{"email": "user@example.com"}]},
+    "publishOrgChart": {"users": [{"email": "user@example.com"}]},
+}
 
 
 class Answer(NamedTuple):
@@ -55,12 +67,25 @@ class Client:
             PUBLISH_USAGE_EVENTS.path.replace("{appId}", app_id), json.dumps({"events": events}).encode()
         )
 
+    async def call(self, operation: Operation[Any], body: object = None, **given: Any) -> Answer:
+        """An operation of the contract: its path's parameters and the others by name, and a body as JSON."""
+        path = operation.path.format(**{name: quote(str(value), safe="") for name, value in given.items()})
+        query = {name: value for name, value in given.items() if f"{{{name}}}" not in operation.path}
+        headers = {"Authorization": f"Bearer {self.token}"}
+        return await self.request(operation.method, path, params=query, headers=headers, json=body)
+
     async def stats(self) -> Any:
         return (await self.request("GET", "/_sandbox/stats")).json
 
 
 def event(number: int = 0, **fields: object) -> dict[str, object]:
     return {"timestamp": number, "email": "user@example.com", "eventName": "login"} | fields
+
+
+def given(operation: Operation[Any], **others: str) -> dict[str, str]:
+    return {
+        parameter.name: (GIVEN | others)[parameter.name] for parameter in operation.parameters if parameter.is_required
+    }
 
 
 @asynccontextmanager

@@ -1,18 +1,23 @@
 """The sandbox fails as it is told; spoken to by plain HTTP."""
 
 import asyncio
-from types import SimpleNamespace
+from typing import Any
 
 import aiohttp
 import pytest
 
-from collector.contract.operations import SETUP_APPLICATION
-from collector.sandbox import server
+from collector.contract.operations import (
+    GET_ACCESS_TOKEN,
+    GET_PROVISIONED_USERS,
+    OPERATIONS,
+    PUBLISH_PROVISIONED_USERS,
+    Operation,
+)
 from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.fake_clock import FakeClock
-from tests.sandbox.client import Client, event, serving
+from tests.sandbox.client import APP, BODIES, Client, event, given, serving
 
 
 async def test_faults_are_set_and_read_over_http(client: Client) -> None:
@@ -69,40 +74,52 @@ async def test_a_cut_ends_the_connection_without_an_answer_before_or_after_the_c
     ids=["late but true", "late and false", "late and false after acting"],
 )
 async def test_a_delay_holds_the_answer_back(
-    client: Client,
-    sandbox: Sandbox,
-    clock: FakeClock,
-    monkeypatch: pytest.MonkeyPatch,
-    fault: Fault,
-    kept_meanwhile: int,
-    status: int,
+    session: aiohttp.ClientSession, state: State, fault: Fault, kept_meanwhile: int, status: int
 ) -> None:
-    asleep = asyncio.get_running_loop().create_future()
+    class Sleeper(FakeClock):
+        asleep = asyncio.Event()
 
-    async def sleep(seconds: float) -> None:
-        asleep.set_result(None)
-        await clock.sleep(seconds)
+        async def sleep(self, seconds: float) -> None:
+            self.asleep.set()
+            await super().sleep(seconds)
 
-    monkeypatch.setattr(server, "asyncio", SimpleNamespace(sleep=sleep))
-    sandbox.set_faults(fault)
-    pushing = asyncio.create_task(client.push(event()))
-    await asyncio.wait([pushing, asleep], return_when=asyncio.FIRST_COMPLETED)
-    clock.advance(3599.9)
-    assert (await client.stats())["received"] == kept_meanwhile
-    assert not pushing.done()
-    clock.advance(0.1)
-    assert (await pushing).status == status
+    clock = Sleeper()
+    async with serving(Sandbox(state, create_apps=True, faults=[fault], clock=clock)) as sandbox:
+        client = Client(session, sandbox)
+        await client.authorize()
+        pushing = asyncio.create_task(client.push(event()))
+        await clock.asleep.wait()
+        clock.advance(3599.9)
+        assert (await client.stats())["received"] == kept_meanwhile
+        assert not pushing.done()
+        clock.advance(0.1)
+        assert (await pushing).status == status
 
 
-@pytest.mark.parametrize("operation", ["getAccessToken", "setupApplication", "publishUsageEvents"])
-async def test_a_fault_hits_its_operation_and_no_other(client: Client, sandbox: Sandbox, operation: str) -> None:
-    sandbox.set_faults(Fault(operation=operation, status=599))
-    statuses = {
-        "getAccessToken": (await client.ask_token()).status,
-        "setupApplication": (await client.post(SETUP_APPLICATION.path, b'{"appName":"x"}')).status,
-        "publishUsageEvents": (await client.push(event())).status,
-    }
-    assert statuses == dict.fromkeys(statuses, 200) | {operation: 599}
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.id)
+async def test_a_fault_hits_its_operation_and_no_other(
+    client: Client, sandbox: Sandbox, operation: Operation[Any]
+) -> None:
+    sandbox.set_faults(Fault(operation=operation.id, status=599))
+    hit = []
+    for other in OPERATIONS:
+        if other is GET_ACCESS_TOKEN:
+            answer = await client.ask_token()
+        else:
+            answer = await client.call(other, BODIES.get(other.id), **given(other))
+        if answer.status == 599:
+            hit.append(other.id)
+    assert hit == [operation.id]
+
+
+@pytest.mark.parametrize(("after", "kept"), [(False, 0), (True, 1)])
+async def test_every_operation_can_be_carried_out_before_it_fails(
+    client: Client, sandbox: Sandbox, after: bool, kept: int
+) -> None:
+    sandbox.set_faults(Fault(operation="*", app_id=APP, cut=True, after=after, times=1))
+    with pytest.raises(aiohttp.ClientConnectionError):
+        await client.call(PUBLISH_PROVISIONED_USERS, BODIES[PUBLISH_PROVISIONED_USERS.id], appId=APP)
+    assert len((await client.call(GET_PROVISIONED_USERS, appId=APP)).json["users"]) == kept
 
 
 async def test_a_fault_sees_what_is_in_a_request(client: Client, sandbox: Sandbox) -> None:
