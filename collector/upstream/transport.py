@@ -88,7 +88,7 @@ class Transport:
                 content = await _read(answer.content, max_response_bytes)
                 return Response(answer.status, {name.lower(): value for name, value in answer.headers.items()}, content)
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:  # OSError: TimeoutError is one
-            raise self._meaning(error, request.name) from error
+            raise self._meaning(error, request) from error
         finally:
             if file is not None:
                 file.close()
@@ -106,11 +106,11 @@ class Transport:
                     request.method, request.url, data=request.body, headers=request.headers, allow_redirects=False
                 )
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
-            raise self._meaning(error, request.name) from error
+            raise self._meaning(error, request) from error
         headers = {name.lower(): value for name, value in answer.headers.items()}
-        return Streamed(answer.status, headers, self._content(answer, request.name), answer.close)
+        return Streamed(answer.status, headers, self._content(answer, request), answer.close)
 
-    async def _content(self, answer: aiohttp.ClientResponse, name: str) -> AsyncGenerator[bytes]:
+    async def _content(self, answer: aiohttp.ClientResponse, request: Request) -> AsyncGenerator[bytes]:
         try:
             while True:
                 async with asyncio.timeout(self._timeout_seconds):
@@ -119,22 +119,22 @@ class Transport:
                     return
                 yield piece
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
-            raise self._meaning(error, name) from error
+            raise self._meaning(error, request) from error
         finally:
             answer.close()
 
-    def _meaning(self, error: Exception, name: str) -> CollectorError:
-        if isinstance(error, TimeoutError):
-            return Retryable(f"{name}: no answer within {self._timeout_seconds:g} s")
-        if isinstance(error, aiohttp.InvalidURL):
-            return NotDone(f"{name}: not a URL that can be asked")
-        if isinstance(error, aiohttp.ClientConnectorError):
-            return NotDone(f"{name}: {error}")
+    def _meaning(self, error: Exception, request: Request) -> CollectorError:
         if isinstance(error.__cause__, CollectorError):  # raised where the body is read, and wrapped by aiohttp
             return error.__cause__
-        if isinstance(error, aiohttp.ClientResponseError):
-            return Retryable(f"{name}: {error.message}")  # its own words hold the URL, which may be a secret
-        return Retryable(f"{name}: {str(error) or type(error).__name__}")
+        if isinstance(error, TimeoutError):
+            return Retryable(f"{request.name}: no answer within {self._timeout_seconds:g} s")
+        said = str(error) or type(error).__name__
+        if isinstance(error, aiohttp.ClientConnectorError):  # says host and port
+            return NotDone(f"{request.name}: {said}")
+        if request.has_secret_url:
+            said = type(error).__name__
+        was_sent = not isinstance(error, aiohttp.InvalidURL)
+        return (Retryable if was_sent else NotDone)(f"{request.name}: {said}")
 
 
 class _File:

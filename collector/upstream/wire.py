@@ -42,22 +42,18 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 class Request(msgspec.Struct, frozen=True):
     """One HTTP request. Its repr leaves out headers and body: they hold tokens and addresses of people."""
 
+    name: str
+    """What messages call it."""
     method: str
     url: str
     headers: Mapping[str, str]
     body: bytes | Path
     """Bytes, or a file that is read while it is sent."""
-    label: str = ""
-    """What messages call it, where its URL is a secret."""
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        return f"{self.method} {self.label or self.url}"
+    has_secret_url: bool = False
 
     def __repr__(self) -> str:
         size = f"{len(self.body)} bytes" if isinstance(self.body, bytes) else str(self.body)
-        return f"Request({self.name}, {size})"
+        return f"Request({self.name}, {self.method} {'***' if self.has_secret_url else self.url}, {size})"
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -71,7 +67,9 @@ class Response(msgspec.Struct, frozen=True):
 def token_request(token_url: str, *, client_id: str, client_secret: str, scope: str) -> Request:
     """getAccessToken: client credentials, form-encoded (RFC 6749 section 4.4.2)."""
     form = {"grant_type": "client_credentials", "client_id": client_id, "client_secret": client_secret, "scope": scope}
-    return Request("POST", token_url, _headers("application/x-www-form-urlencoded"), urlencode(form).encode())
+    return Request(
+        "getAccessToken", "POST", token_url, _headers("application/x-www-form-urlencoded"), urlencode(form).encode()
+    )
 
 
 def usage_events_request(base_url: str, path: str, *, app_id: str, lines: bytes, token: str) -> Request:
@@ -103,12 +101,12 @@ def api_request(
         url = url.replace(f"{{{parameter}}}", quote(name, safe=""))
     query_string = f"?{urlencode(query)}" if query else ""
     headers = _headers(operation.request_format if body else "") | {"Authorization": f"Bearer {token}"}
-    return Request(operation.method, f"{base_url}{url}{query_string}", headers, body)
+    return Request(operation.id, operation.method, f"{base_url}{url}{query_string}", headers, body)
 
 
 def upload_request(url: str, file: Path) -> Request:
     """The PUT of a file to the signed URL that getBatchUploadUrls gave for it: the signature is all it needs."""
-    return Request("PUT", url, {"User-Agent": USER_AGENT}, file, label=f"signed URL of {file.name!r}")
+    return Request(_upload_of(file), "PUT", url, {"User-Agent": USER_AGENT}, file, has_secret_url=True)
 
 
 def _headers(content_type: str = "") -> dict[str, str]:
@@ -171,9 +169,13 @@ def read_answer(response: Response, operation: Operation[Answer], *, now_seconds
 def read_upload(response: Response, file: Path, *, now_seconds: float) -> None:
     """Returns if the file was taken. Raises CredentialsRefused (401, 403) where a new URL is needed, else as above."""
     if response.status in {401, 403}:
-        raise CredentialsRefused(f"upload of {file.name!r}: {response.status}, the signed URL was refused")
+        raise CredentialsRefused(f"{_upload_of(file)}: {response.status}, the signed URL was refused")
     if not 200 <= response.status < 300:
-        _raise_refusal(Response(response.status, response.headers, b""), f"upload of {file.name!r}", now_seconds)
+        _raise_refusal(Response(response.status, response.headers, b""), _upload_of(file), now_seconds)
+
+
+def _upload_of(file: Path) -> str:
+    return f"upload of {file.name!r}"
 
 
 def _raise_refusal(response: Response, operation: str, now_seconds: float) -> NoReturn:
