@@ -216,6 +216,7 @@ class Sandbox:
             response = await self._answer(request, handler)
             served.status = response.status
         except _ConnectionCut:
+            served.status = 0
             return web.Response(status=500)  # goes nowhere
         else:
             return response
