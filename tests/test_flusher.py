@@ -20,6 +20,7 @@ BATCH_EVENTS = 1000
 LINGER_SECONDS = 10.0
 MAX_IN_FLIGHT = 3
 HOLD_RETRY_SECONDS = 300.0
+MAX_DEAD_BYTES = 50_000
 PATIENCE_SECONDS = 30  # a backstop for what is broken; nothing that works comes near it
 
 
@@ -129,7 +130,9 @@ class Rig:
             batch_events=BATCH_EVENTS,
             max_bytes=2**30,
             max_uncommitted_bytes=2**30,
+            max_dead_bytes=MAX_DEAD_BYTES,
             dedup_retention_seconds=86_400,
+            keep_delivered_seconds=0,
             clock=self.clock,
             metrics=self.metrics,
         )

@@ -29,7 +29,12 @@ async def open_queue(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Opener]:
     opened_queues: list[SqliteQueue] = []
 
     async def open_one(
-        *, max_bytes: int = 10**6, max_uncommitted_bytes: int = 10**6, retention_seconds: float = 86_400
+        *,
+        max_bytes: int = 10**6,
+        max_uncommitted_bytes: int = 10**6,
+        max_dead_bytes: int = 10**6,
+        retention_seconds: float = 86_400,
+        keep_seconds: float = 0,
     ) -> SqliteQueue:
         clock.advance(0.001)  # no two lives of a queue share an instant
         queue = SqliteQueue(
@@ -37,7 +42,9 @@ async def open_queue(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Opener]:
             batch_events=BATCH_EVENTS,
             max_bytes=max_bytes,
             max_uncommitted_bytes=max_uncommitted_bytes,
+            max_dead_bytes=max_dead_bytes,
             dedup_retention_seconds=retention_seconds,
+            keep_delivered_seconds=keep_seconds,
             clock=clock,
             metrics=Metrics(),
         )
@@ -108,7 +115,8 @@ from tests.queue.samples import batch
 async def main():
     queue = SqliteQueue(
         pathlib.Path(sys.argv[1]), batch_events=10, max_bytes=10**6, max_uncommitted_bytes=10**6,
-        dedup_retention_seconds=86_400, clock=Clock(), metrics=Metrics(),
+        max_dead_bytes=10**6,
+        dedup_retention_seconds=86_400, keep_delivered_seconds=0, clock=Clock(), metrics=Metrics(),
     )
     queue.take_flusher_role()
     await queue.open()
@@ -160,7 +168,7 @@ async def test_closing_returns_after_every_put_and_settlement_that_was_begun_is_
 
 async def test_a_file_that_is_no_queue_cannot_be_opened(tmp_path: Path, open_queue: Opener) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"not a database " * 1000)
-    with pytest.raises(QueueBroken, match="move it away"):
+    with pytest.raises(QueueBroken, match="move the file away"):
         await open_queue()
 
 
@@ -178,7 +186,8 @@ from tests.queue.samples import batch
 async def main():
     queue = SqliteQueue(
         pathlib.Path(sys.argv[1]), batch_events=10, max_bytes=10**6, max_uncommitted_bytes=10**6,
-        dedup_retention_seconds=86_400, clock=Clock(), metrics=Metrics(),
+        max_dead_bytes=10**6,
+        dedup_retention_seconds=86_400, keep_delivered_seconds=0, clock=Clock(), metrics=Metrics(),
     )
     await queue.open()
     try:
@@ -442,7 +451,9 @@ async def test_every_commit_is_measured(tmp_path: Path, clock: FakeClock) -> Non
         batch_events=BATCH_EVENTS,
         max_bytes=10**6,
         max_uncommitted_bytes=10**6,
+        max_dead_bytes=10**6,
         dedup_retention_seconds=100,
+        keep_delivered_seconds=0,
         clock=clock,
         metrics=metrics,
     )
