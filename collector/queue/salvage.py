@@ -320,7 +320,8 @@ class _Salvage:
                 self._add_app(app, name)
                 return name, each
         for name in names:
-            sound = [line for line in each if self._is_taken_without(name, line, crc)]
+            # Once each: a flipped digit may make the neighbour's line of one.
+            sound = list(dict.fromkeys(line for line in each if self._is_taken_without(name, line, crc)))
             if sound:
                 self._add_app(app, name)
                 if len(sound) < len(each):
