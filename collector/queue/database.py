@@ -64,6 +64,7 @@ def make_file(file: Path) -> None:
     every file, whatever it holds. Salvaging stands on that, and on the size of pages. Raises sqlite3.Error and OSError.
     """
     file.unlink(missing_ok=True)
+    file.with_name(file.name + "-journal").unlink(missing_ok=True)  # a crash's: it would be rolled back into this one
     with closing(sqlite3.connect(file, isolation_level=None)) as connection:
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")

@@ -7,11 +7,13 @@ another file in its place, for what the others wrote from then on would be gone 
 import errno
 import fcntl
 import os
+import pwd
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from collector.errors import QueueInUse, QueueUnavailable
+from collector.errors import CollectorError, QueueBroken, QueueInUse, QueueUnavailable
 
 
 class RoleLock:
@@ -31,7 +33,7 @@ class RoleLock:
             self._file.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
             descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         except OSError as error:
-            raise QueueUnavailable(f"{self._file}: {error.strerror}") from error
+            raise no_lock(self._file, error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -72,7 +74,7 @@ class Presence:
             self._file.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
             descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         except OSError as error:
-            raise QueueUnavailable(f"{self._file}: {error.strerror}") from error
+            raise no_lock(self._file, error) from error
         try:
             if self._waited_for(descriptor, patience_seconds):
                 alone()
@@ -106,3 +108,30 @@ class Presence:
             if time.monotonic() > deadline:
                 raise QueueUnavailable(f"{self._file.parent} is being checked or recovered by another process; wait")
             time.sleep(0.01)
+
+
+def no_lock(file: Path, error: OSError) -> CollectorError:
+    """Why a lock's file cannot be opened."""
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return forbidden(file if file.exists() else file.parent)
+    return QueueUnavailable(f"{file}: {error.strerror}")
+
+
+def forbidden(path: Path) -> QueueBroken:
+    """That a file or directory of the queue is not ours to use: who we are, whose it is, and the remedy."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        return QueueBroken(f"{path}: {error.strerror}; give {_user(os.geteuid())} the right to read and write it")
+    we, owner = _user(os.geteuid()), _user(status.st_uid)
+    return QueueBroken(
+        f"{path} cannot be read and written by {we}: it belongs to {owner}, mode {stat.S_IMODE(status.st_mode):04o}; "
+        f"run the collector as {owner}, or give {we} all files of the queue (chown -R {we} on queue.path)"
+    )
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)

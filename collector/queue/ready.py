@@ -11,7 +11,6 @@ All of a file is checked at each start, by who has it for himself alone (a gigab
 """
 
 import os
-import pwd
 import sqlite3
 import stat
 from pathlib import Path
@@ -19,7 +18,8 @@ from pathlib import Path
 from collector.errors import DiskFull, QueueBroken
 from collector.observe.logs import get_logger
 from collector.queue.database import APPLICATION_ID, FILE_NAME, MIGRATIONS, make_file, schema_of, translate
-from collector.queue.salvage import COMPLETE, MAKING, Salvaged, put_in_place, salvage
+from collector.queue.lock import forbidden
+from collector.queue.salvage import COMPLETE, MAKING, Salvaged, put_in_place, salvage, sync
 from collector.queue.soundness import problems
 from collector.queue.write_ahead_log import read_log
 
@@ -44,6 +44,7 @@ def make_ready(directory: Path) -> None:
         elif not file.exists():
             make_file(file.with_name(MAKING))
             file.with_name(MAKING).replace(file)
+            sync(directory)
     except (sqlite3.Error, OSError) as error:
         failure = translate(error, file)
         if isinstance(failure, DiskFull):
@@ -135,27 +136,11 @@ def _header_damage(header: bytes, file: Path) -> str | None:
 
 def _check_access(file: Path) -> None:
     if not os.access(file.parent, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
-        raise QueueBroken(_forbidden(file.parent))
+        raise forbidden(file.parent)
     for name in (FILE_NAME, FILE_NAME + "-wal", FILE_NAME + "-shm"):
         each = file.with_name(name)
         if each.exists() or each.is_symlink():
             if not stat.S_ISREG(each.stat().st_mode):
                 raise QueueBroken(f"{each} is not a file; set queue.path to another directory, or move it away")
             if not os.access(each, os.R_OK | os.W_OK, effective_ids=True):
-                raise QueueBroken(_forbidden(each))
-
-
-def _forbidden(path: Path) -> str:
-    status = path.stat()
-    we, owner = _user(os.geteuid()), _user(status.st_uid)
-    return (
-        f"{path} cannot be read and written by {we}: it belongs to {owner}, mode {stat.S_IMODE(status.st_mode):04o}; "
-        f"run the collector as {owner}, or give it all files of the queue: chown -R {we} {path.parent}"
-    )
-
-
-def _user(number: int) -> str:
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return str(number)
+                raise forbidden(each)

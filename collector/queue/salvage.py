@@ -3,8 +3,9 @@
 1. A copy of the file is made, the log's pages are put into it, and its first page is replaced by one of ours: where
    the tables begin follows from the schema alone, so the schema in the file is not needed. The file is not touched.
 2. Every readable row of the copy goes into a new file. Events are taken where their row's checksum fits, else line by
-   line where the key proves the line; rows of version 1, which have no checksum, where each line is an event. Lines that
-   are not taken are written to a file of their own. Keys are taken as they are, and those of events are added.
+   line where the key proves the line; in rows of version 1, which have no checksum, where a line is an event. Lines that
+   are not taken are kept in a file of their own. Keys are taken as they are, and those of events are added. (What no
+   check can tell: a flipped bit in a key, or one that makes another event of the queue of a line.)
 3. The new file is complete and fsynced, and gets the name that says so; only then are the old files set aside and is it
    put in place. A crash before leaves the old state, to be salvaged again; a crash after is finished by the next start.
 """
@@ -100,8 +101,8 @@ def salvage(file: Path) -> Salvaged:
             _replace_first_page(copy, _roots(new))
             with closing(_open_bare(copy)) as old, unsound.open("wb") as aside:
                 salvaged = _Salvage(old, new, aside).run()
-        _sync(making)
-        _sync(unsound)
+        sync(making)
+        sync(unsound)
         copy.unlink()
         if not salvaged.lines_unsound:
             unsound.unlink()
@@ -122,14 +123,14 @@ def put_in_place(file: Path) -> Path:
     complete = file.with_name(COMPLETE)
     made_at = datetime.fromtimestamp(complete.stat().st_mtime, tz=UTC)
     aside = file.with_name(f"{FILE_NAME}.broken-{made_at:%Y%m%dT%H%M%S.%fZ}")
-    _sync(file.parent)
+    sync(file.parent)
     for suffix in (*COMPANIONS, "", ".unsound"):
         part = file.with_name(FILE_NAME + suffix)
         if part.exists():
             part.rename(aside.with_name(aside.name + suffix))
-    _sync(file.parent)  # a log that came back after a power cut would be read into the new file
+    sync(file.parent)  # a log that came back after a power cut would be read into the new file
     complete.rename(file)
-    _sync(file.parent)
+    sync(file.parent)
     return aside
 
 
@@ -186,7 +187,8 @@ def _open_bare(copy: Path) -> sqlite3.Connection:
     return connection
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """What is in a file, or the names in a directory, are on disk; harmless where there is none."""
     if path.exists():
         descriptor = os.open(path, os.O_RDONLY)
         try:

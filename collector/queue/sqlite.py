@@ -291,7 +291,8 @@ class SqliteQueue:
         run = await self._reader.run(lambda: self._view.next_run(lane.app_id, lane.leased_to, max_events))
         if run is None:
             raise damaged(
-                self._directory / FILE_NAME, f"{lane.available} events of app {lane.app_id!r} should wait, none is there"
+                self._directory / FILE_NAME,
+                f"{lane.available} events of app {lane.app_id!r} should wait, none is there",
             )
         return run
 

@@ -106,12 +106,12 @@ WHERE dead > ?1 AND (?2 IS NULL OR name = ?2) AND (?3 IS NULL OR instr(reason, ?
 DELETE FROM dead WHERE dead = ?1;
 
 -- name: waiting_after
-SELECT segment, name, 0, '', lines, segment.crc FROM segment JOIN app ON app = segment >> 40
+SELECT segment, name, 0, NULL, lines, segment.crc FROM segment JOIN app ON app = segment >> 40
 WHERE segment > ?1 AND (?2 IS NULL OR name = ?2) ORDER BY segment LIMIT ?3;
 
 -- name: kept_after
 -- What was delivered from ?4 to before ?5 (milliseconds), after number ?1, of app ?2 (NULL: any).
-SELECT delivered, name, delivered_ms, '', lines, delivered.crc FROM delivered JOIN app USING (app)
+SELECT delivered, name, delivered_ms, NULL, lines, delivered.crc FROM delivered JOIN app USING (app)
 WHERE delivered > ?1 AND (?2 IS NULL OR name = ?2) AND delivered_ms >= ?4 AND delivered_ms < ?5
 ORDER BY delivered LIMIT ?3;
 
@@ -121,3 +121,9 @@ WHERE (?1 IS NULL OR name = ?1) AND delivered_ms >= ?2 AND delivered_ms < ?3;
 
 -- name: drop_delivered
 DELETE FROM delivered WHERE delivered = ?1;
+
+-- name: newest_letter
+SELECT coalesce(max(dead), 0) FROM dead;
+
+-- name: newest_kept
+SELECT coalesce(max(delivered), 0) FROM delivered;

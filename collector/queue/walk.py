@@ -27,8 +27,9 @@ class Table(NamedTuple):
 
 
 def readable_rows(connection: sqlite3.Connection, table: Table, low: int, high: int) -> Iterator[Row]:
-    """The table's rows from position `low` to `high`, each once, in no certain order; those that are unreadable are not
-    there. A row may still hold anything: what a page says is not known to be right.
+    """The table's rows from position `low` to `high` that can be read, in no certain order.
+
+    A row may hold anything, and come twice: what a page says is not known to be right.
     """
     todo = [(low, high, 0)]
     while todo:

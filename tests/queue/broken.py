@@ -90,21 +90,22 @@ def settle_first(store: Store, app_id: str) -> None:
 def contents(directory: Path) -> Contents:
     """What a sound file holds, with its counts held against it."""
     with opened(directory) as connection:
-        found: list[list[tuple[str, bytes]]] = []
-        for select in (
-            "SELECT name, lines FROM segment JOIN app ON app = segment >> 40",
-            "SELECT name, line FROM dead JOIN app USING (app)",
-            "SELECT name, lines FROM delivered JOIN app USING (app)",
-        ):
-            found.append([(name, each) for name, text in connection.execute(select) for each in text.split(b"\n")])
+        found = [
+            [(name, each) for name, text in connection.execute(select) for each in text.split(b"\n")]
+            for select in (
+                "SELECT name, lines FROM segment JOIN app ON app = segment >> 40",
+                "SELECT name, line FROM dead JOIN app USING (app)",
+                "SELECT name, lines FROM delivered JOIN app USING (app)",
+            )
+        ]
         keys = {key for (key,) in connection.execute("SELECT key FROM seen")}
         assert connection.execute(
             "SELECT coalesce(sum(waiting_events), 0), coalesce(sum(dead_events), 0), coalesce(sum(kept_events), 0),"
             " coalesce(sum(stored_events), 0) - (SELECT keys FROM pruned) FROM app"
         ).fetchone() == (*map(len, found), len(keys))
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    waiting, dead, delivered = map(len, found)
-    return Contents(*map(set, found), keys, (waiting, dead, delivered))
+    waiting, dead, delivered = found
+    return Contents(set(waiting), set(dead), set(delivered), keys, (len(waiting), len(dead), len(delivered)))
 
 
 def left_behind(directory: Path, into: Path, fill: Callable[[Store], None]) -> None:
