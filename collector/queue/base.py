@@ -63,8 +63,8 @@ class Backlog(NamedTuple):
 class AppStats(msgspec.Struct, frozen=True, rename="camel"):
     """One app's share of the queue.
 
-    Bytes are those of the events' JSON, of dead letters with their reasons; age is in milliseconds. Kept are events that
-    were delivered and are there all the same.
+    Bytes are those of the events' JSON, of dead letters with their reasons; age is in milliseconds. Kept are events
+    that were delivered and are there all the same.
     """
 
     app_id: str

@@ -85,7 +85,7 @@ class Letters:
 
     def count(self, choice: Choice) -> int:
         """How many dead letters are meant."""
-        row = self._one(SQL["countletters_meant"], (0, *choice.of_letters))
+        row = self._one(SQL["count_letters"], (0, *choice.of_letters))
         return int(row[0])
 
     def count_delivered(self, choice: Choice) -> int:

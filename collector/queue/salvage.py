@@ -3,9 +3,9 @@
 1. A copy of the file is made, the log's pages are put into it, and its first page is replaced by one of ours: where
    the tables begin follows from the schema alone, so the schema in the file is not needed. The file is not touched.
 2. Every readable row of the copy goes into a new file. Events are taken where their row's checksum fits, else line by
-   line where the key proves the line; in rows of version 1, which have no checksum, where a line is an event. Lines that
-   are not taken are kept in a file of their own. Keys are taken as they are, and those of events are added. (What no
-   check can tell: a flipped bit in a key, or one that makes another event of the queue of a line.)
+   line where the key proves the line; in rows of version 1, which have no checksum, where a line is an event. What is
+   not taken is kept in a file of its own. Keys are taken as they are, and those of events are added. (What no check can
+   tell: a flipped bit in a key, or one that makes another event of the queue of a line.)
 3. The new file is complete and fsynced, and gets the name that says so; only then are the old files set aside and is it
    put in place. A crash before leaves the old state, to be salvaged again; a crash after is finished by the next start.
 """

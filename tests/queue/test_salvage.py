@@ -3,22 +3,30 @@
 import logging
 import os
 import random
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from collector.errors import QueueBroken
-from collector.queue.database import FILE_NAME
+from collector.errors import QueueBroken, QueueInUse, QueueUnavailable
+from collector.queue.database import APPLICATION_ID, FILE_NAME, MIGRATIONS, migrate
+from collector.queue.recover import examine, recover
+from collector.queue.salvage import COMPLETE
 from collector.queue.store import Store
+from collector.queue.write_ahead_log import read_log
 from tests.fake_clock import FakeClock
 from tests.queue.broken import (
     BATCH_EVENTS,
     PARTS,
     Contents,
+    batch,
     contents,
     copied,
     fill,
     left_behind,
+    line,
 )
 
 Files = tuple[Path, Contents]
@@ -140,3 +148,236 @@ def flip(file: Path, chance: random.Random, *, bits: int, below: int | None = No
     for _ in range(bits):
         content[chance.randrange(below or len(content))] ^= 1 << chance.randrange(8)
     file.write_bytes(content)
+
+
+def test_bits_flipped_in_early_pages_of_a_log_cost_no_later_transaction(
+    tmp_path: Path, files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    left, before = files
+    directory = copied(left, tmp_path / "queue")
+    flip(directory / f"{FILE_NAME}-wal", random.Random(1), bits=1, below=4000)
+    assert hold_to_account(directory, before, caplog) == "salvaged"
+    after = contents(directory)
+    assert len(after.events) > 0.9 * len(before.events)
+    assert len(after.keys) > 0.9 * len(before.keys)
+
+
+@pytest.mark.parametrize("zeros", [1, 2, 3])
+def test_a_first_page_of_zeros_costs_nothing_and_a_few_pages_cost_few_events(
+    tmp_path: Path, files: Files, caplog: pytest.LogCaptureFixture, zeros: int
+) -> None:
+    left, before = files
+    directory = copied(left, tmp_path / "queue")
+    start(directory)  # folds the log in
+    with (directory / FILE_NAME).open("r+b") as file:
+        file.write(bytes(4096 * zeros))
+    caplog.clear()
+    assert hold_to_account(directory, before, caplog) == "salvaged"
+    if zeros == 1:
+        assert contents(directory) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"SQLite format 3\0", bytes(5000)], ids=["empty", "cut off", "zeros"])
+def test_what_is_left_of_a_file_that_lost_its_content_is_set_aside_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    (tmp_path / FILE_NAME).write_bytes(content)
+    start(tmp_path)
+    assert len(logged(caplog, "queue.file_salvaged")) == 1
+    (aside,) = tmp_path.glob(f"{FILE_NAME}.broken-*")
+    assert aside.read_bytes() == content
+    assert contents(tmp_path).counts == (0, 0, 0)
+
+
+def test_a_log_without_its_file_gives_what_it_holds(
+    tmp_path: Path, files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    left, before = files
+    directory = copied(left, tmp_path / "queue")
+    (directory / FILE_NAME).unlink()
+    assert hold_to_account(directory, before, caplog) == "salvaged"
+    assert contents(directory).waiting
+
+
+# Files that are not touched
+
+
+def foreign(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE theirs (n)")
+
+
+def newer(file: Path) -> None:
+    start(file.parent)
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        pytest.param(foreign, "is a database of another program", id="foreign"),
+        pytest.param(newer, "newer than this collector's", id="newer"),
+        pytest.param(lambda file: file.write_text("notes"), "is not a database", id="short text"),
+        pytest.param(lambda file: file.write_text("notes" * 100), "is not a database", id="text"),
+        pytest.param(lambda file: file.mkdir(), "is not a file", id="directory"),
+    ],
+)
+def test_what_is_not_ours_is_refused_by_all_and_not_touched(
+    tmp_path: Path, make: Callable[[Path], object], said: str
+) -> None:
+    file = tmp_path / FILE_NAME
+    make(file)
+    before = file.read_bytes() if file.is_file() else b""
+    for attempt in (start, examine, lambda directory: recover(directory, always=True)):
+        with pytest.raises(QueueBroken, match=said) as refusal:
+            attempt(tmp_path)
+        assert str(file) in str(refusal.value)
+        assert "set queue.path to another directory" in str(refusal.value)
+    assert (file.read_bytes() if file.is_file() else b"") == before
+    assert list(tmp_path.glob("*broken*")) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
+@pytest.mark.parametrize("name", ["", FILE_NAME, f"{FILE_NAME}-wal", "open.lock"])
+def test_what_may_not_be_used_is_refused_with_whose_it_is(tmp_path: Path, files: Files, name: str) -> None:
+    directory = copied(files[0], tmp_path / "queue")
+    (directory / "open.lock").touch()
+    (directory / name).chmod(0o500 if not name else 0o400)
+    try:
+        with pytest.raises(QueueBroken, match=r"cannot be read and written by .* belongs to .* chown") as refusal:
+            start(directory)
+    finally:
+        directory.chmod(0o700)
+    assert str(directory / name) in str(refusal.value)
+
+
+# Version 1
+
+
+def version_1(directory: Path) -> Contents:
+    """A file as version 1 left it, with events that wait and are dead, and what is in it."""
+    directory.mkdir()
+    with closing(sqlite3.connect(directory / FILE_NAME, isolation_level=None)) as connection:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        migrate(connection, directory / FILE_NAME, MIGRATIONS[:1])
+        connection.execute("INSERT INTO app (app, name, next_segment) VALUES (1, 'wiki', (1 << 40) + 1)")
+        for begin in range(0, 2000, 100):
+            one = batch("wiki", range(begin, begin + 100))
+            put = (b"".join(one.keys), 7, 1, 100, one.lines)
+            connection.execute("INSERT INTO fresh (keys, stamp, app, events, lines) VALUES (?, ?, ?, ?, ?)", put)
+        connection.execute("DELETE FROM segment WHERE segment = (1 << 40) + 1")
+        connection.execute("INSERT INTO dead (app, buried_ms, reason, line) VALUES (1, 9, 'no', ?)", (line("wiki", 0),))
+    waiting = {("wiki", line("wiki", number)) for number in range(100, 2000)}
+    keys = set(batch("wiki", range(2000)).keys)
+    return Contents(waiting, {("wiki", line("wiki", 0))}, set(), keys, (1900, 1, 0))
+
+
+def test_a_file_of_version_1_is_taken_over_with_all_that_is_in_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = version_1(tmp_path / "queue")
+    assert hold_to_account(tmp_path / "queue", before, caplog) == "sound"
+    assert contents(tmp_path / "queue") == before
+    with closing(sqlite3.connect(tmp_path / "queue" / FILE_NAME)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+        assert connection.execute("SELECT dead_bytes FROM app").fetchone() == (len(line("wiki", 0)) + 1 + 2,)
+
+
+@pytest.mark.parametrize("taken_over", [False, True])
+@pytest.mark.parametrize("page", [1, 3, 5, 20, 60])
+def test_a_broken_file_of_version_1_is_salvaged_before_and_after_it_was_taken_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, page: int, taken_over: bool
+) -> None:
+    before = version_1(tmp_path / "queue")
+    if taken_over:
+        start(tmp_path / "queue")
+    with (tmp_path / "queue" / FILE_NAME).open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xa5" * 4096)
+        if page == 1:
+            file.seek(68)
+            file.write(APPLICATION_ID.to_bytes(4))
+            file.seek(60)
+            file.write((1).to_bytes(4))
+    assert hold_to_account(tmp_path / "queue", before, caplog) == "salvaged"
+    if page in {1, 3}:
+        assert contents(tmp_path / "queue") == before
+
+
+# Crashes amid it, and several processes
+
+
+@pytest.mark.parametrize("survived", range(7))
+def test_a_crash_amid_salvaging_is_made_up_for_by_the_next_start(
+    tmp_path: Path, files: Files, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, survived: int
+) -> None:
+    directory = copied(files[0], tmp_path / "queue")
+    os.truncate(directory / FILE_NAME, 60_000)
+    whole = copied(directory, tmp_path / "whole")
+    start(whole)
+    moves = iter(range(100))
+    really_rename, really_replace = Path.rename, Path.replace
+
+    def crash(really: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
+        def move(self: Path, target: Path) -> Path:
+            if next(moves) >= survived:
+                raise OSError(5, "the power is gone")
+            return really(self, target)
+
+        return move
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", crash(really_rename))
+        patched.setattr(Path, "replace", crash(really_replace))
+        if survived < 5:  # complete, log, shm, file, and in place
+            with pytest.raises(QueueUnavailable, match="the power is gone"):
+                start(directory)
+            assert survived == 0 or (directory / COMPLETE).exists()
+    start(directory)
+    assert contents(directory) == contents(whole)
+    assert len(list(directory.glob("*.broken-*Z"))) == 1
+    assert not (directory / COMPLETE).exists()
+    assert logged(caplog, "queue.file_damaged")
+
+
+def test_a_file_that_others_have_open_is_not_replaced(tmp_path: Path) -> None:
+    with closing(Store(tmp_path, batch_events=BATCH_EVENTS, clock=FakeClock())) as store:
+        fill(store, puts=9)
+        with pytest.raises(QueueInUse, match="is open in another process"):
+            recover(tmp_path, always=True)
+        assert examine(tmp_path) == []
+    assert recover(tmp_path, always=False) is None
+    before = contents(tmp_path)
+    salvaged = recover(tmp_path, always=True)
+    assert salvaged is not None
+    assert (salvaged.waiting_events, salvaged.keys_read) == (len(before.waiting), len(before.keys))
+    assert contents(tmp_path) == before
+
+
+# The log, as SQLite sees it
+
+
+def test_a_sound_log_is_read_as_sqlite_reads_it(tmp_path: Path, files: Files) -> None:
+    directory = copied(files[0], tmp_path / "queue")
+    log = read_log(directory / f"{FILE_NAME}-wal")
+    assert not log.is_damaged
+    assert log.torn_frames == 0
+    with closing(sqlite3.connect(directory / FILE_NAME)) as connection:
+        assert connection.execute("PRAGMA page_count").fetchone() == (log.pages,)
+        assert connection.execute("PRAGMA wal_checkpoint").fetchone()[1] == len(log.frames)
+
+
+def test_a_last_transaction_that_is_not_whole_is_taken_for_torn_and_said(
+    tmp_path: Path, files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    left, before = files
+    directory = copied(left, tmp_path / "queue")
+    wal = directory / f"{FILE_NAME}-wal"
+    last = read_log(wal).frames[-1]
+    with wal.open("r+b") as file:
+        file.seek(last.offset + 100)
+        file.write(b"\xff" * 512)
+    assert read_log(wal).torn_frames > 0
+    assert hold_to_account(directory, before, caplog) == "torn"

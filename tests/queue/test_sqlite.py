@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.errors import DiskFull, QueueBroken, QueueBusy, QueueFull, QueueInUse, QueueUnavailable
+from collector.errors import DiskFull, QueueBroken, QueueBusy, QueueDamaged, QueueFull, QueueInUse, QueueUnavailable
 from collector.observe.metrics import Metrics
 from collector.queue.base import Batch, Burial, Queue, Verdict
 from collector.queue.database import FILE_NAME
@@ -550,6 +550,56 @@ async def test_maintenance_leaves_no_trace_in_a_queue_that_is_in_use(
     await tick(clock)
     assert available(maintained) == {"crm": 3, "wiki": 1}
     assert stored(tmp_path)["wiki"].numbers == [2]
+
+
+# Damage that is found while the queue runs
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        pytest.param("UPDATE segment SET lines = CAST(replace(lines, 'opened', 'openee') AS BLOB)", id="a flipped bit"),
+        pytest.param("UPDATE segment SET events = events + 1", id="a wrong count"),
+        pytest.param("DELETE FROM segment", id="rows that are gone"),
+    ],
+)
+async def test_a_broken_segment_is_not_leased_ends_the_maintenance_and_is_salvaged_at_the_next_start(
+    tmp_path: Path, queue: SqliteQueue, open_queue: Opener, caplog: pytest.LogCaptureFixture, harm: str
+) -> None:
+    maintenance = asyncio.create_task(queue.maintain())
+    await queue.put([batch("wiki", range(10))])
+    with opened(tmp_path) as other:
+        other.execute("DROP TRIGGER segment_gone")
+        other.execute("DROP TRIGGER segment_cut")
+        other.execute(harm)
+    with pytest.raises(QueueDamaged, match="collector queue recover"):
+        await queue.lease("wiki", BATCH_EVENTS)
+    with pytest.raises(QueueDamaged):
+        await asyncio.wait_for(maintenance, PATIENCE_SECONDS)
+    await reopened(queue, open_queue)
+    (record,) = [record for record in caplog.records if record.getMessage() == "queue.file_salvaged"]
+    assert vars(record)["waiting_events"] == (10 if "events + 1" in harm else 0)
+    assert vars(record)["waiting_events_before"] in {10, 11}
+    assert vars(record)["keys_read"] == 10
+
+
+async def test_a_put_that_meets_a_broken_page_ends_the_maintenance(
+    tmp_path: Path, queue: SqliteQueue, open_queue: Opener
+) -> None:
+    await queue.put([batch("wiki", range(3000))])
+    queue = await reopened(queue, open_queue)
+    maintenance = asyncio.create_task(queue.maintain())
+    with opened(tmp_path) as other:
+        (root,) = other.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'seen'").fetchone()
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with (tmp_path / FILE_NAME).open("r+b") as file:
+        file.seek((root - 1) * 4096)
+        file.write(b"\xff" * 4096)
+    await on_writer(queue, "PRAGMA shrink_memory")
+    with pytest.raises(QueueDamaged, match="collector queue recover"):
+        await queue.put([batch("wiki", range(3000, 3010))])
+    with pytest.raises(QueueDamaged):
+        await asyncio.wait_for(maintenance, PATIENCE_SECONDS)
 
 
 # The files and threads of a queue
