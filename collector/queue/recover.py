@@ -6,14 +6,12 @@ from collector.errors import QueueBroken, QueueInUse
 from collector.queue.database import BUSY_TIMEOUT_MS, FILE_NAME
 from collector.queue.lock import Presence, RoleLock
 from collector.queue.ready import damage, finish_interrupted, problems_of
-from collector.queue.salvage import Salvaged, salvage
+from collector.queue.salvage import COMPLETE, Salvaged, salvage
 
 
 def examine(directory: Path) -> list[str]:
     """What is wrong with the file; nothing where it is sound. Raises QueueBroken where there is none, or not ours."""
-    file = directory / FILE_NAME
-    if not file.exists():
-        raise QueueBroken(f"{file} does not exist; a collector that ran with this queue.path would have made it")
+    file = _existing(directory)
     found: list[str] | None = None
 
     def look() -> None:
@@ -30,7 +28,7 @@ def examine(directory: Path) -> list[str]:
 
 def recover(directory: Path, *, always: bool) -> Salvaged | None:
     """What was salvaged; None where nothing had to be. Raises QueueInUse where another process has the file open."""
-    file = directory / FILE_NAME
+    file = _existing(directory)
     done: list[Salvaged | None] = []
 
     def mend() -> None:
@@ -47,3 +45,11 @@ def recover(directory: Path, *, always: bool) -> Salvaged | None:
     if not done:
         raise QueueInUse(f"{file} is open in another process; stop every program that puts events into it, then repeat")
     return done[0]
+
+
+def _existing(directory: Path) -> Path:
+    """The queue's file, of which at least something is there."""
+    file = directory / FILE_NAME
+    if not any(file.with_name(name).exists() for name in (FILE_NAME, f"{FILE_NAME}-wal", COMPLETE)):
+        raise QueueBroken(f"{file} does not exist; a collector that ran with this queue.path would have made it")
+    return file

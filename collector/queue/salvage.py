@@ -10,6 +10,7 @@
    put in place. A crash before leaves the old state, to be salvaged again; a crash after is finished by the next start.
 """
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -35,6 +36,7 @@ COMPANIONS = ("-wal", "-shm", "-journal")
 MAX_ROWID = 2**63 - 1
 SEGMENTS_AN_APP = 2**40
 ROWS_AT_ONCE = 10_000
+PIECE_BYTES = 1000
 
 BARE_TABLES = {
     "app": "CREATE TABLE app (app INTEGER PRIMARY KEY, name UNIQUE, next_segment, waiting_events, waiting_bytes)",
@@ -54,9 +56,9 @@ def _by_rowid(columns: str, table: str) -> Table:
 
 APPS = _by_rowid("app, name, waiting_events", "app NOT INDEXED")
 APP_NAMES = "SELECT app, name, NULL FROM app ORDER BY name"
-SEGMENTS = _by_rowid("segment, stamp, lines, crc", "segment")
+SEGMENTS = _by_rowid("segment, stamp", "segment")  # their lines are read one by one: they may be cut short
 LETTERS = _by_rowid("dead, app, buried_ms, reason, line, crc", "dead")
-DELIVERED = _by_rowid("delivered, app, delivered_ms, lines, crc", "delivered")
+DELIVERED = _by_rowid("delivered, app, delivered_ms", "delivered")
 KEYS = Table(
     "SELECT key, stamp FROM seen WHERE key BETWEEN ? AND ? ORDER BY key {order}",
     lambda row: int.from_bytes(row[0]),
@@ -239,11 +241,8 @@ class _Salvage:
     def _read_apps(self) -> None:
         """The names that a number may have: they stand in the table and in its index, and either may be damaged."""
         rows = list(readable_rows(self._old, APPS, 0, MAX_ROWID))
-        try:
-            for row in self._old.execute(APP_NAMES):
-                rows.append(row)  # noqa: PERF402 - those before an error count
-        except sqlite3.Error:
-            pass
+        with contextlib.suppress(sqlite3.Error):
+            rows.extend(self._old.execute(APP_NAMES))  # those before an error count
         for app, name, waiting in rows:
             if isinstance(waiting, int):
                 self._did.waiting_events_before += waiting
@@ -255,11 +254,10 @@ class _Salvage:
             if text and text not in names:
                 names.append(text)
 
-    def _take_segment(self, segment: int, stamp: object, lines: object, crc: object) -> None:
-        app = segment // SEGMENTS_AN_APP
+    def _take_segment(self, segment: int, stamp: object) -> None:
         if not self._is_first("segment", segment):
             return
-        name, sound = self._sound_lines(app, lines, crc)
+        name, sound = self._sound_lines(segment // SEGMENTS_AN_APP, *self._lines_of("segment", segment))
         if name is None:
             return
         stamp = stamp if isinstance(stamp, int) else time.time_ns() // 1000
@@ -271,12 +269,11 @@ class _Salvage:
         self._did.waiting_events += len(sound)
         self._add_keys(name, sound, stamp)
 
-    def _take_delivered(self, number: int, app: object, when_ms: object, lines: object, crc: object) -> None:
-        if not (isinstance(app, int) and isinstance(when_ms, int) and isinstance(crc, int)):
+    def _take_delivered(self, number: int, app: object, when_ms: object) -> None:
+        if not (isinstance(app, int) and isinstance(when_ms, int) and self._is_first("delivered", number)):
             return
-        if not self._is_first("delivered", number):
-            return
-        name, sound = self._sound_lines(app, lines, crc)
+        lines, crc = self._lines_of("delivered", number)
+        name, sound = self._sound_lines(app, lines, -1 if crc is None else crc)
         if name is None:
             return
         text = b"\n".join(sound)
@@ -309,6 +306,19 @@ class _Salvage:
         )
         self._did.dead_letters += 1
         self._add_keys(name, [line], when_ms * 1000)
+
+    def _lines_of(self, table: str, number: int) -> tuple[object, object]:
+        """A row's lines and checksum; of lines that cannot be read to the end, the beginning, and none that fits."""
+        try:
+            select = f"SELECT lines, crc FROM {table} WHERE {table} = ?"  # noqa: S608 - names of ours
+            lines, crc = self._old.execute(select, (number,)).fetchone()
+        except (sqlite3.Error, TypeError):
+            parts: list[bytes] = []
+            with contextlib.suppress(sqlite3.Error), self._old.blobopen(table, "lines", number, readonly=True) as blob:
+                while piece := blob.read(PIECE_BYTES):
+                    parts.append(piece)
+            return b"".join(parts), -1
+        return lines, crc
 
     def _sound_lines(self, app: int, lines: object, crc: object) -> tuple[str | None, list[bytes]]:
         """Whose lines these are, and those of them that are right; the others are kept aside."""
