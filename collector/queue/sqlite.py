@@ -7,6 +7,7 @@ How an event goes through:
 2. `lease` reads an app's next segments beside the writer. What is leased is known in memory alone: after a crash all
    that was not settled is simply still there. What is sent twice that way, upstream's own key absorbs.
 3. `settle` takes the segments away in the same transactions that bring new events in.
+   With `queue.keep_delivered` it moves what was delivered to a table of its own, for `collector replay`.
 4. The key stays until `dedup_retention` has passed since its receipt; `maintain` forgets it in small steps.
 
 Who writes is the `Store` in the writer's thread; who reads is the `View` in the reader's. Several processes may put
