@@ -12,7 +12,6 @@
 
 import contextlib
 import os
-import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -24,10 +23,10 @@ from typing import BinaryIO
 import msgspec
 
 from collector.events import KEY_BYTES
+from collector.queue.bare_file import copy_with_log, leaves_of, open_bare, roots_of
 from collector.queue.database import FILE_NAME, make_file
 from collector.queue.soundness import is_proven, key_of, letter_crc, lines_crc
 from collector.queue.walk import Row, Table, readable_rows
-from collector.queue.write_ahead_log import PAGE_BYTES, read_log
 
 MAKING, COMPLETE, COPY = (FILE_NAME + suffix for suffix in (".making", ".complete", ".copy"))
 UNSOUND = FILE_NAME + ".unsound"
@@ -37,15 +36,6 @@ MAX_ROWID = 2**63 - 1
 SEGMENTS_AN_APP = 2**40
 ROWS_AT_ONCE = 10_000
 PIECE_BYTES = 1000
-
-BARE_TABLES = {
-    "app": "CREATE TABLE app (app INTEGER PRIMARY KEY, name UNIQUE, next_segment, waiting_events, waiting_bytes)",
-    "segment": "CREATE TABLE segment (segment INTEGER PRIMARY KEY, stamp, events, lines, crc)",
-    "seen": "CREATE TABLE seen (key PRIMARY KEY, stamp) WITHOUT ROWID",
-    "dead": "CREATE TABLE dead (dead INTEGER PRIMARY KEY, app, buried_ms, reason, line, crc)",
-    "delivered": "CREATE TABLE delivered (delivered INTEGER PRIMARY KEY, app, delivered_ms, events, crc, lines)",
-}
-"""The tables as their rows are read: no types, no triggers, small enough for one page."""
 
 
 def _by_rowid(columns: str, table: str) -> Table:
@@ -96,13 +86,12 @@ def salvage(file: Path) -> Salvaged:
     making, copy, unsound = file.with_name(MAKING), file.with_name(COPY), file.with_name(UNSOUND)
     try:
         make_file(making)
-        _copy_with_log(file, copy)
+        copy_with_log(file, copy)
         with closing(sqlite3.connect(making, isolation_level=None)) as new:
             new.execute("PRAGMA journal_mode = OFF")
             new.execute("PRAGMA synchronous = OFF")
-            _replace_first_page(copy, _roots(new))
-            with closing(_open_bare(copy)) as old, unsound.open("wb") as aside:
-                salvaged = _Salvage(old, new, aside).run()
+            with unsound.open("wb") as aside:
+                salvaged = _Salvage(copy, new, aside).run()
         sync(making)
         sync(unsound)
         copy.unlink()
@@ -136,59 +125,6 @@ def put_in_place(file: Path) -> Path:
     return aside
 
 
-def _copy_with_log(file: Path, copy: Path) -> None:
-    """The file's pages, as its log has left them, in one file of whole pages."""
-    if file.exists():
-        shutil.copyfile(file, copy)
-    else:
-        copy.touch()
-    wal = file.with_name(FILE_NAME + "-wal")
-    log = read_log(wal)
-    with copy.open("r+b") as pages:
-        size = pages.seek(0, os.SEEK_END)
-        count = max(-(-size // PAGE_BYTES), log.pages, 1)
-        if log.frames:
-            with wal.open("rb") as frames:
-                for frame in log.frames:
-                    if 1 < frame.page <= count:
-                        frames.seek(frame.offset)
-                        pages.seek((frame.page - 1) * PAGE_BYTES)
-                        pages.write(frames.read(PAGE_BYTES))
-        pages.truncate(count * PAGE_BYTES)
-
-
-def _roots(connection: sqlite3.Connection) -> dict[str, int]:
-    """The page in which each table and index begins: the same in every file of this schema (see database.py)."""
-    return dict(connection.execute("SELECT name, rootpage FROM sqlite_schema WHERE rootpage > 0"))
-
-
-def _replace_first_page(copy: Path, roots: dict[str, int]) -> None:
-    """The copy's first page says what tables there are, whatever it said before."""
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as bare:
-        bare.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-        bare.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        bare.execute("PRAGMA writable_schema = ON")
-        for name, text in BARE_TABLES.items():
-            row = ("table", name, name, roots[name], text)
-            bare.execute("INSERT INTO sqlite_schema (type, name, tbl_name, rootpage, sql) VALUES (?, ?, ?, ?, ?)", row)
-        index = "sqlite_autoindex_app_1"
-        bare.execute("INSERT INTO sqlite_schema VALUES ('index', ?, 'app', ?, NULL)", (index, roots[index]))
-        page = bytearray(bare.serialize()[:PAGE_BYTES])
-    with copy.open("r+b") as pages:
-        count = pages.seek(0, os.SEEK_END) // PAGE_BYTES
-        page[28:32] = count.to_bytes(4)
-        page[92:96] = page[24:28]  # only then the count is believed
-        pages.seek(0)
-        pages.write(page)
-
-
-def _open_bare(copy: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(f"{copy.absolute().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
-    connection.text_factory = bytes
-    connection.execute("PRAGMA cell_size_check = ON")
-    return connection
-
-
 def sync(path: Path) -> None:
     """What is in a file, or the names in a directory, are on disk; harmless where there is none."""
     if path.exists():
@@ -200,38 +136,56 @@ def sync(path: Path) -> None:
 
 
 class _Salvage:
-    """Takes what is sound from `old` to `new`; lines that are not go to `aside`."""
+    """Takes what is sound from a copy of the old file to the new one; lines that are not go to `aside`."""
 
-    def __init__(self, old: sqlite3.Connection, new: sqlite3.Connection, aside: BinaryIO) -> None:
-        self._old = old
+    def __init__(self, copy: Path, new: sqlite3.Connection, aside: BinaryIO) -> None:
+        self._copy = copy
         self._new = new
+        self._roots = roots_of(new)
+        self._old = open_bare(copy, self._roots)
         self._aside = aside
         self._did = Salvaged()
         self._names: dict[int, list[str]] = {}
         self._taken: dict[str, int] = {}
+        self._refused: set[tuple[str, int]] = set()
 
     def run(self) -> Salvaged:
         """What was done."""
-        self._new.execute("BEGIN")
-        self._take_keys()
-        self._read_apps()
-        for row in readable_rows(self._old, SEGMENTS, 0, MAX_ROWID):
-            self._take_segment(*row)
-        for row in readable_rows(self._old, LETTERS, 0, MAX_ROWID):
-            self._take_letter(*row)
-        for row in readable_rows(self._old, DELIVERED, 0, MAX_ROWID):
-            self._take_delivered(*row)
+        try:
+            self._new.execute("BEGIN")
+            self._take_keys()
+            self._read_apps()
+            for row in self._rows("segment", SEGMENTS):
+                self._take_segment(*row)
+            for row in self._rows("dead", LETTERS):
+                self._take_letter(*row)
+            for row in self._rows("delivered", DELIVERED):
+                self._take_delivered(*row)
+        finally:
+            self._old.close()
         self._new.execute(
             "UPDATE pruned SET keys = (SELECT coalesce(sum(stored_events), 0) FROM app) - (SELECT count(*) FROM seen)"
         )
         self._new.execute("COMMIT")
         return self._did
 
+    def _rows(self, name: str, table: Table, highest: int = MAX_ROWID) -> Iterator[Row]:
+        """All rows of a table that can be read; first along its tree, then, where that is broken, page by page."""
+        broken: list[int] = []
+        yield from readable_rows(self._old, table, 0, highest, broken)
+        for leaf in leaves_of(self._copy, self._roots[name]) if broken else ():
+            self._old.close()
+            self._old = open_bare(self._copy, self._roots | {name: leaf})
+            yield from readable_rows(self._old, table, 0, highest, [])
+        if broken:
+            self._old.close()
+            self._old = open_bare(self._copy, self._roots)
+
     def _take_keys(self) -> None:
         now_us = time.time_ns() // 1000
         sound = (
             (key, min(stamp, now_us))
-            for key, stamp in readable_rows(self._old, KEYS, 0, 2 ** (8 * KEY_BYTES) - 1)
+            for key, stamp in self._rows("seen", KEYS, 2 ** (8 * KEY_BYTES) - 1)
             if isinstance(key, bytes) and len(key) == KEY_BYTES and isinstance(stamp, int)
         )
         for some in _in_parts(sound, ROWS_AT_ONCE):
@@ -240,7 +194,7 @@ class _Salvage:
 
     def _read_apps(self) -> None:
         """The names that a number may have: they stand in the table and in its index, and either may be damaged."""
-        rows = list(readable_rows(self._old, APPS, 0, MAX_ROWID))
+        rows = list(self._rows("app", APPS))
         with contextlib.suppress(sqlite3.Error):
             rows.extend(self._old.execute(APP_NAMES))  # those before an error count
         for app, name, waiting in rows:
@@ -259,6 +213,7 @@ class _Salvage:
             return
         name, sound = self._sound_lines(segment // SEGMENTS_AN_APP, *self._lines_of("segment", segment))
         if name is None:
+            self._refused.add(("segment", segment))
             return
         stamp = stamp if isinstance(stamp, int) else time.time_ns() // 1000
         text = b"\n".join(sound)
@@ -275,6 +230,7 @@ class _Salvage:
         lines, crc = self._lines_of("delivered", number)
         name, sound = self._sound_lines(app, lines, -1 if crc is None else crc)
         if name is None:
+            self._refused.add(("delivered", number))
             return
         text = b"\n".join(sound)
         self._new.execute(
@@ -286,26 +242,26 @@ class _Salvage:
     def _take_letter(
         self, number: int, app: object, when_ms: object, reason: object, line: object, crc: object
     ) -> None:
-        if not (isinstance(app, int) and isinstance(line, bytes) and isinstance(reason, bytes)):
-            self._reject([repr(line).encode()])
-            return
         if not self._is_first("dead", number):
             return
-        why = reason.decode(errors="replace")
+        text = line if isinstance(line, bytes) else b""
+        why = reason.decode(errors="replace") if isinstance(reason, bytes) else ""
+        app = app if isinstance(app, int) else 0
         for name in self._names_of(app):
-            if crc == letter_crc(name, why, line) or self._is_taken_without(name, line, crc):
+            if crc == letter_crc(name, why, text) or self._is_taken_without(name, text, crc):
                 self._add_app(app, name)
                 break
         else:
-            self._reject([line])
+            self._refused.add(("dead", number))
+            self._reject([text])
             return
         when_ms = when_ms if isinstance(when_ms, int) else time.time_ns() // 10**6
         self._new.execute(
             "INSERT INTO dead (dead, app, buried_ms, reason, line, crc) VALUES (?, ?, ?, ?, ?, ?)",
-            (number, app, when_ms, why, line, letter_crc(name, why, line)),
+            (number, app, when_ms, why, text, letter_crc(name, why, text)),
         )
         self._did.dead_letters += 1
-        self._add_keys(name, [line], when_ms * 1000)
+        self._add_keys(name, [text], when_ms * 1000)
 
     def _lines_of(self, table: str, number: int) -> tuple[object, object]:
         """A row's lines and checksum; of lines that cannot be read to the end, the beginning, and none that fits."""
@@ -349,7 +305,7 @@ class _Salvage:
     def _is_first(self, table: str, number: int) -> bool:
         """Whether this row was not read before: the pages of a broken tree may lead twice to one place."""
         select = f"SELECT 1 FROM {table} WHERE {table} = ?"  # noqa: S608 - names of ours
-        return self._new.execute(select, (number,)).fetchone() is None
+        return (table, number) not in self._refused and self._new.execute(select, (number,)).fetchone() is None
 
     def _is_known(self, key: bytes) -> bool:
         return self._new.execute("SELECT 1 FROM seen WHERE key = ?", (key,)).fetchone() is not None

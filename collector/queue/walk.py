@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-MAX_DEPTH = 5
+MAX_DEPTH = 3
 """A stretch in which nothing was found by that is halved this often to look for readable rows amid it."""
 
 Row = tuple[Any, ...]
@@ -26,40 +26,41 @@ class Table(NamedTuple):
     bound: Callable[[int], int | bytes]
 
 
-def readable_rows(connection: sqlite3.Connection, table: Table, low: int, high: int) -> Iterator[Row]:
+def readable_rows(
+    connection: sqlite3.Connection, table: Table, low: int, high: int, broken: list[int]
+) -> Iterator[Row]:
     """The table's rows from position `low` to `high` that can be read, in no certain order.
 
-    A row may hold anything, and come twice: what a page says is not known to be right.
+    Positions behind which something could not be read are added to `broken`. A row may hold anything, and come twice:
+    what a page says is not known to be right.
     """
     todo = [(low, high, 0)]
+    found = False
     while todo:
         low, high, depth = todo.pop()
         step = 0
         while low + step <= high:
             scan = _Scan(connection, table, low + step, high, "ASC")
             yield from scan
-            if step and (scan.ended_well or scan.reached is not None):
-                yield from _from_behind(connection, table, low, low + step - 1, depth, todo)
+            found = found or scan.reached is not None
             if scan.ended_well:
+                high = low + step - 1
                 break
+            broken.append(low)
             if scan.reached is not None:
+                if step:
+                    yield from _Scan(connection, table, low, low + step - 1, "DESC")
                 low, step = scan.reached + 1, 0
             step = step * 2 or 1
-        else:
-            yield from _from_behind(connection, table, low, high, depth, todo)
-
-
-def _from_behind(
-    connection: sqlite3.Connection, table: Table, low: int, high: int, depth: int, todo: list[tuple[int, int, int]]
-) -> Iterator[Row]:
-    """The rows before position `high`; what is left between is to be looked at in halves."""
-    scan = _Scan(connection, table, low, high, "DESC")
-    yield from scan
-    if scan.reached is not None:
-        high = scan.reached - 1
-    if not scan.ended_well and depth < MAX_DEPTH and low < high:
-        middle = (low + high) // 2
-        todo += [(low, middle, depth + 1), (middle + 1, high, depth + 1)]
+        if low > high:
+            continue
+        back = _Scan(connection, table, low, high, "DESC")
+        yield from back
+        if back.reached is not None:
+            high, found = back.reached - 1, True
+        if found and not back.ended_well and depth < MAX_DEPTH and low < high:
+            middle = (low + high) // 2
+            todo += [(low, middle, depth + 1), (middle + 1, high, depth + 1)]
 
 
 class _Scan:
