@@ -112,7 +112,7 @@ class Presence:
 
 def no_lock(file: Path, error: OSError) -> CollectorError:
     """Why a lock's file cannot be opened."""
-    if error.errno in {errno.EACCES, errno.EPERM}:
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return forbidden(file if file.exists() else file.parent)
     return QueueUnavailable(f"{file}: {error.strerror}")
 
@@ -124,9 +124,12 @@ def forbidden(path: Path) -> QueueBroken:
     except OSError as error:
         return QueueBroken(f"{path}: {error.strerror}; give {_user(os.geteuid())} the right to read and write it")
     we, owner = _user(os.geteuid()), _user(status.st_uid)
+    remedy = f"run the collector as {owner}, or give {we} all files of the queue (chown -R {we} on queue.path)"
+    if we == owner:
+        remedy = "give the right back (chmod -R u+rwX on queue.path); is the file system mounted read-only?"
     return QueueBroken(
         f"{path} cannot be read and written by {we}: it belongs to {owner}, mode {stat.S_IMODE(status.st_mode):04o}; "
-        f"run the collector as {owner}, or give {we} all files of the queue (chown -R {we} on queue.path)"
+        f"{remedy}"
     )
 
 
