@@ -7,7 +7,7 @@ Whatever stands there, it ends in one of two ways: a sound file of ours, or an e
 - A file that we may not use: refused, with who we are and whose it is.
 - A damaged file of ours: set aside, and all that can be read is salvaged into a new one (see salvage.py).
 
-All of a file is checked at each start, by who has it for himself alone (a gigabyte takes a second and a half).
+All of a file is checked at each start, by who has it for himself alone (a gigabyte takes two to four seconds).
 """
 
 import os
