@@ -95,7 +95,9 @@ class Collector:
             batch_events=config.flush.batch_events,
             max_bytes=config.queue.max_bytes,
             max_uncommitted_bytes=config.queue.max_uncommitted,
+            max_dead_bytes=config.queue.max_dead_bytes,
             dedup_retention_seconds=config.queue.dedup_retention,
+            keep_delivered_seconds=config.queue.keep_delivered,
             clock=self._clock,
             metrics=self.metrics,
         )

@@ -90,5 +90,13 @@ class QueueBroken(Unusable):
     """The queue's file is not a queue this version can use; the message names the file and the remedy."""
 
 
+class QueueDamaged(QueueBroken):
+    """The queue's own file is damaged: the next start, or `collector queue recover`, salvages what can be read."""
+
+
+class DeadLettersFull(Unusable):
+    """Dead letters take as many bytes as `queue.max_dead_bytes` allows; nothing more is buried until a person acts."""
+
+
 class ConfigInvalid(Unusable):
     """The configuration has problems; the message lists all of them, one a line."""

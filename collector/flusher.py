@@ -8,7 +8,7 @@ arrives here as one of our errors:
 - Retryable: the events wait again, the lane backs off. There is no last attempt.
 - Rejected: the batch is halved until the guilty events stand alone; those are buried with the reason.
 - TooLarge: halved in the same way, and the lane's batches stay smaller for a while.
-- Unusable: the events wait again, the lane is held.
+- Unusable: the events wait again, the lane is held. So are guilty events where dead letters have no room left.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ import msgspec
 
 from collector.backoff import delay_seconds
 from collector.clock import Clock
-from collector.errors import CollectorError, Rejected, Retryable, TooLarge, Unusable
+from collector.errors import CollectorError, DeadLettersFull, Rejected, Retryable, TooLarge, Unusable
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.queue.base import Backlog, Burial, Lease, Queue
@@ -213,11 +213,17 @@ class Flusher:
         return outcome
 
     async def _settle(self, lease: Lease, outcome: _Outcome) -> None:
-        """Settles until it is on disk: what upstream has taken must not be sent again because our disk is full."""
+        """Settles until it is on disk: what upstream has taken must not be sent again because our disk is full.
+
+        Where there is no room for dead letters, the guilty events wait on, and the app is held.
+        """
         attempt = 0
         while True:
             try:
                 await self._queue.settle(lease, buried=outcome.buried, returned=outcome.returned)
+            except DeadLettersFull as error:
+                outcome.returned = sorted([*outcome.returned, *(burial.position for burial in outcome.buried)])
+                outcome.buried, outcome.failure = [], error
             except Retryable as error:
                 attempt += 1
                 log.warning("flusher.settle_failed", app=lease.app_id, events=lease.events, error=str(error))

@@ -20,6 +20,7 @@ BATCH_EVENTS = 1000
 LINGER_SECONDS = 10.0
 MAX_IN_FLIGHT = 3
 HOLD_RETRY_SECONDS = 300.0
+MAX_DEAD_BYTES = 20_000
 PATIENCE_SECONDS = 30  # a backstop for what is broken; nothing that works comes near it
 
 
@@ -129,7 +130,9 @@ class Rig:
             batch_events=BATCH_EVENTS,
             max_bytes=2**30,
             max_uncommitted_bytes=2**30,
+            max_dead_bytes=MAX_DEAD_BYTES,
             dedup_retention_seconds=86_400,
+            keep_delivered_seconds=0,
             clock=self.clock,
             metrics=self.metrics,
         )
@@ -304,9 +307,29 @@ async def test_three_poisoned_events_of_a_thousand_are_buried_and_the_rest_is_de
     assert rig.upstream.taken["wiki"] == [number for number in range(1000) if number not in bad]
     assert rig.dead() == sorted(("no such day", line("wiki", number)) for number in bad)
     assert rig.waiting() == []
-    assert len(rig.upstream.requests) <= 70
+    assert len(rig.upstream.requests) <= 1 + 2 * len(bad) * 10, "each guilty event is found in about 2 log2(1000)"
     assert rig.metrics.delivered._value.get() == 997
     assert rig.metrics.buried._value.get() == 3
+
+
+async def test_without_room_for_dead_letters_the_app_is_held_and_only_what_is_refused_waits(rig: Rig) -> None:
+    bad = list(range(0, 1000, 2))
+    rig.upstream.refuse(bad)
+    await rig.put("wiki", range(1000))
+    await rig.put("crm", range(1001, 2001))
+    await rig.at_rest()
+    assert "queue.max_dead_bytes" in rig.flusher.held["wiki"]
+    assert "no such day" in rig.flusher.held["wiki"]
+    assert "collector queue dead" in rig.flusher.held["wiki"]
+    assert rig.dead() == []
+    assert rig.waiting("wiki") == bad
+    assert rig.upstream.taken == {"wiki": [*range(1, 1000, 2)], "crm": [*range(1001, 2001)]}
+    assert rig.metrics.buried._value.get() == 0
+    rig.upstream.refuse([])
+    await rig.advance(HOLD_RETRY_SECONDS)
+    assert rig.flusher.held == {}
+    assert sorted(rig.upstream.taken["wiki"]) == list(range(1000))
+    assert rig.waiting("wiki") == []
 
 
 @pytest.mark.parametrize("events", [SUSPICIOUS_BURIALS, 1000])

@@ -19,7 +19,8 @@ COMMANDS = {
     "check-config": ("collector.cli.check_config", "Check the configuration and list every problem."),
     "demo": ("collector.cli.demo", "Show the main job: sandbox, collector, an outage, and the books."),
     "push": ("collector.cli.push", "Send events from NDJSON files to a running collector."),
-    "queue": ("collector.cli.queue", "Look into the queue."),
+    "queue": ("collector.cli.queue", "Look into the queue, and mend it: dead letters, broken files."),
+    "replay": ("collector.cli.replay", "Send delivered events once more."),
     "run": ("collector.cli.run", "Run the collector until SIGTERM or SIGINT."),
     "sandbox": ("collector.cli.sandbox", "Run a local server of the Productiv Developer API."),
 }

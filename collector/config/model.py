@@ -211,6 +211,23 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
             "Bytes of events that may wait in memory for their commit; above it new events get 503.", "64KiB", "4GiB"
         ),
     ] = Bytes(64 * MiB)
+    max_dead_bytes: Annotated[
+        Bytes,
+        kinds.size(
+            "Bytes of dead letters, with their reasons. Above it nothing more is buried: an app with refused events is "
+            "held, and its events wait, until a person makes room (collector queue dead).",
+            "0B",
+            "16TiB",
+        ),
+    ] = Bytes(1024 * MiB)
+    keep_delivered: Annotated[
+        Seconds,
+        kinds.duration(
+            "How long delivered events are kept for `collector replay`; about 90 bytes an event, beside max_bytes.",
+            "0s",
+            "3650d",
+        ),
+    ] = Seconds(0.0)
 
 
 class Flush(msgspec.Struct, frozen=True, kw_only=True):

@@ -61,13 +61,19 @@ class Backlog(NamedTuple):
 
 
 class AppStats(msgspec.Struct, frozen=True, rename="camel"):
-    """One app's share of the queue. Bytes are those of the events' JSON; age is in milliseconds."""
+    """One app's share of the queue.
+
+    Bytes are those of the events' JSON, of dead letters with their reasons; age is in milliseconds. Kept are events
+    that were delivered and are there all the same.
+    """
 
     app_id: str
     waiting_events: int
     waiting_bytes: int
     oldest_age_ms: int | None
     dead_events: int
+    dead_bytes: int
+    kept_events: int
 
 
 class QueueStats(msgspec.Struct, frozen=True, rename="camel"):
@@ -77,6 +83,8 @@ class QueueStats(msgspec.Struct, frozen=True, rename="camel"):
     waiting_bytes: int
     oldest_age_ms: int | None
     dead_events: int
+    dead_bytes: int
+    kept_events: int
     remembered_keys: int
     file_bytes: int
     wal_bytes: int
@@ -112,7 +120,7 @@ class Queue(Protocol):
     async def settle(self, lease: Lease, *, buried: Sequence[Burial] = (), returned: Sequence[int] = ()) -> None:
         """The lease has ended, in one commit; whatever is not named was delivered and is gone.
 
-        The events at `returned` positions wait again, those of `buried` are dead letters. Raises QueueUnavailable with
-        nothing changed: settle again.
+        The events at `returned` positions wait again, those of `buried` are dead letters. Raises, with nothing
+        changed, QueueUnavailable: settle again; and DeadLettersFull: settle with nothing buried.
         """
         ...

@@ -14,14 +14,19 @@ Pragmas, and why:
 - `trusted_schema=OFF`, `cell_size_check=ON`: a damaged or foreign file is noticed earlier.
 """
 
+import functools
+import os
 import re
 import sqlite3
 import time
+from contextlib import closing
 from importlib import resources
 from pathlib import Path
 
-from collector.errors import CollectorError, DiskFull, QueueBroken, QueueUnavailable
+from collector.errors import CollectorError, DiskFull, QueueBroken, QueueDamaged, QueueUnavailable
 from collector.queue.forks import Connection
+from collector.queue.soundness import stored_schema
+from collector.queue.write_ahead_log import PAGE_BYTES
 
 FILE_NAME = "queue.sqlite3"
 APPLICATION_ID = 0x55434F4C  # "UCOL", at byte 68 of the file
@@ -48,8 +53,36 @@ def _named_statements(text: str) -> dict[str, str]:
 
 SQL = _named_statements(_sql("statements.sql"))
 
-MIGRATIONS: tuple[str, ...] = (_sql("schema.sql"),)
-"""Script N (from 0) takes a file from schema version N to N + 1. Landed scripts never change."""
+MIGRATIONS: tuple[str, ...] = (_sql("schema.sql"), _sql("schema_2.sql"))
+"""Script N (from 0) takes a file from schema version N to N + 1. Landed scripts never change: a file whose schema is
+not, letter by letter, what they make is taken for damaged."""
+
+
+def make_file(file: Path) -> None:
+    """An empty queue of the latest version, complete and on disk, in the place of whatever stood there.
+
+    With auto_vacuum, tables begin in the pages 3, 4, 5 and so on in the order in which they were made: the same in
+    every file, whatever it holds. Salvaging stands on that, and on the size of pages. Raises sqlite3.Error and OSError.
+    """
+    file.unlink(missing_ok=True)
+    file.with_name(file.name + "-journal").unlink(missing_ok=True)  # a crash's: it would be rolled back into this one
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        migrate(connection, file)
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@functools.cache
+def schema_of(version: int) -> tuple[tuple[str, str], ...]:
+    """Name and text of everything that the schema of a version has."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        migrate(connection, Path(":memory:"), MIGRATIONS[:version])
+        return tuple(stored_schema(connection))
 
 
 def open_writer(directory: Path) -> sqlite3.Connection:
@@ -174,6 +207,14 @@ def _split(script: str) -> list[str]:
     return statements
 
 
+def damaged(file: Path, what: str) -> QueueDamaged:
+    """The error that says so, and what is to be done."""
+    return QueueDamaged(
+        f"{file} is damaged or not a database ({what}); start the collector, which sets a damaged queue aside and "
+        "salvages what can be read, or do it by hand: collector queue recover"
+    )
+
+
 def translate(error: sqlite3.Error | OSError, file: Path) -> CollectorError:
     """The same failure in our own terms: who must act, and what to do."""
     if isinstance(error, OSError):
@@ -182,5 +223,5 @@ def translate(error: sqlite3.Error | OSError, file: Path) -> CollectorError:
     if code == sqlite3.SQLITE_FULL:
         return DiskFull(f"{file}: no room on the disk", retry_after_seconds=RETRY_AFTER_SECONDS)
     if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
-        return QueueBroken(f"{file} is damaged or not a database ({error}); move it away to start with an empty queue")
+        return damaged(file, str(error))
     return QueueUnavailable(f"{file}: {error}", retry_after_seconds=RETRY_AFTER_SECONDS)

@@ -1,11 +1,19 @@
-"""A role on a queue directory that one process holds at a time, and that the kernel frees when it dies."""
+"""Who does what with a queue directory: locks that the kernel frees when their holder dies.
+
+A role is held by one process at a time. Presence is shared by all that have the file open; only who is alone may put
+another file in its place, for what the others wrote from then on would be gone with them.
+"""
 
 import errno
 import fcntl
 import os
+import pwd
+import stat
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from collector.errors import QueueInUse, QueueUnavailable
+from collector.errors import CollectorError, QueueBroken, QueueInUse, QueueUnavailable
 from collector.queue.forks import let_go_in_child
 
 
@@ -31,7 +39,7 @@ class RoleLock:
             self._file.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
             descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         except OSError as error:
-            raise QueueUnavailable(f"{self._file}: {error.strerror}") from error
+            raise no_lock(self._file, error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -55,3 +63,86 @@ class RoleLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+class Presence:
+    """This connection's share of `open.lock`, from `enter` until `release` or death."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / "open.lock"
+        self._descriptor: int | None = None
+
+    def enter(self, *, alone: Callable[[], None], patience_seconds: float) -> None:
+        """Present. Where nobody else was, `alone` has run before, and nobody else came meanwhile.
+
+        Raises QueueUnavailable where another process is alone for longer than that.
+        """
+        try:
+            self._file.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            raise no_lock(self._file, error) from error
+        try:
+            if self._waited_for(descriptor, patience_seconds):
+                alone()
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+        except OSError as error:
+            os.close(descriptor)
+            raise QueueUnavailable(f"{self._file} cannot be locked: {error.strerror}") from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        let_go_in_child(self)
+
+    def release(self) -> None:
+        """Not present any more; harmless where it was not."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _waited_for(self, descriptor: int, patience_seconds: float) -> bool:
+        """Holds the lock, alone (True) or with others."""
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            for kind in (fcntl.LOCK_EX, fcntl.LOCK_SH):
+                try:
+                    fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+                except OSError as error:
+                    if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+                        raise
+                else:
+                    return kind == fcntl.LOCK_EX
+            if time.monotonic() > deadline:
+                raise QueueUnavailable(f"{self._file.parent} is being checked or recovered by another process; wait")
+            time.sleep(0.01)
+
+
+def no_lock(file: Path, error: OSError) -> CollectorError:
+    """Why a lock's file cannot be opened."""
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return forbidden(file if file.exists() else file.parent)
+    return QueueUnavailable(f"{file}: {error.strerror}")
+
+
+def forbidden(path: Path) -> QueueBroken:
+    """That a file or directory of the queue is not ours to use: who we are, whose it is, and the remedy."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        return QueueBroken(f"{path}: {error.strerror}; give {_user(os.geteuid())} the right to read and write it")
+    we, owner = _user(os.geteuid()), _user(status.st_uid)
+    remedy = f"run the collector as {owner}, or give {we} all files of the queue (chown -R {we} on queue.path)"
+    if we == owner:
+        remedy = "give the right back (chmod -R u+rwX on queue.path); is the file system mounted read-only?"
+    return QueueBroken(
+        f"{path} cannot be read and written by {we}: it belongs to {owner}, mode {stat.S_IMODE(status.st_mode):04o}; "
+        f"{remedy}"
+    )
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)

@@ -7,6 +7,7 @@ How an event goes through:
 2. `lease` reads an app's next segments beside the writer. What is leased is known in memory alone: after a crash all
    that was not settled is simply still there. What is sent twice that way, upstream's own key absorbs.
 3. `settle` takes the segments away in the same transactions that bring new events in.
+   With `queue.keep_delivered` it moves what was delivered to a table of its own, for `collector replay`.
 4. The key stays until `dedup_retention` has passed since its receipt; `maintain` forgets it in small steps.
 
 Who writes is the `Store` in the writer's thread; who reads is the `View` in the reader's. Several processes may put
@@ -16,16 +17,18 @@ into one file; only the holder of the flushing role may lease.
 import asyncio
 import contextlib
 from bisect import insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from collector.clock import Clock
-from collector.errors import QueueBroken, QueueBusy, QueueFull, Retryable
+from collector.errors import CollectorError, DeadLettersFull, QueueBusy, QueueDamaged, QueueFull, Retryable
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verdict
+from collector.queue.database import FILE_NAME, damaged
 from collector.queue.group_commit import GroupCommit
 from collector.queue.lock import RoleLock
+from collector.queue.ready import doubt
 from collector.queue.step_thread import StepThread
 from collector.queue.store import Done, Put, Settle, Store
 from collector.queue.view import Run, View
@@ -90,7 +93,9 @@ class SqliteQueue:
         batch_events: int,
         max_bytes: int,
         max_uncommitted_bytes: int,
+        max_dead_bytes: int,
         dedup_retention_seconds: float,
+        keep_delivered_seconds: float,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
@@ -99,7 +104,9 @@ class SqliteQueue:
         self._batch_events = batch_events
         self._max_bytes = max_bytes
         self._max_uncommitted_bytes = max_uncommitted_bytes
+        self._max_dead_bytes = max_dead_bytes
         self._retention_seconds = dedup_retention_seconds
+        self._keep_seconds = keep_delivered_seconds
         self._clock = clock
         self._metrics = metrics
         self._flusher_role = RoleLock(directory, "flusher")
@@ -107,6 +114,9 @@ class SqliteQueue:
         self._leasing = asyncio.Lock()
         self._foreign_commits = 0
         self._waiting_bytes = 0
+        self._dead_bytes = 0  # with those of burials that wait for their commit
+        self._damage: QueueDamaged | None = None
+        self._damage_found = asyncio.Event()
         self._writer = StepThread("collector-queue-writer")
         self._reader = StepThread("collector-queue-reader")
         self._opened = contextlib.AsyncExitStack()
@@ -183,7 +193,8 @@ class SqliteQueue:
                 "their commit",
                 retry_after_seconds=BUSY_RETRY_AFTER_SECONDS,
             )
-        return await self._commits.submit(put)
+        with self._noticing_damage():
+            return await self._commits.submit(put)
 
     def backlog(self) -> Iterable[Backlog]:
         """See `Queue.backlog`. Reads memory only."""
@@ -197,7 +208,8 @@ class SqliteQueue:
             lane = self._lanes.get(app_id)
             if lane is None or not lane.available:
                 return None
-            run = await self._next_run(lane, max_events)
+            with self._noticing_damage():
+                run = await self._next_run(lane, max_events)
             lane.leased_events += run.events
             lane.leased_to = max(lane.leased_to, run.last)
             if run.next_stamp is not None:
@@ -211,23 +223,42 @@ class SqliteQueue:
             return
         lines = lease.lines.split(b"\n") if buried or returned else []
         rest = [lines[position] for position in sorted(returned)]
-        await self._commits.submit(
-            Settle(
-                lease.app_id,
-                lease.first,
-                lease.last,
-                lease.events,
-                dead=[(burial, lines[burial.position]) for burial in buried],
-                rest_events=len(rest),
-                rest_lines=b"\n".join(rest),
-            )
+        settle = Settle(
+            lease.app_id,
+            lease.first,
+            lease.last,
+            lease.events,
+            dead=[(burial, lines[burial.position]) for burial in buried],
+            rest_events=len(rest),
+            rest_lines=b"\n".join(rest),
         )
+        if self._keep_seconds:
+            settle = settle.keeping(lease.lines, {*returned, *(burial.position for burial in buried)})
+        bytes_buried = settle.dead_bytes
+        if bytes_buried and self._dead_bytes + bytes_buried > self._max_dead_bytes:
+            raise DeadLettersFull(
+                f"dead letters take {self._dead_bytes} of queue.max_dead_bytes = {self._max_dead_bytes} bytes, so "
+                f"nothing more is buried, and this app's events wait. Upstream refuses {len(buried)} of them: "
+                f"{buried[0].reason}. Make room: collector queue dead list, export, and retry or purge"
+            )
+        self._dead_bytes += bytes_buried
+        try:
+            with self._noticing_damage():
+                await self._commits.submit(settle)
+        except CollectorError:
+            self._dead_bytes -= bytes_buried
+            raise
 
     async def maintain(self) -> None:
-        """Until cancelled: forgets old keys, gives free space back, and notices what other processes have put."""
+        """Until cancelled: forgets old keys, gives free space back, and notices what other processes have done.
+
+        Raises QueueDamaged as soon as anybody has found the file damaged: nothing goes on beside a broken file.
+        """
         walk = _PruneWalk(self._retention_seconds)
         while True:
-            await self._clock.sleep(PRUNE_TICK_SECONDS)
+            await self._clock.wait(self._damage_found, PRUNE_TICK_SECONDS)
+            if self._damage is not None:
+                raise self._damage
             try:
                 await self._maintain_once(walk)
             except Retryable as error:  # a full disk, for one: what is not done now is done later
@@ -241,6 +272,8 @@ class SqliteQueue:
             step = walk.step(await self._writer.run(self._store.remembered_keys))
             reached, before_us = walk.reached or b"", self._clock.now_us() - int(self._retention_seconds * 1e6)
             walk.reached = await self._writer.run(lambda: self._store.prune(reached, step, before_us))
+        before_ms = self._clock.now_ms() - int(self._keep_seconds * 1000)
+        await self._writer.run(lambda: self._store.drop_kept(before_ms))
         await self._writer.run(self._store.shrink)
 
     async def stats(self) -> QueueStats:
@@ -264,10 +297,23 @@ class SqliteQueue:
                 raise
         run = await self._reader.run(lambda: self._view.next_run(lane.app_id, lane.leased_to, max_events))
         if run is None:
-            raise QueueBroken(
-                f"{self._directory}: {lane.available} events of app {lane.app_id!r} should be waiting, none is there"
+            raise damaged(
+                self._directory / FILE_NAME,
+                f"{lane.available} events of app {lane.app_id!r} should wait, none is there",
             )
         return run
+
+    @contextlib.contextmanager
+    def _noticing_damage(self) -> Iterator[None]:
+        """Whoever finds the file damaged tells the maintenance, which takes the agent down with the reason."""
+        try:
+            yield
+        except QueueDamaged as error:
+            if self._damage is None:
+                doubt(self._directory)
+                self._damage = error
+            self._damage_found.set()
+            raise
 
     def _apply(self, group: Sequence[tuple[Put | Settle, Done]]) -> None:
         """Brings memory up to date with a commit."""
@@ -314,6 +360,7 @@ class SqliteQueue:
         self._foreign_commits = await self._writer.run(self._store.foreign_commits)
         apps = await self._writer.run(self._store.apps)
         self._waiting_bytes = sum(waiting.bytes for waiting in apps)
+        self._dead_bytes = sum(waiting.dead_bytes for waiting in apps)
         for waiting in apps:
             self._set_waiting(self._lane(waiting.app_id), waiting.events, since=self._since(waiting.oldest_stamp))
 

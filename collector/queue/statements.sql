@@ -9,11 +9,12 @@ SELECT app FROM app WHERE name = ?1;
 
 -- name: load_apps
 SELECT app, name, waiting_events, waiting_bytes,
-       (SELECT stamp FROM segment WHERE segment > (app << 40) AND segment < ((app + 1) << 40) ORDER BY segment LIMIT 1)
+       (SELECT stamp FROM segment WHERE segment > (app << 40) AND segment < ((app + 1) << 40) ORDER BY segment LIMIT 1),
+       dead_bytes
 FROM app;
 
 -- name: put_fresh
-INSERT INTO fresh (keys, stamp, app, events, lines) VALUES (?1, ?2, ?3, ?4, ?5);
+INSERT INTO fresh (keys, stamp, app, events, lines, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6);
 
 -- name: remember
 -- The keys come as one blob, 24 bytes each. Fails if any of them is known.
@@ -28,7 +29,7 @@ SELECT group_concat(at / 24) FROM place
 WHERE EXISTS (SELECT 1 FROM seen WHERE key = substr(?1, at, 24));
 
 -- name: add_segment
-INSERT INTO segment (segment, stamp, events, lines) SELECT next_segment, ?2, ?3, ?4 FROM app WHERE app = ?1;
+INSERT INTO segment (segment, stamp, events, lines, crc) SELECT next_segment, ?2, ?3, ?4, ?5 FROM app WHERE app = ?1;
 
 -- name: range_totals
 SELECT coalesce(sum(events), 0), coalesce(sum(length(lines) + 1), 0) FROM segment WHERE segment BETWEEN ?1 AND ?2;
@@ -37,10 +38,21 @@ SELECT coalesce(sum(events), 0), coalesce(sum(length(lines) + 1), 0) FROM segmen
 DELETE FROM segment WHERE segment BETWEEN ?1 AND ?2;
 
 -- name: cut_segment
-UPDATE segment SET events = ?2, lines = ?3 WHERE segment = ?1;
+UPDATE segment SET events = ?2, lines = ?3, crc = ?4 WHERE segment = ?1;
 
 -- name: bury
-INSERT INTO dead (app, buried_ms, reason, line) VALUES (?1, ?2, ?3, ?4);
+INSERT INTO dead (app, buried_ms, reason, line, crc) VALUES (?1, ?2, ?3, ?4, ?5);
+
+-- name: keep
+INSERT INTO delivered (app, delivered_ms, events, crc, lines) VALUES (?1, ?2, ?3, ?4, ?5);
+
+-- name: has_kept
+SELECT 1 FROM delivered WHERE delivered = (SELECT min(delivered) FROM delivered) AND delivered_ms < ?1;
+
+-- name: drop_kept
+-- Of the ?2 oldest, those that were delivered before ?1.
+DELETE FROM delivered WHERE delivered_ms < ?1
+AND delivered IN (SELECT delivered FROM delivered ORDER BY delivered LIMIT ?2);
 
 -- name: segment_sizes
 -- Of the next ?3 segments after ?1 and before ?2: the number of each, and how many events it holds.
@@ -48,8 +60,9 @@ SELECT group_concat(segment), group_concat(events)
 FROM (SELECT segment, events FROM segment WHERE segment > ?1 AND segment < ?2 ORDER BY segment LIMIT ?3);
 
 -- name: range_lines
-SELECT CAST(group_concat(lines, char(10)) AS BLOB)
-FROM (SELECT lines FROM segment WHERE segment BETWEEN ?1 AND ?2 ORDER BY segment);
+-- The lines of all, and of each how long they are and their checksum, -1 for none.
+SELECT CAST(group_concat(lines, char(10)) AS BLOB), group_concat(length(lines)), group_concat(coalesce(crc, -1))
+FROM (SELECT lines, crc FROM segment WHERE segment BETWEEN ?1 AND ?2 ORDER BY segment);
 
 -- name: next_stamp
 SELECT stamp FROM segment WHERE segment > ?1 AND segment < ?2 ORDER BY segment LIMIT 1;
@@ -67,6 +80,50 @@ UPDATE pruned SET keys = keys + ?1;
 SELECT (SELECT coalesce(sum(stored_events), 0) FROM app) - (SELECT keys FROM pruned);
 
 -- name: app_stats
-SELECT name, waiting_events, waiting_bytes, dead_events,
+SELECT name, waiting_events, waiting_bytes, dead_events, dead_bytes, kept_events,
        (SELECT stamp FROM segment WHERE segment > (app << 40) AND segment < ((app + 1) << 40) ORDER BY segment LIMIT 1)
 FROM app ORDER BY name;
+
+-- name: unpruned
+-- So many keys came back to be waited for, or are there again, without having been stored: the count of keys stays.
+UPDATE pruned SET keys = keys + ?1;
+
+-- name: letters
+-- Dead letters after number ?1, of app ?2 (NULL: any), whose reason contains ?3 (NULL: any), buried from ?4 to before
+-- ?5 (milliseconds), or with number ?6 alone; at most ?7 of them.
+SELECT dead, name, buried_ms, reason, line, dead.crc
+FROM dead JOIN app USING (app)
+WHERE dead > ?1 AND (?2 IS NULL OR name = ?2) AND (?3 IS NULL OR instr(reason, ?3)) AND buried_ms >= ?4
+  AND buried_ms < ?5 AND (?6 IS NULL OR dead = ?6)
+ORDER BY dead LIMIT ?7;
+
+-- name: count_letters
+SELECT count(*) FROM dead JOIN app USING (app)
+WHERE dead > ?1 AND (?2 IS NULL OR name = ?2) AND (?3 IS NULL OR instr(reason, ?3)) AND buried_ms >= ?4
+  AND buried_ms < ?5 AND (?6 IS NULL OR dead = ?6);
+
+-- name: drop_letter
+DELETE FROM dead WHERE dead = ?1;
+
+-- name: waiting_after
+SELECT segment, name, 0, NULL, lines, segment.crc FROM segment JOIN app ON app = segment >> 40
+WHERE segment > ?1 AND (?2 IS NULL OR name = ?2) ORDER BY segment LIMIT ?3;
+
+-- name: kept_after
+-- What was delivered from ?4 to before ?5 (milliseconds), after number ?1, of app ?2 (NULL: any).
+SELECT delivered, name, delivered_ms, NULL, lines, delivered.crc FROM delivered JOIN app USING (app)
+WHERE delivered > ?1 AND (?2 IS NULL OR name = ?2) AND delivered_ms >= ?4 AND delivered_ms < ?5
+ORDER BY delivered LIMIT ?3;
+
+-- name: count_kept
+SELECT coalesce(sum(events), 0) FROM delivered JOIN app USING (app)
+WHERE (?1 IS NULL OR name = ?1) AND delivered_ms >= ?2 AND delivered_ms < ?3;
+
+-- name: drop_delivered
+DELETE FROM delivered WHERE delivered = ?1;
+
+-- name: newest_letter
+SELECT coalesce(max(dead), 0) FROM dead;
+
+-- name: newest_kept
+SELECT coalesce(max(delivered), 0) FROM delivered;

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from collector.clock import Clock
 from collector.errors import QueueUnavailable
 from collector.queue.base import AppStats, QueueStats
-from collector.queue.database import FILE_NAME, SQL, open_reader, translate
+from collector.queue.database import FILE_NAME, SQL, damaged, open_reader, translate
+from collector.queue.soundness import lines_crc
 
 LEASE_BATCHES = 4
 """A lease covers whole segments. Where these do not fill one batch exactly it may reach over up to this many batches,
@@ -51,7 +52,7 @@ class View:
                 taken = best_reach(sizes, batch_events)
                 if not taken:
                     return None
-                return self._run(numbers[0], numbers[taken - 1], sum(sizes[:taken]), end)
+                return self._run(app_id, numbers[0], numbers[taken - 1], sum(sizes[:taken]), end)
             finally:
                 self._execute("COMMIT")
         except sqlite3.Error as error:
@@ -60,7 +61,7 @@ class View:
     def run(self, app_id: str, first: int, last: int, events: int) -> Run:
         """The run that an earlier lease covered."""
         try:
-            return self._run(first, last, events, self._bounds(app_id)[1])
+            return self._run(app_id, first, last, events, self._bounds(app_id)[1])
         except sqlite3.Error as error:
             raise translate(error, self._file) from error
 
@@ -86,12 +87,14 @@ class View:
                 return numbers, sizes
             limit *= 8
 
-    def _run(self, first: int, last: int, events: int, end: int) -> Run:
-        (lines,) = self._execute(SQL["range_lines"], (first, last)).fetchone()
+    def _run(self, app_id: str, first: int, last: int, events: int, end: int) -> Run:
+        lines, sizes, crcs = self._execute(SQL["range_lines"], (first, last)).fetchone()
         if lines is None:
             raise QueueUnavailable(
                 f"{self._file}: segments {first} to {last} are gone; has another process flushed this queue?"
             )
+        if lines.count(b"\n") + 1 != events or not _are_sound(app_id, lines, sizes, crcs):
+            raise damaged(self._file, f"segments {first} to {last} do not match their checksums")
         following = self._execute(SQL["next_stamp"], (last, end)).fetchone()
         return Run(first, last, events, lines, following[0] if following else None)
 
@@ -110,8 +113,10 @@ class View:
             raise translate(error, self._file) from error
         now_us = clock.now_us()
         apps = [
-            AppStats(name, events, size, None if stamp is None else max(0, now_us - stamp) // 1000, dead)
-            for name, events, size, dead, stamp in rows
+            AppStats(
+                name, events, size, None if stamp is None else max(0, now_us - stamp) // 1000, dead, dead_bytes, kept
+            )
+            for name, events, size, dead, dead_bytes, kept, stamp in rows
         ]
         ages = [app.oldest_age_ms for app in apps if app.oldest_age_ms is not None]
         return QueueStats(
@@ -119,6 +124,8 @@ class View:
             waiting_bytes=sum(app.waiting_bytes for app in apps),
             oldest_age_ms=max(ages, default=None),
             dead_events=sum(app.dead_events for app in apps),
+            dead_bytes=sum(app.dead_bytes for app in apps),
+            kept_events=sum(app.kept_events for app in apps),
             remembered_keys=remembered,
             file_bytes=file_bytes,
             wal_bytes=wal_bytes,
@@ -128,6 +135,16 @@ class View:
     def close(self) -> None:
         """Closes the connection."""
         self._connection.close()
+
+
+def _are_sound(app_id: str, lines: bytes, sizes: str, crcs: str) -> bool:
+    """Whether each of the segments whose lines were joined matches its checksum, where it has one."""
+    at, joined = 0, memoryview(lines)
+    for size, crc in zip(map(int, sizes.split(",")), map(int, crcs.split(",")), strict=True):
+        if crc not in {-1, lines_crc(app_id, joined[at : at + size])}:
+            return False
+        at += size + 1
+    return True
 
 
 def best_reach(sizes: Sequence[int], batch_events: int) -> int:

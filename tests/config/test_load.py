@@ -50,6 +50,8 @@ SETTINGS: Mapping[str, tuple[str, object]] = {
     "queue.dedup_retention": ("7d", 7 * 86_400.0),
     "queue.max_bytes": ("1GiB", 2**30),
     "queue.max_uncommitted": ("1MiB", 2**20),
+    "queue.max_dead_bytes": ("1MB", 10**6),
+    "queue.keep_delivered": ("7d", 7 * 86_400.0),
     "flush.batch_events": ("7", 7),
     "flush.linger": ("0s", 0.0),
     "flush.max_in_flight": ("9", 9),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.errors import DiskFull, QueueBroken, QueueUnavailable
+from collector.errors import DiskFull, QueueBroken, QueueDamaged, QueueUnavailable
 from collector.queue.database import (
     APPLICATION_ID,
     FILE_NAME,
@@ -206,7 +206,7 @@ def test_what_is_no_database_is_refused_and_left_alone(
     with pytest.raises(QueueBroken, match="is damaged or not a database") as refusal:
         open_file(tmp_path)
     assert str(file) in str(refusal.value)
-    assert "move it away" in str(refusal.value)
+    assert "collector queue recover" in str(refusal.value)
     assert file.read_bytes() == content
 
 
@@ -243,9 +243,9 @@ def test_a_directory_that_cannot_be_made_is_unavailable_not_broken(tmp_path: Pat
     ("code", "expected"),
     [
         (sqlite3.SQLITE_FULL, DiskFull),
-        (sqlite3.SQLITE_CORRUPT, QueueBroken),
-        (sqlite3.SQLITE_CORRUPT_INDEX, QueueBroken),
-        (sqlite3.SQLITE_NOTADB, QueueBroken),
+        (sqlite3.SQLITE_CORRUPT, QueueDamaged),
+        (sqlite3.SQLITE_CORRUPT_INDEX, QueueDamaged),
+        (sqlite3.SQLITE_NOTADB, QueueDamaged),
         (sqlite3.SQLITE_BUSY, QueueUnavailable),
         (sqlite3.SQLITE_BUSY_SNAPSHOT, QueueUnavailable),
         (sqlite3.SQLITE_IOERR_FSYNC, QueueUnavailable),

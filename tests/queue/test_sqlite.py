@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.errors import DiskFull, QueueBroken, QueueBusy, QueueFull, QueueInUse, QueueUnavailable
+from collector.errors import DiskFull, QueueBroken, QueueBusy, QueueDamaged, QueueFull, QueueInUse, QueueUnavailable
 from collector.observe.metrics import Metrics
 from collector.queue.base import Batch, Burial, Queue, Verdict
 from collector.queue.database import FILE_NAME
@@ -29,7 +29,12 @@ async def open_queue(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Opener]:
     opened_queues: list[SqliteQueue] = []
 
     async def open_one(
-        *, max_bytes: int = 10**6, max_uncommitted_bytes: int = 10**6, retention_seconds: float = 86_400
+        *,
+        max_bytes: int = 10**6,
+        max_uncommitted_bytes: int = 10**6,
+        max_dead_bytes: int = 10**6,
+        retention_seconds: float = 86_400,
+        keep_seconds: float = 0,
     ) -> SqliteQueue:
         clock.advance(0.001)  # no two lives of a queue share an instant
         queue = SqliteQueue(
@@ -37,7 +42,9 @@ async def open_queue(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Opener]:
             batch_events=BATCH_EVENTS,
             max_bytes=max_bytes,
             max_uncommitted_bytes=max_uncommitted_bytes,
+            max_dead_bytes=max_dead_bytes,
             dedup_retention_seconds=retention_seconds,
+            keep_delivered_seconds=keep_seconds,
             clock=clock,
             metrics=Metrics(),
         )
@@ -108,7 +115,8 @@ from tests.queue.samples import batch
 async def main():
     queue = SqliteQueue(
         pathlib.Path(sys.argv[1]), batch_events=10, max_bytes=10**6, max_uncommitted_bytes=10**6,
-        dedup_retention_seconds=86_400, clock=Clock(), metrics=Metrics(),
+        max_dead_bytes=10**6,
+        dedup_retention_seconds=86_400, keep_delivered_seconds=0, clock=Clock(), metrics=Metrics(),
     )
     queue.take_flusher_role()
     await queue.open()
@@ -160,7 +168,7 @@ async def test_closing_returns_after_every_put_and_settlement_that_was_begun_is_
 
 async def test_a_file_that_is_no_queue_cannot_be_opened(tmp_path: Path, open_queue: Opener) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"not a database " * 1000)
-    with pytest.raises(QueueBroken, match="move it away"):
+    with pytest.raises(QueueBroken, match="move the file away"):
         await open_queue()
 
 
@@ -178,7 +186,8 @@ from tests.queue.samples import batch
 async def main():
     queue = SqliteQueue(
         pathlib.Path(sys.argv[1]), batch_events=10, max_bytes=10**6, max_uncommitted_bytes=10**6,
-        dedup_retention_seconds=86_400, clock=Clock(), metrics=Metrics(),
+        max_dead_bytes=10**6,
+        dedup_retention_seconds=86_400, keep_delivered_seconds=0, clock=Clock(), metrics=Metrics(),
     )
     await queue.open()
     try:
@@ -442,7 +451,9 @@ async def test_every_commit_is_measured(tmp_path: Path, clock: FakeClock) -> Non
         batch_events=BATCH_EVENTS,
         max_bytes=10**6,
         max_uncommitted_bytes=10**6,
+        max_dead_bytes=10**6,
         dedup_retention_seconds=100,
+        keep_delivered_seconds=0,
         clock=clock,
         metrics=metrics,
     )
@@ -539,6 +550,56 @@ async def test_maintenance_leaves_no_trace_in_a_queue_that_is_in_use(
     await tick(clock)
     assert available(maintained) == {"crm": 3, "wiki": 1}
     assert stored(tmp_path)["wiki"].numbers == [2]
+
+
+# Damage that is found while the queue runs
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        pytest.param("UPDATE segment SET lines = CAST(replace(lines, 'opened', 'openee') AS BLOB)", id="a flipped bit"),
+        pytest.param("UPDATE segment SET events = events + 1", id="a wrong count"),
+        pytest.param("DELETE FROM segment", id="rows that are gone"),
+    ],
+)
+async def test_a_broken_segment_is_not_leased_ends_the_maintenance_and_is_salvaged_at_the_next_start(
+    tmp_path: Path, queue: SqliteQueue, open_queue: Opener, caplog: pytest.LogCaptureFixture, harm: str
+) -> None:
+    maintenance = asyncio.create_task(queue.maintain())
+    await queue.put([batch("wiki", range(10))])
+    with opened(tmp_path) as other:
+        other.execute("DROP TRIGGER segment_gone")
+        other.execute("DROP TRIGGER segment_cut")
+        other.execute(harm)
+    with pytest.raises(QueueDamaged, match="collector queue recover"):
+        await queue.lease("wiki", BATCH_EVENTS)
+    with pytest.raises(QueueDamaged):
+        await asyncio.wait_for(maintenance, PATIENCE_SECONDS)
+    await reopened(queue, open_queue)
+    (record,) = [record for record in caplog.records if record.getMessage() == "queue.file_salvaged"]
+    assert vars(record)["waiting_events"] == (10 if "events + 1" in harm else 0)
+    assert vars(record)["waiting_events_before"] in {10, 11}
+    assert vars(record)["keys_read"] == 10
+
+
+async def test_a_put_that_meets_a_broken_page_ends_the_maintenance(
+    tmp_path: Path, queue: SqliteQueue, open_queue: Opener
+) -> None:
+    await queue.put([batch("wiki", range(3000))])
+    queue = await reopened(queue, open_queue)
+    maintenance = asyncio.create_task(queue.maintain())
+    with opened(tmp_path) as other:
+        (root,) = other.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'seen'").fetchone()
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with (tmp_path / FILE_NAME).open("r+b") as file:
+        file.seek((root - 1) * 4096)
+        file.write(b"\xff" * 4096)
+    await on_writer(queue, "PRAGMA shrink_memory")
+    with pytest.raises(QueueDamaged, match="collector queue recover"):
+        await queue.put([batch("wiki", range(3000, 3010))])
+    with pytest.raises(QueueDamaged):
+        await asyncio.wait_for(maintenance, PATIENCE_SECONDS)
 
 
 # The files and threads of a queue

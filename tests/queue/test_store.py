@@ -437,7 +437,7 @@ def test_what_is_put_back_keeps_its_place_and_its_age(tmp_path: Path, store: Sto
     assert waiting_numbers(tmp_path, "wiki") == [2, 4, 5, 6]
     (waiting,) = store.apps()
     assert waiting == Waiting(
-        waiting.app, "wiki", 4, batch("wiki", [2, 4]).bytes + batch("wiki", [5, 6]).bytes, START_MS * 1000
+        waiting.app, "wiki", 4, batch("wiki", [2, 4]).bytes + batch("wiki", [5, 6]).bytes, START_MS * 1000, 0
     )
 
 

@@ -231,7 +231,7 @@ def test_the_statistics_equal_what_the_file_holds(tmp_path: Path, store: Store, 
 def test_an_age_is_never_negative_where_wall_time_has_jumped_back(store: Store, view: View) -> None:
     store.transact([Put.of([batch("wiki", [1])])])
     (app,) = view.stats(FakeClock(now_ms=1)).apps
-    assert app == AppStats("wiki", 1, batch("wiki", [1]).bytes, 0, 0)
+    assert app == AppStats("wiki", 1, batch("wiki", [1]).bytes, 0, 0, 0, 0)
 
 
 def test_what_is_not_committed_is_in_no_statistics_and_does_not_hold_them_up(

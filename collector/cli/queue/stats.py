@@ -1,4 +1,4 @@
-"""`collector queue …`: a look into the queue, also while the daemon runs."""
+"""`collector queue stats`: how much there is of what."""
 
 from pathlib import Path
 
@@ -12,15 +12,10 @@ from collector.queue.base import QueueStats
 from collector.queue.view import View
 
 
-@click.group("queue", short_help="Look into the queue.")
-def command() -> None:
-    """Look into the queue, also while the daemon runs."""
-
-
-@command.command("stats")
+@click.command("stats")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def stats(config_file: Path | None, as_json: bool) -> None:
+def command(config_file: Path | None, as_json: bool) -> None:
     """What waits, what is dead, and how large the files are, over all apps and by app."""
     view = View(load(config_file, with_credentials=False).queue.path)
     try:
@@ -34,7 +29,8 @@ def _table(queue: QueueStats) -> str:
     lines = [
         f"waiting         {queue.waiting_events:>12,} events  {queue.waiting_bytes:>14,} bytes",
         f"oldest          {_age(queue.oldest_age_ms):>12}",
-        f"dead letters    {queue.dead_events:>12,}",
+        f"dead letters    {queue.dead_events:>12,} events  {queue.dead_bytes:>14,} bytes",
+        f"kept, delivered {queue.kept_events:>12,} events",
         f"keys remembered {queue.remembered_keys:>12,}",
         f"file            {queue.file_bytes:>12,} bytes   + log {queue.wal_bytes:,} bytes",
     ]

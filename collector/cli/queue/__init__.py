@@ -1,0 +1,14 @@
+"""`collector queue …`: the queue by hand. All of it works while the daemon runs, but for `recover`."""
+
+import click
+
+from collector.cli.queue import dead, export, files, stats
+
+
+@click.group("queue", short_help="Look into the queue, and mend it.")
+def command() -> None:
+    """Look into the queue and mend it; but for `recover`, also while the daemon runs."""
+
+
+for member in (stats.command, dead.command, export.command, files.check, files.recover):
+    command.add_command(member)

@@ -1,0 +1,121 @@
+"""`collector queue dead …`: what upstream refused for good, and what a person does about it."""
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from collector.cli.options import TimeType, config_option
+from collector.cli.queue.export import OUTPUT, write_lines
+from collector.config import load
+from collector.queue.letters import FOREVER_MS, Choice, Letter, Letters
+
+
+@click.group("dead", short_help="Dead letters: events that upstream refused for good.")
+def command() -> None:
+    """Dead letters: events that upstream refused for good, each with the reason.
+
+    They stay until a person acts. Above queue.max_dead_bytes nothing more is buried: apps with refused events are held.
+    """
+
+
+def choosing(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that say which dead letters are meant, and the one for the configuration."""
+    for option in (
+        click.option("--until", type=TimeType(), default=FOREVER_MS, help="Buried before: ISO 8601 (UTC), or -12h."),
+        click.option("--since", type=TimeType(), default=0, help="Buried at or after: ISO 8601 (UTC), or -7d."),
+        click.option("--reason", help="Only those whose reason contains this text."),
+        click.option("--app", "app_id", help="Only those of this app."),
+        config_option,
+    ):
+        function = option(function)
+    return function
+
+
+@command.command("list")
+@choosing
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Most letters shown.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def list_letters(config_file: Path | None, limit: int, as_json: bool, **chosen: Any) -> None:
+    """Number, burial, app and reason of each, oldest first; no address of a person."""
+    choice = _choice(chosen)
+    with _letters(config_file) as letters:
+        total = letters.count(choice)
+        for number, letter in enumerate(letters.dead(choice)):
+            if number == limit:
+                click.echo(f"{total - limit:,} more; see --limit", err=True)
+                break
+            click.echo(msgspec.json.encode(_row(letter)) if as_json else "  ".join(map(str, _row(letter).values())))
+    if not as_json:
+        click.echo(f"{total:,} dead letters")
+
+
+@command.command("show")
+@config_option
+@click.argument("number", type=click.IntRange(1))
+def show(config_file: Path | None, number: int) -> None:
+    """Everything about dead letter NUMBER, as JSON, with the event as upstream got it."""
+    with _letters(config_file) as letters:
+        for letter in letters.dead(Choice(number=number)):
+            text = msgspec.json.encode(_row(letter) | {"event": msgspec.Raw(letter.lines)})
+            click.echo(msgspec.json.format(text, indent=2))
+            return
+    raise click.ClickException(f"there is no dead letter {number}; see collector queue dead list")
+
+
+@command.command("retry")
+@choosing
+@click.option("--number", type=click.IntRange(1), help="Only this one.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def retry(config_file: Path | None, as_json: bool, **chosen: Any) -> None:
+    """Put dead letters back to wait; a running daemon sends them within a second or two."""
+    with _letters(config_file, for_writing=True) as letters:
+        _say(letters.retry(_choice(chosen)), "dead letters wait again", "retried", as_json=as_json)
+
+
+@command.command("export")
+@choosing
+@OUTPUT
+def export(config_file: Path | None, output: str, **chosen: Any) -> None:
+    """Write dead letters as NDJSON, each event with appId, reason and buriedAt."""
+    with _letters(config_file) as letters:
+        write_lines(letters.dead(_choice(chosen)), output)
+
+
+@command.command("purge")
+@choosing
+@click.option("--number", type=click.IntRange(1), help="Only this one.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object; needs --yes.")
+def purge(config_file: Path | None, yes: bool, as_json: bool, **chosen: Any) -> None:
+    """Delete dead letters for good."""
+    choice = _choice(chosen)
+    if as_json and not yes:
+        raise click.UsageError("--json needs --yes: there is nobody to ask")
+    with _letters(config_file, for_writing=True) as letters:
+        count = letters.count(choice)
+        if count and not yes and not click.confirm(f"Delete {count:,} dead letters for good?", err=True):
+            click.echo("nothing was deleted")
+            sys.exit(1)
+        _say(letters.purge(choice), "dead letters are deleted", "purged", as_json=as_json)
+
+
+def _letters(config_file: Path | None, *, for_writing: bool = False) -> Letters:
+    return Letters(load(config_file, with_credentials=False).queue.path, for_writing=for_writing)
+
+
+def _choice(chosen: dict[str, Any]) -> Choice:
+    return Choice(chosen["app_id"], chosen["reason"], chosen["since"], chosen["until"], number=chosen.get("number"))
+
+
+def _row(letter: Letter) -> dict[str, Any]:
+    buried = datetime.fromtimestamp(letter.when_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    return {"number": letter.number, "buriedAt": buried, "appId": letter.app_id, "reason": letter.reason}
+
+
+def _say(count: int, words: str, name: str, *, as_json: bool) -> None:
+    click.echo(msgspec.json.encode({name: count}) if as_json else f"{count:,} {words}")

@@ -1,0 +1,50 @@
+"""`collector queue check` and `recover`: the queue's file, looked at and mended by hand."""
+
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+
+from collector.cli.options import config_option
+from collector.config import load
+from collector.queue.recover import examine
+from collector.queue.recover import recover as recover_file
+
+
+@click.command("check")
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def check(config_file: Path | None, as_json: bool) -> None:
+    """Read the whole file and say what is wrong with it. Exit code 1 if anything is.
+
+    Also while the daemon runs; the log is only looked at while nobody writes to it.
+    """
+    directory = load(config_file, with_credentials=False).queue.path
+    problems = examine(directory)
+    if as_json:
+        click.echo(msgspec.json.encode({"problems": problems}))
+    else:
+        for problem in problems:
+            click.echo(problem)
+        click.echo("the queue is damaged; collector queue recover mends it" if problems else "the queue is sound")
+    sys.exit(1 if problems else 0)
+
+
+@click.command("recover")
+@config_option
+@click.option("--always", is_flag=True, help="Also where the check finds nothing wrong.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def recover(config_file: Path | None, always: bool, as_json: bool) -> None:
+    """Set a damaged file aside and salvage all that can be read; what each start does by itself.
+
+    The daemon must not run. Nothing is deleted: the damaged file stays beside the new one.
+    """
+    salvaged = recover_file(load(config_file, with_credentials=False).queue.path, always=always)
+    if as_json:
+        click.echo(msgspec.json.encode(salvaged))
+    elif salvaged is None:
+        click.echo("the queue is sound; nothing was done")
+    else:
+        for name, value in salvaged.as_fields().items():
+            click.echo(f"{name.replace('_', ' '):<24}{value:>12,}" if isinstance(value, int) else f"{name}: {value}")

@@ -1,0 +1,35 @@
+"""`collector replay`: delivered events, once more."""
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from collector.cli.options import TimeType, config_option
+from collector.clock import Clock
+from collector.config import load
+from collector.queue.letters import Choice, Letters
+
+
+@click.command("replay", short_help="Send delivered events once more.")
+@config_option
+@click.option("--since", type=TimeType(), required=True, help="Delivered at or after: ISO 8601 (UTC), or -7d.")
+@click.option("--until", type=TimeType(), help="Delivered before: ISO 8601 (UTC), or -1h. Now without it.")
+@click.option("--app", "app_id", help="Only events of this app.")
+@click.option("--dry-run", is_flag=True, help="Only say how many.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def command(
+    config_file: Path | None, since: int, until: int | None, app_id: str | None, dry_run: bool, as_json: bool
+) -> None:
+    """Put delivered events back to wait, so that they are sent again; a running daemon does so within a second or two.
+
+    Only what is still kept: queue.keep_delivered says how long, and is off by default. An event is known to upstream by
+    its timestamp, email and eventName, so that sending it again adds nothing where it had arrived.
+    """
+    choice = Choice(app_id, since_ms=since, until_ms=Clock().now_ms() if until is None else until)
+    with Letters(load(config_file, with_credentials=False).queue.path, for_writing=not dry_run) as letters:
+        events = letters.count_delivered(choice) if dry_run else letters.replay(choice)
+    if as_json:
+        click.echo(msgspec.json.encode({"events": events, "dryRun": dry_run}))
+    else:
+        click.echo(f"{events:,} events {'would wait' if dry_run else 'wait'} again")

@@ -1,0 +1,192 @@
+"""Dead letters and delivered events by hand: listed, exported, deleted, put back to wait; also while a daemon runs.
+
+What is put back goes into segments of its own, past the keys, which know it already. Everything is done in steps of one
+transaction each, so that the daemon waits for milliseconds. It notices within a second, by `PRAGMA data_version`, which
+its maintenance looks at anyway and which reads no page.
+"""
+
+import contextlib
+import itertools
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from collector.clock import Clock
+from collector.queue.database import BUSY_TIMEOUT_MS, FILE_NAME, SQL, damaged, open_reader, open_writer, translate
+from collector.queue.lock import Presence
+from collector.queue.soundness import letter_crc, lines_crc
+
+STEP_ROWS = 1000
+"""Dead letters put back or deleted in one transaction: a batch, some milliseconds."""
+PAGE_ROWS = 8
+"""Segments read at one time for an export: at most some megabytes in memory, and no reader that holds up the log."""
+SEGMENT_EVENTS = 1000
+FOREVER_MS = 2**63 - 1
+
+
+class Choice(NamedTuple):
+    """Which dead letters, or delivered events, are meant; by default all. Times are milliseconds since the epoch."""
+
+    app_id: str | None = None
+    reason: str | None = None
+    """Text that the reason contains."""
+    since_ms: int = 0
+    until_ms: int = FOREVER_MS
+    number: int | None = None
+
+    @property
+    def of_letters(self) -> tuple[str | None, str | None, int, int, int | None]:
+        """As the statements about dead letters take it."""
+        return self.app_id, self.reason, self.since_ms, self.until_ms, self.number
+
+
+class Letter(NamedTuple):
+    """A dead letter, or a row of events that wait or were delivered."""
+
+    number: int
+    app_id: str
+    when_ms: int
+    """Burial or delivery; 0 where they wait."""
+    reason: str | None
+    lines: bytes
+
+    @property
+    def events(self) -> int:
+        """How many events it is."""
+        return self.lines.count(b"\n") + 1
+
+
+class Letters:
+    """A connection to the queue's file for one command. Raises what opening the file raises."""
+
+    def __init__(self, directory: Path, *, for_writing: bool = False) -> None:
+        self._file = directory / FILE_NAME
+        self._presence = Presence(directory)
+        self._clock = Clock()
+        reader = open_reader(directory)  # refuses what is missing, not ours, or not of our version
+        if not for_writing:
+            self._connection = reader
+            return
+        reader.close()
+        self._presence.enter(alone=lambda: None, patience_seconds=BUSY_TIMEOUT_MS / 1000)
+        try:
+            self._connection = open_writer(directory)
+        except BaseException:
+            self._presence.release()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+        self._presence.release()
+
+    def count(self, choice: Choice) -> int:
+        """How many dead letters are meant."""
+        row = self._one(SQL["count_letters"], (0, *choice.of_letters))
+        return int(row[0])
+
+    def count_delivered(self, choice: Choice) -> int:
+        """How many delivered events are meant; they are told apart by time and app."""
+        row = self._one(SQL["count_kept"], (choice.app_id, choice.since_ms, choice.until_ms))
+        return int(row[0])
+
+    def dead(self, choice: Choice) -> Iterator[Letter]:
+        """The dead letters, oldest first."""
+        return self._paged(lambda after: (SQL["letters"], (after, *choice.of_letters, STEP_ROWS)))
+
+    def waiting(self, choice: Choice) -> Iterator[Letter]:
+        """What waits, in segments, by app."""
+        return self._paged(lambda after: (SQL["waiting_after"], (after, choice.app_id, PAGE_ROWS)))
+
+    def delivered(self, choice: Choice) -> Iterator[Letter]:
+        """What was delivered and is kept, oldest first."""
+        span = (choice.since_ms, choice.until_ms)
+        return self._paged(lambda after: (SQL["kept_after"], (after, choice.app_id, PAGE_ROWS, *span)))
+
+    def retry(self, choice: Choice) -> int:
+        """How many dead letters wait again."""
+        return self._taken(self.dead(choice), SQL["newest_letter"], SQL["drop_letter"], puts_back=True)
+
+    def purge(self, choice: Choice) -> int:
+        """How many dead letters are gone."""
+        return self._taken(self.dead(choice), SQL["newest_letter"], SQL["drop_letter"], puts_back=False)
+
+    def replay(self, choice: Choice) -> int:
+        """How many delivered events wait again."""
+        return self._taken(self.delivered(choice), SQL["newest_kept"], SQL["drop_delivered"], puts_back=True)
+
+    def _taken(self, letters: Iterator[Letter], newest: str, drop: str, *, puts_back: bool) -> int:
+        """Takes rows away, in the transaction that puts their events back where that is asked for."""
+        (last,) = self._one(newest, ())  # what comes meanwhile, perhaps of what was put back, is not meant
+        events = 0
+        while step := list(itertools.islice(letters, STEP_ROWS if drop == SQL["drop_letter"] else PAGE_ROWS)):
+            with self._transaction():
+                # Another command may have taken some of them since they were read.
+                mine = [letter for letter in step if letter.number <= last and self._drop(drop, letter)]
+                if puts_back:
+                    self._put_back(mine)
+            events += sum(letter.events for letter in mine)
+        return events
+
+    def _drop(self, drop: str, letter: Letter) -> bool:
+        return self._connection.execute(drop, (letter.number,)).rowcount == 1
+
+    def _put_back(self, letters: Sequence[Letter]) -> None:
+        """New segments for their apps. Their keys were counted when they came first, so they are not counted again."""
+        for app_id in dict.fromkeys(letter.app_id for letter in letters):
+            (app,) = self._connection.execute(SQL["find_app"], (app_id,)).fetchone()
+            parts: list[Letter] = []
+            for letter in [*(letter for letter in letters if letter.app_id == app_id), None]:
+                events = sum(part.events for part in parts)
+                if parts and (letter is None or events + letter.events > SEGMENT_EVENTS):
+                    text = b"\n".join(part.lines for part in parts)
+                    row = (app, self._clock.now_us(), events, text, lines_crc(app_id, text))
+                    self._connection.execute(SQL["add_segment"], row)
+                    self._connection.execute(SQL["unpruned"], (events,))
+                    parts = []
+                if letter is not None:
+                    parts.append(letter)
+
+    def _one(self, statement: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        with self._translated():
+            row: tuple[Any, ...] = self._connection.execute(statement, values).fetchone()
+            return row
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._translated():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise translate(error, self._file) from error
+
+    def _paged(self, query: Callable[[int], tuple[str, tuple[Any, ...]]]) -> Iterator[Letter]:
+        """Rows after number 0, then after the last one; nothing stays open in between."""
+        after = 0
+        while True:
+            with self._translated():
+                page = list(self._sound(self._connection.execute(*query(after))))
+            if not page:
+                return
+            yield from page
+            after = page[-1].number
+
+    def _sound(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[Letter]:
+        for number, app_id, when_ms, reason, lines, crc in rows:
+            due = lines_crc(app_id, lines) if reason is None else letter_crc(app_id, reason, lines)
+            if crc not in {None, due}:
+                raise damaged(self._file, f"row {number} does not match its checksum")
+            yield Letter(number, app_id, when_ms, reason, lines)

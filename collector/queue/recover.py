@@ -1,0 +1,55 @@
+"""A queue's file examined and recovered by hand, as each start does it by itself."""
+
+from pathlib import Path
+
+from collector.errors import QueueBroken, QueueInUse
+from collector.queue.database import BUSY_TIMEOUT_MS, FILE_NAME
+from collector.queue.lock import Presence, RoleLock
+from collector.queue.ready import damage, finish_interrupted, problems_of
+from collector.queue.salvage import COMPLETE, Salvaged, salvage
+
+
+def examine(directory: Path) -> list[str]:
+    """What is wrong with the file; nothing where it is sound. Raises QueueBroken where there is none, or not ours."""
+    file = _existing(directory)
+    found: list[str] | None = None
+
+    def look() -> None:
+        nonlocal found
+        found = damage(file)
+
+    presence = Presence(directory)
+    presence.enter(alone=look, patience_seconds=BUSY_TIMEOUT_MS / 1000)
+    try:
+        return problems_of(file) if found is None else found
+    finally:
+        presence.release()
+
+
+def recover(directory: Path, *, always: bool) -> Salvaged | None:
+    """What was salvaged; None where nothing had to be. Raises QueueInUse where another process has the file open."""
+    file = _existing(directory)
+    done: list[Salvaged | None] = []
+
+    def mend() -> None:
+        finish_interrupted(file)
+        done.append(salvage(file) if damage(file) or always else None)
+
+    role, presence = RoleLock(directory, "flusher"), Presence(directory)
+    role.acquire()
+    try:
+        presence.enter(alone=mend, patience_seconds=BUSY_TIMEOUT_MS / 1000)
+        presence.release()
+    finally:
+        role.release()
+    if not done:
+        raise QueueInUse(f"{file} is open in another process; stop every program that puts events into it, then repeat")
+    return done[0]
+
+
+def _existing(directory: Path) -> Path:
+    """The queue's file, of which at least something is there."""
+    file = directory / FILE_NAME
+    if not any(file.with_name(name).exists() for name in (FILE_NAME, f"{FILE_NAME}-wal", COMPLETE)):
+        raise QueueBroken(f"{file} does not exist; a collector that ran with this queue.path would have made it")
+    return file

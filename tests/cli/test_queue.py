@@ -1,0 +1,218 @@
+"""`collector queue …` and `collector replay`, beside a running daemon and without one."""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from collector.queue.database import FILE_NAME
+from collector.sandbox.faults import Fault
+from collector.sandbox.server import Sandbox
+from collector.sandbox.state import State
+from tests.cli.child import Ended, run
+from tests.e2e.books import Books, Event, settled
+from tests.e2e.daemon import Daemon, environment, running
+
+NOWHERE = "http://127.0.0.1:1"
+POISONED = [0, 500, 999]
+
+
+def events(count: int, app_id: str = "wiki") -> list[Event]:
+    return [
+        Event(app_id, number, "person@example.com", "poison" if number in POISONED else "fine")
+        for number in range(count)
+    ]
+
+
+def keys(ndjson: str) -> set[tuple[str, int]]:
+    """What is in an export; everything is there once."""
+    rows = [msgspec.json.decode(line) for line in ndjson.splitlines()]
+    found = {(row["appId"], row["timestamp"]) for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+class Desk:
+    """A person's commands on one queue."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.env = environment(folder, NOWHERE)
+
+    async def ask(self, *words: str, status: int = 0, stdin: bytes = b"") -> str:
+        """What a command said on standard output; on standard error where it failed."""
+        ended: Ended = await run(*words, stdin=stdin, env=self.env)
+        assert ended.status == status, ended
+        assert "Traceback" not in ended.err
+        return ended.err if status else ended.out
+
+    async def answer(self, *words: str) -> Any:
+        return msgspec.json.decode(await self.ask(*words, "--json"))
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+@pytest.fixture
+async def upstream(state: State) -> AsyncIterator[Sandbox]:
+    sandbox = Sandbox(state, create_apps=True)
+    await sandbox.start("127.0.0.1", 0)
+    sandbox.set_faults(Fault(status=400, body="no such action", event_name="poison"))
+    yield sandbox
+    await sandbox.stop()
+
+
+async def post(daemon: Daemon, sent: list[Event]) -> None:
+    async with aiohttp.ClientSession() as session:
+        await Books().post(session, daemon.url, sent)
+
+
+async def test_dead_letters_are_listed_shown_exported_retried_and_purged_beside_a_running_daemon(
+    tmp_path: Path, desk: Desk, upstream: Sandbox, state: State
+) -> None:
+    async with running(tmp_path, upstream.url, queue__keep_delivered="1h") as daemon:
+        await post(daemon, events(1000))
+        await settled(state, 997)
+        await daemon.logs("flusher.events_buried")
+
+        listed = await desk.ask("queue", "dead", "list", "--reason", "no such action", "--since", "-1h")
+        assert listed.count("wiki  ") == 3
+        assert "3 dead letters" in listed
+        assert "person@example.com" not in listed
+        assert "0 dead letters" in await desk.ask("queue", "dead", "list", "--until", "-1h")
+        shown = msgspec.json.decode(await desk.ask("queue", "dead", "show", "2"))
+        assert shown["event"] == {"timestamp": 500, "email": "person@example.com", "eventName": "poison"}
+        assert "no such action" in shown["reason"]
+        assert "there is no dead letter 99" in await desk.ask("queue", "dead", "show", "99", status=1)
+
+        exported = await desk.ask("queue", "dead", "export", "--app", "wiki")
+        assert keys(exported) == {("wiki", number) for number in POISONED}
+        assert all({"reason", "buriedAt"} <= msgspec.json.decode(row).keys() for row in exported.splitlines())
+
+        assert await desk.answer("queue", "dead", "purge", "--number", "1", "--yes") == {"purged": 1}
+        upstream.set_faults()
+        assert await desk.answer("queue", "dead", "retry", "--reason", "no such action") == {"retried": 2}
+        await settled(state, 999)
+        assert await desk.answer("queue", "dead", "retry") == {"retried": 0}
+        assert await desk.ask("queue", "check") == "the queue is sound\n"
+        stats = await desk.answer("queue", "stats")
+        assert (stats["deadEvents"], stats["rememberedKeys"]) == (0, 1000)
+        assert await daemon.stop() == 0
+
+
+async def test_purging_asks_first_and_a_no_deletes_nothing(
+    tmp_path: Path, desk: Desk, upstream: Sandbox, state: State
+) -> None:
+    async with running(tmp_path, upstream.url) as daemon:
+        await post(daemon, events(1000))
+        await settled(state, 997)
+        await daemon.logs("flusher.events_buried")
+    asked = await desk.ask("queue", "dead", "purge", status=1, stdin=b"n\n")
+    assert "Delete 3 dead letters for good?" in asked
+    assert "3 dead letters are deleted" in await desk.ask("queue", "dead", "purge", stdin=b"y\n")
+    assert "0 dead letters are deleted" in await desk.ask("queue", "dead", "purge")
+    assert "needs --yes" in await desk.ask("queue", "dead", "purge", "--json", status=2)
+
+
+async def test_delivered_events_are_replayed_and_what_is_exported_can_be_pushed(
+    tmp_path: Path, desk: Desk, upstream: Sandbox, state: State
+) -> None:
+    async with running(tmp_path, upstream.url, queue__keep_delivered="1h", flush__linger="0s") as daemon:
+        await post(daemon, [*events(1000), *events(10, "crm")])
+        await settled(state, 1005)
+        await daemon.logs("flusher.events_buried")
+        assert await daemon.stop() == 0
+    everything = {("wiki", number) for number in range(1000)} | {("crm", number) for number in range(10)}
+    whole = await desk.ask("queue", "export", "--what", "all")
+    assert keys(whole) == everything
+    assert keys(await desk.ask("queue", "export", "--what", "delivered", "--app", "crm")) == {
+        ("crm", number) for number in range(1, 10)
+    }
+    assert await desk.ask("queue", "export") == ""
+
+    again = ("replay", "--since", "-1h", "--app", "wiki")
+    assert await desk.answer(*again, "--dry-run") == {"events": 997, "dryRun": True}
+    assert await desk.answer(*again, "--until", "-30m") == {"events": 0, "dryRun": False}
+    assert await desk.ask(*again) == "997 events wait again\n"
+    output = tmp_path / "waiting.ndjson"
+    await desk.ask("queue", "export", "--output", str(output))
+    assert len(keys(output.read_text())) == 997
+
+    other = tmp_path / "other"
+    async with running(other, upstream.url) as daemon:
+        pushed = await Desk(other).ask("push", "-", "--to", daemon.url, stdin=whole.encode())
+        assert pushed == "sent 1,010  accepted 1,010  duplicates 0  rejected 0\n"
+    async with running(tmp_path, upstream.url) as daemon:
+        assert await daemon.stop() == 0
+    assert (await desk.answer("queue", "stats"))["waitingEvents"] == 0
+
+
+@pytest.mark.parametrize("time", ["yesterday", "7d", "-7", "-7w", "2026-13-01", ""])
+async def test_a_time_that_is_none_is_wrong_usage_and_says_what_is_allowed(desk: Desk, time: str) -> None:
+    said = await desk.ask("replay", "--since", time, status=2)
+    assert f"{time!r} is no time" in said.replace("\n", " ")
+    assert "-7d" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["queue", "dead", "list"],
+        ["queue", "dead", "retry"],
+        ["queue", "export"],
+        ["queue", "check"],
+        ["queue", "recover"],
+        ["replay", "--since", "-1d"],
+    ],
+    ids=" ".join,
+)
+async def test_without_a_queue_a_command_says_what_is_missing_and_makes_none(
+    tmp_path: Path, desk: Desk, words: list[str]
+) -> None:
+    assert f"{FILE_NAME} does not exist" in await desk.ask(*words, status=1)
+    assert not (tmp_path / "queue" / FILE_NAME).exists()
+
+
+async def test_a_broken_file_is_told_by_check_and_mended_by_recover(tmp_path: Path, desk: Desk) -> None:
+    async with running(tmp_path, NOWHERE, stop__deadline="0s") as daemon:
+        await post(daemon, events(5_000))
+        assert "process" in await desk.ask("queue", "recover", status=1)
+        assert await daemon.stop() == 0
+    file = tmp_path / "queue" / FILE_NAME
+    assert await desk.answer("queue", "recover") is None
+    os.truncate(file, file.stat().st_size - 40_000)
+    assert "the queue is damaged" in (await run("queue", "check", env=desk.env)).out
+    await desk.ask("queue", "check", status=1)
+    assert "collector queue recover" in await desk.ask("queue", "export", "--what", "all", status=1)
+    salvaged = await desk.answer("queue", "recover")
+    assert salvaged["waitingEventsBefore"] == 5_000
+    waiting = keys(await desk.ask("queue", "export"))
+    assert 0 < len(waiting) == salvaged["waitingEvents"] < 5_000
+    assert waiting < {("wiki", number) for number in range(5_000)}
+    assert Path(salvaged["setAside"]).exists()
+    assert await desk.ask("queue", "check") == "the queue is sound\n"
+
+
+async def test_a_daemon_on_a_broken_file_runs_and_says_the_numbers_at_error(
+    tmp_path: Path, desk: Desk, upstream: Sandbox, state: State
+) -> None:
+    async with running(tmp_path, NOWHERE) as daemon:
+        await post(daemon, events(5_000))
+    file = tmp_path / "queue" / FILE_NAME
+    with file.open("r+b") as content:
+        content.write(bytes(4096))
+    async with running(tmp_path, upstream.url) as daemon:
+        salvaged = await daemon.logs("queue.file_salvaged")
+        assert salvaged["level"] == "error"
+        assert salvaged["waiting_events"] == salvaged["keys_read"] == 5_000
+        await settled(state, 4_997)
+        await post(daemon, events(5_000))
+        assert await daemon.stop() == 0
+    assert (await state.stats()).received == 4_997
+    assert (await desk.answer("queue", "stats"))["deadEvents"] == 3
