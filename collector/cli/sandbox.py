@@ -1,16 +1,22 @@
 """`collector sandbox`: the upstream to try things out with."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
 from collector.cli.loop import run, stop_signals
 from collector.cli.options import AddressType
 from collector.config.kinds import Address
+from collector.contract.models import EXPORT_REQUESTS_PER_SECOND
 from collector.errors import Unusable
-from collector.sandbox.faults import Fault
-from collector.sandbox.server import CLIENT_ID, CLIENT_SECRET, Sandbox, read_faults
+from collector.sandbox.faults import Fault, read_faults
+from collector.sandbox.seed import Seed, read_seed
+from collector.sandbox.server import CLIENT_ID, CLIENT_SECRET, Sandbox
 from collector.sandbox.state import State
+
+Content = TypeVar("Content")
 
 
 @click.command("sandbox", short_help="Run a local server of the Productiv Developer API.")
@@ -39,26 +45,63 @@ from collector.sandbox.state import State
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help='Script of failures: JSON, {"faults": [...]}.',
 )
-def command(listen: Address, data: Path | None, create_apps: bool, token_lifetime: int, faults: Path | None) -> None:
+@click.option(
+    "--seed",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What is there from the start: JSON, apps, workflows, audit events.",
+)
+@click.option(
+    "--export-limit",
+    type=click.IntRange(0, 1_000_000),
+    default=EXPORT_REQUESTS_PER_SECOND,
+    show_default=True,
+    help="Export requests taken within any second; 0 takes all.",
+)
+def command(
+    listen: Address,
+    data: Path | None,
+    create_apps: bool,
+    token_lifetime: int,
+    faults: Path | None,
+    seed: Path | None,
+    export_limit: int,
+) -> None:
     """Run a local server of the Productiv Developer API, for trying things out.
 
-    API and token endpoint share one port; client ID and secret are "sandbox". GET /_sandbox/stats says what it got,
-    POST /_sandbox/faults makes it fail, POST /_sandbox/reset empties it.
+    API and token endpoint share one port; client ID and secret are "sandbox". GET / shows in a browser what it does,
+    GET /_sandbox/stats says what it got, POST /_sandbox/faults makes it fail, POST /_sandbox/reset empties it.
     """
+    script = _read(faults, read_faults) or []
+    run(_serve(listen, data, create_apps, token_lifetime, script, _read(seed, read_seed), export_limit))
+
+
+def _read(file: Path | None, read: Callable[[bytes], Content]) -> Content | None:
     try:
-        script = read_faults(faults.read_bytes()) if faults else []
+        return read(file.read_bytes()) if file else None
     except ValueError as error:
-        raise Unusable(f"{faults}: {error}") from None
-    run(_serve(listen, data, create_apps, token_lifetime, script))
+        raise Unusable(f"{file}: {error}") from None
 
 
 async def _serve(
-    listen: Address, data: Path | None, create_apps: bool, token_lifetime: int, faults: list[Fault]
+    listen: Address,
+    data: Path | None,
+    create_apps: bool,
+    token_lifetime: int,
+    faults: list[Fault],
+    seed: Seed | None,
+    export_limit: int,
 ) -> None:
     stop_asked = stop_signals()
     state = await State.open(data)
     try:
-        sandbox = Sandbox(state, create_apps=create_apps, token_lifetime_seconds=token_lifetime, faults=faults)
+        sandbox = Sandbox(
+            state,
+            create_apps=create_apps,
+            token_lifetime_seconds=token_lifetime,
+            faults=faults,
+            export_limit=export_limit,
+            seed=seed,
+        )
         try:
             await sandbox.start(listen.host, listen.port)
         except OSError as error:

@@ -17,7 +17,7 @@ class Fault(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=
     """
 
     operation: str = "publishUsageEvents"
-    """The contract's operation ID, or `*` for all."""
+    """The contract's operation ID, `upload` for the PUT of a file, or `*` for all."""
     app_id: str | None = None
     event_name: str | None = None
     """Hits requests that contain an event of this name."""
@@ -46,6 +46,14 @@ class Fault(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=
             and (self.email is None or any(email == self.email for email, _ in events))
             and (self.more_than is None or len(events) > self.more_than)
         )
+
+    @property
+    def about(self) -> str:
+        """What it does, in a few words."""
+        parts = [f"{self.delay_seconds:g} s late"] if self.delay_seconds else []
+        if self.cut or self.status is not None:
+            parts.append(("cut" if self.cut else str(self.status)) + (" after acting" if self.after else ""))
+        return ", ".join(parts) or "none"
 
 
 class Faults:
@@ -78,3 +86,11 @@ class FaultScript(msgspec.Struct, forbid_unknown_fields=True):
     """What `POST /_sandbox/faults` and a script file hold."""
 
     faults: list[Fault]
+
+
+def read_faults(script: bytes) -> list[Fault]:
+    """The faults of a script. Raises ValueError that says what is wrong with it."""
+    try:
+        return msgspec.json.decode(script, type=FaultScript).faults
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f'{error}; expected {{"faults": [...]}}') from None

@@ -1,62 +1,42 @@
-"""The sandbox's HTTP server: the contract's operations, and a few of its own under `/_sandbox`.
+"""The sandbox's HTTP server: the contract's operations, the PUT of uploads, and its own requests under `/_sandbox`.
 
-Served so far: getAccessToken, setupApplication, publishUsageEvents, with the statuses that the contract states and no
-others. A request for anything else is answered 404 and counted as unexpected: a test can insist that there is none.
+An operation answers the statuses that the contract states for it. Beside them: 429 beyond the exports' rate, 405 for
+another method, 413 for a body that is too large, 403 for an upload URL that is no longer good. A request for anything
+else is answered 404 and counted as unexpected: a test can insist that there is none.
 """
 
-import asyncio
-import secrets
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+import functools
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 
-import msgspec
 from aiohttp import web
 
-from collector.contract.models import MAX_EVENTS_PER_REQUEST, AccessToken, App, AppSetup, Event
-from collector.contract.operations import (
-    GET_ACCESS_TOKEN,
-    PUBLISH_USAGE_EVENTS,
-    SCOPE_READ,
-    SCOPE_WRITE,
-    SETUP_APPLICATION,
-)
-from collector.sandbox.faults import Fault, Faults, FaultScript
-from collector.sandbox.state import KeptEvent, State, Stats
+from collector.clock import Clock
+from collector.contract.models import EXPORT_REQUESTS_PER_SECOND
+from collector.contract.operations import GET_ACCESS_TOKEN, OPERATIONS, PUBLISH_USAGE_EVENTS, Operation
+from collector.sandbox import uploads
+from collector.sandbox.activity import Activity, Served
+from collector.sandbox.calls import Call, Handler, Refusal, answer, read_json, read_parameters, require_json
+from collector.sandbox.control import Control, SandboxStats
+from collector.sandbox.export import Export
+from collector.sandbox.faults import Fault, Faults
+from collector.sandbox.grants import CLIENT_ID, CLIENT_SECRET, Grants, Signer
+from collector.sandbox.push import DONE, Push, read_events
+from collector.sandbox.seed import Seed, plant
+from collector.sandbox.state import State
+from collector.sandbox.uploads import Permit, Uploads
 
-CLIENT_ID = CLIENT_SECRET = "sandbox"  # noqa: S105 - known to everybody, that is its purpose
+__all__ = ["CLIENT_ID", "CLIENT_SECRET", "MAX_BODY_BYTES", "Sandbox", "SandboxStats"]
+
 MAX_BODY_BYTES = 64 * 2**20
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-_encode = msgspec.json.Encoder().encode
-_decode_envelope = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_decode_event = msgspec.json.Decoder(Event).decode
-_decode_setup = msgspec.json.Decoder(AppSetup).decode
-_decode_script = msgspec.json.Decoder(FaultScript).decode
-
-UNPARSABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
-class _Refusal(Exception):
-    """An answer with one of the contract's error statuses."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
+_served: ContextVar[Served] = ContextVar("served")
+"""What is remembered of the request that this task serves."""
 
 
 class _ConnectionCut(Exception):
     """A fault has closed the connection: there is nobody to answer."""
-
-
-class SandboxStats(Stats):
-    """What `GET /_sandbox/stats` answers: also the tokens issued, and requests that no operation expects."""
-
-    tokens: int = 0
-    unexpected: int = 0
 
 
 class Sandbox:
@@ -69,28 +49,48 @@ class Sandbox:
         create_apps: bool = False,
         token_lifetime_seconds: int = 3600,
         faults: Sequence[Fault] = (),
+        export_limit: int = EXPORT_REQUESTS_PER_SECOND,
+        seed: Seed | None = None,
+        clock: Clock | None = None,
     ) -> None:
+        """`export_limit` is in requests within any second, 0 for none; `seed` is there from the start."""
         self._state = state
-        self._create_apps = create_apps
-        self._token_lifetime_seconds = token_lifetime_seconds
+        self._seed = seed or Seed()
+        self._clock = clock or Clock()
         self._faults = Faults(faults)
-        self._grants: dict[str, tuple[frozenset[str], float]] = {}
-        self._tokens = 0
-        self._unexpected = 0
+        self._grants = Grants(self._clock, token_lifetime_seconds)
+        self._exports = _RateLimit(self._clock, export_limit)
+        self._activity = Activity(self._clock)
         self._url: str | None = None
-        application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._answer_refusals])
-        application.router.add_post(GET_ACCESS_TOKEN.path, self._get_access_token)
-        application.router.add_post(SETUP_APPLICATION.path, self._setup_application)
-        application.router.add_post(PUBLISH_USAGE_EVENTS.path, self._publish_usage_events)
-        application.router.add_get("/_sandbox/stats", self._stats)
-        application.router.add_get("/_sandbox/events", self._events)
-        application.router.add_get("/_sandbox/faults", self._list_faults)
-        application.router.add_post("/_sandbox/faults", self._set_faults)
-        application.router.add_post("/_sandbox/reset", self._reset)
+        signer = Signer()
+        place = state.directory and state.directory / "uploads"
+        self._uploads = Uploads(place, self._clock, signer)
+        self._control = Control(
+            state,
+            self._seed,
+            clock=self._clock,
+            faults=self._faults,
+            grants=self._grants,
+            activity=self._activity,
+            uploads=self._uploads,
+        )
+        push = Push(state, self._clock, self._uploads, self._activity, create_apps=create_apps)
+        application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._serve])
+        handlers = {**push.handlers, **Export(state, signer).handlers}
+        for operation in OPERATIONS:
+            carry_out = (
+                self._grant
+                if operation is GET_ACCESS_TOKEN
+                else functools.partial(self._operate, operation, handlers[operation.id])
+            )
+            application.router.add_route(operation.method, operation.path, carry_out)
+        application.router.add_put(uploads.PATH, self._upload)
+        self._control.add_routes(application.router)
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
 
     async def start(self, host: str, port: int) -> None:
-        """Listens. Raises OSError where the address cannot be had."""
+        """Listens, and knows its seed. Raises OSError where the address cannot be had."""
+        await plant(self._state, self._seed)
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port, reuse_address=True).start()
         bound_host, bound_port = self._runner.addresses[0][:2]
@@ -107,74 +107,88 @@ class Sandbox:
         """Listens no more; every connection is closed. The state stays open."""
         await self._runner.cleanup()
 
-    # -- the contract's operations ---------------------------------------------------------------------------------
+    async def stats(self) -> SandboxStats:
+        """What was received so far."""
+        return await self._control.stats()
 
-    async def _get_access_token(self, request: web.Request) -> web.StreamResponse:
-        async def grant() -> web.Response:
-            form = await _read_form(request)
-            if form.get("grant_type") != "client_credentials":
-                raise _Refusal(401, "unsupported_grant_type", "expected a form with grant_type=client_credentials")
-            if form.get("client_id") != CLIENT_ID or form.get("client_secret") != CLIENT_SECRET:
-                raise _Refusal(401, "invalid_client", "client_id or client_secret is wrong")
-            scopes = frozenset(str(form.get("scope") or f"{SCOPE_WRITE} {SCOPE_READ}").split())
-            token = secrets.token_urlsafe(24)
-            self._grants[token] = (scopes, time.monotonic() + self._token_lifetime_seconds)
-            self._tokens += 1
-            return _answer(AccessToken(token, "Bearer", self._token_lifetime_seconds))
+    def set_faults(self, *faults: Fault) -> None:
+        """These faults are in force, and no others."""
+        self._faults.set(faults)
 
-        return await self._under_faults(request, self._faults.draw("getAccessToken"), grant)
+    def forget_tokens(self) -> None:
+        """Every token that was issued is refused from now on."""
+        self._grants.forget()
 
-    async def _setup_application(self, request: web.Request) -> web.StreamResponse:
-        self._authorize(request, SCOPE_WRITE)
-        try:
-            setup = _decode_setup(await request.read())
-        except UNPARSABLE as error:
-            raise _Refusal(400, "bad_request", str(error)) from None
+    # -- one path for all operations -------------------------------------------------------------------------------
 
-        async def set_up() -> web.Response:
-            app_id = secrets.token_hex(6)
-            await self._state.add_app(app_id, setup.app_name)
-            return _answer(App(app_id, setup.app_name))
+    async def _operate(self, operation: Operation, handle: Handler, request: web.Request) -> web.StreamResponse:
+        """Who asks is judged first, then what is asked; nothing is made or changed before both are right.
 
-        return await self._under_faults(request, self._faults.draw("setupApplication"), set_up)
+        What a fault does it does then: it is told apart by what is in the request.
+        """
+        served = _served.get()
+        served.what = operation.id
+        app_id = served.app_id = request.match_info.get("appId") or request.match_info.get("applicationId")
+        content = await request.read() if operation.request else b""  # all of it, or a refusal would cut its sender off
+        if operation is PUBLISH_USAGE_EVENTS and app_id is not None:
+            await self._state.count_request(app_id)
+        if operation.scope is not None:
+            self._grants.authorize(request, operation.scope)
+        if operation.is_export:
+            self._exports.take()
+        parameters = read_parameters(operation, request)
+        pairs: Sequence[tuple[str, str]] = ()
+        body = None
+        if operation.request:
+            require_json(request)
+            if operation is PUBLISH_USAGE_EVENTS:
+                body = read_events(content)
+                pairs = [(event.email, event.event_name) for event in body]
+            else:
+                body = read_json(operation, content)
+        call = Call(parameters, body, f"{request.scheme}://{request.host}")
+        return await self._under_faults(request, lambda: handle(call), app_id, pairs)
 
-    async def _publish_usage_events(self, request: web.Request) -> web.StreamResponse:
-        app_id = request.match_info["appId"]
-        body = await request.read()
-        await self._state.count_request(app_id)
-        self._authorize(request, SCOPE_WRITE)
-        if self._create_apps:
-            await self._state.add_app(app_id, app_id)
-        if not await self._state.has_app(app_id):
-            raise _Refusal(400, "unknown_app", f"unknown app {app_id!r}")
-        events = _read_events(body, request.content_type)
+    async def _grant(self, request: web.Request) -> web.StreamResponse:
+        """getAccessToken, which is not asked for a token, and takes a form."""
+        _served.get().what = GET_ACCESS_TOKEN.id
 
-        async def keep() -> web.Response:
-            await self._state.keep(app_id, events)
-            return _answer({"success": True})
+        async def issue() -> object:
+            return self._grants.issue(scopes)
 
-        pairs = [(event.email, event.event_name) for event in events]
-        return await self._under_faults(request, self._faults.draw("publishUsageEvents", app_id, pairs), keep)
+        scopes = await self._grants.judge(request)
+        return await self._under_faults(request, issue)
 
-    def _authorize(self, request: web.Request, scope: str) -> None:
-        kind, _, token = request.headers.get("Authorization", "").partition(" ")
-        scopes, expires_at = (
-            self._grants.get(token, (frozenset(), 0.0)) if kind.lower() == "bearer" else (frozenset(), 0.0)
-        )
-        if not scopes or time.monotonic() >= expires_at:
-            raise _Refusal(401, "invalid_token", "the access token is missing, unknown or expired")
-        if scope not in scopes:
-            raise _Refusal(401, "insufficient_scope", f"the access token lacks the scope {scope}")
+    async def _upload(self, request: web.Request) -> web.StreamResponse:
+        """The PUT of a file to the URL that getBatchUploadUrls gave, which is all the authority it needs."""
+        served = _served.get()
+        served.what = uploads.OPERATION
+        content = await request.read()
+        permit = self._uploads.permit(request.query.get("signed", ""))
+        served.app_id = permit.app_id
+        return await self._under_faults(request, lambda: self._keep_upload(permit, content), permit.app_id)
+
+    async def _keep_upload(self, permit: Permit, content: bytes) -> object:
+        upload = await self._uploads.keep(permit, content)
+        await self._state.records.add_upload(upload, self._clock.now_us())
+        return DONE
 
     async def _under_faults(
-        self, request: web.Request, fault: Fault | None, act: Callable[[], Awaitable[web.Response]]
+        self,
+        request: web.Request,
+        act: Callable[[], Awaitable[object]],
+        app_id: str | None = None,
+        pairs: Sequence[tuple[str, str]] = (),
     ) -> web.StreamResponse:
         """Carries an operation out, or what a fault makes of it."""
+        served = _served.get()
+        fault = self._faults.draw(served.what, app_id, pairs)
         if fault is None:
-            return await act()
+            return answer(await act())
+        served.fault = fault.about
         alters = fault.cut or fault.status is not None
-        answer = await act() if fault.after or not alters else None
-        await asyncio.sleep(fault.delay_seconds)
+        truth = answer(await act()) if fault.after or not alters else None
+        await self._clock.sleep(fault.delay_seconds)
         if fault.cut:
             if request.transport is not None:
                 request.transport.abort()
@@ -185,107 +199,57 @@ class Sandbox:
                 headers={"Content-Type": "application/json", **fault.headers},
                 body=fault.body.encode(),
             )
-        assert answer is not None  # noqa: S101 - a fault that alters nothing has carried the operation out
-        return answer
-
-    # -- the sandbox's own -----------------------------------------------------------------------------------------
-
-    async def stats(self) -> SandboxStats:
-        """What was received so far."""
-        stats = await self._state.stats()
-        return SandboxStats(stats.requests, stats.received, stats.distinct, stats.apps, self._tokens, self._unexpected)
-
-    def set_faults(self, *faults: Fault) -> None:
-        """These faults are in force, and no others."""
-        self._faults.set(faults)
-
-    def forget_tokens(self) -> None:
-        """Every token that was issued is refused from now on."""
-        self._grants.clear()
-
-    async def _stats(self, _request: web.Request) -> web.StreamResponse:
-        return _answer(await self.stats())
-
-    async def _events(self, _request: web.Request) -> web.StreamResponse:
-        lines = [
-            _encode({"appId": app_id, "event": msgspec.Raw(event)}) for app_id, event in await self._state.events()
-        ]
-        return web.Response(body=b"".join(line + b"\n" for line in lines), content_type="application/x-ndjson")
-
-    async def _list_faults(self, _request: web.Request) -> web.StreamResponse:
-        return _answer(FaultScript(list(self._faults.list())))
-
-    async def _set_faults(self, request: web.Request) -> web.StreamResponse:
-        try:
-            script = _decode_script(await request.read())
-        except UNPARSABLE as error:
-            raise _Refusal(400, "bad_request", f'{error}; expected {{"faults": [...]}}') from None
-        self._faults.set(script.faults)
-        return await self._list_faults(request)
-
-    async def _reset(self, _request: web.Request) -> web.StreamResponse:
-        await self._state.reset()
-        self._faults.set([])
-        self._tokens = self._unexpected = 0
-        return _answer(await self.stats())
+        assert truth is not None  # noqa: S101 - a fault that alters nothing has carried the operation out
+        return truth
 
     @web.middleware
-    async def _answer_refusals(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _serve(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Errors have one shape, and the page is told what went on. Its own requests are no news."""
+        started = self._clock.monotonic()
+        served = Served(self._clock.now_ms(), request.method)
+        _served.set(served)
         try:
-            return await handler(request)
-        except _Refusal as refusal:
-            return _answer({"error": refusal.code, "message": str(refusal)}, refusal.status)
+            response = await self._answer(request, handler)
+            served.status = response.status
         except _ConnectionCut:
             return web.Response(status=500)  # goes nowhere
-        except web.HTTPException as error:
-            self._unexpected += 1
-            return _answer(
-                {"error": "unexpected", "message": f"{request.method} {request.path}: {error.reason}"}, error.status
-            )
+        else:
+            return response
+        finally:
+            if served.what:
+                served.took_ms = round((self._clock.monotonic() - started) * 1000, 1)
+                self._activity.served(served)
 
-
-async def _read_form(request: web.Request) -> Mapping[str, Any]:
-    """The form's fields; none where the body is no form, or one that cannot be read."""
-    if request.content_type != "application/x-www-form-urlencoded":
-        return {}
-    try:
-        return await request.post()
-    except (ValueError, LookupError):  # not UTF-8, or a charset that nobody knows
-        return {}
-
-
-def read_faults(script: bytes) -> list[Fault]:
-    """The faults of a script. Raises ValueError that says what is wrong with it."""
-    try:
-        return _decode_script(script).faults
-    except UNPARSABLE as error:
-        raise ValueError(f'{error}; expected {{"faults": [...]}}') from None
-
-
-def _read_events(body: bytes, content_type: str) -> list[KeptEvent]:
-    """The events of a publishUsageEvents request, checked against the contract."""
-    if content_type != "application/json":
-        raise _Refusal(400, "bad_request", f"Content-Type {content_type}; expected application/json")
-    try:
-        fields = _decode_envelope(body)
-        if "events" not in fields:
-            raise _Refusal(400, "bad_request", "events: missing")
-        items = _decode_items(fields["events"])
-    except UNPARSABLE as error:
-        raise _Refusal(400, "bad_request", str(error)) from None
-    if len(items) > MAX_EVENTS_PER_REQUEST:
-        raise _Refusal(400, "bad_request", f"events: {len(items)} items, at most {MAX_EVENTS_PER_REQUEST} are allowed")
-    kept = []
-    for index, item in enumerate(items):
+    async def _answer(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
         try:
-            event = _decode_event(item)
-        except UNPARSABLE as error:
-            raise _Refusal(400, "bad_request", f"events[{index}]: {error}") from None
-        if "@" not in event.email:
-            raise _Refusal(400, "bad_request", f"events[{index}].email: not an e-mail address")
-        kept.append(KeptEvent(event.timestamp, event.email, event.event_name, bytes(item)))
-    return kept
+            return await handler(request)
+        except Refusal as refusal:
+            return refusal.answer
+        except web.HTTPRequestEntityTooLarge:
+            return Refusal(413, "too_large", f"the body has more than {MAX_BODY_BYTES} bytes").answer
+        except web.HTTPException as error:
+            self._activity.unexpected += 1
+            _served.get().what = request.path
+            allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+            return Refusal(error.status, "unexpected", f"{request.method} {request.path}: {error.reason}", allow).answer
 
 
-def _answer(content: Any, status: int = 200) -> web.Response:
-    return web.Response(body=_encode(content), status=status, content_type="application/json")
+class _RateLimit:
+    """At most `limit` takes within any second; 0 for no limit."""
+
+    def __init__(self, clock: Clock, limit: int) -> None:
+        self._clock = clock
+        self._limit = limit
+        self._taken: deque[float] = deque(maxlen=max(1, limit))
+
+    def take(self) -> None:
+        """One more. Raises Refusal with 429 where it would be one too many."""
+        now = self._clock.monotonic()
+        if self._limit and len(self._taken) == self._limit and now - self._taken[0] < 1.0:
+            message = f"more than {self._limit} export requests within a second"
+            raise Refusal(429, "too_many_requests", message, {"Retry-After": "1"})
+        self._taken.append(now)

@@ -133,4 +133,4 @@ async def test_neither_secret_nor_token_nor_address_reaches_the_log(
         assert daemon.log("flusher.delivery_failed")
         assert "person@example.com" not in daemon.output
         assert "Bearer" not in daemon.output
-        assert not any(token in daemon.output for token in sandbox._grants)
+        assert not any(token in daemon.output for token in sandbox._grants.tokens)

@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import aiohttp
 
-from collector.contract.operations import GET_ACCESS_TOKEN, PUBLISH_USAGE_EVENTS
+from collector.contract.operations import GET_ACCESS_TOKEN, PUBLISH_USAGE_EVENTS, Operation
 from collector.sandbox.server import CLIENT_ID, CLIENT_SECRET, Sandbox
 from collector.sandbox.state import State
 
@@ -54,6 +55,13 @@ class Client:
         return await self.post(
             PUBLISH_USAGE_EVENTS.path.replace("{appId}", app_id), json.dumps({"events": events}).encode()
         )
+
+    async def call(self, operation: Operation, body: object = None, **given: Any) -> Answer:
+        """An operation of the contract: its path's parameters and the others by name, and a body as JSON."""
+        path = operation.path.format(**{name: quote(str(value), safe="") for name, value in given.items()})
+        query = {name: value for name, value in given.items() if f"{{{name}}}" not in operation.path}
+        headers = {"Authorization": f"Bearer {self.token}"}
+        return await self.request(operation.method, path, params=query, headers=headers, json=body)
 
     async def stats(self) -> Any:
         return (await self.request("GET", "/_sandbox/stats")).json

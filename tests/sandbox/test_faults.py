@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from collector.sandbox.faults import Fault, Faults, FaultScript
-from collector.sandbox.server import read_faults
+from collector.sandbox.faults import Fault, Faults, FaultScript, read_faults
 
 EVENTS = [("a@example.com", "login"), ("b@example.com", "logout")]
 PUBLISH = "publishUsageEvents"

@@ -1,13 +1,11 @@
 """The sandbox fails as it is told; spoken to by plain HTTP."""
 
 import asyncio
-from types import SimpleNamespace
 
 import aiohttp
 import pytest
 
 from collector.contract.operations import SETUP_APPLICATION
-from collector.sandbox import server
 from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
@@ -69,29 +67,26 @@ async def test_a_cut_ends_the_connection_without_an_answer_before_or_after_the_c
     ids=["late but true", "late and false", "late and false after acting"],
 )
 async def test_a_delay_holds_the_answer_back(
-    client: Client,
-    sandbox: Sandbox,
-    clock: FakeClock,
-    monkeypatch: pytest.MonkeyPatch,
-    fault: Fault,
-    kept_meanwhile: int,
-    status: int,
+    session: aiohttp.ClientSession, state: State, fault: Fault, kept_meanwhile: int, status: int
 ) -> None:
-    asleep = asyncio.get_running_loop().create_future()
+    class Sleeper(FakeClock):
+        asleep = asyncio.Event()
 
-    async def sleep(seconds: float) -> None:
-        asleep.set_result(None)
-        await clock.sleep(seconds)
+        async def sleep(self, seconds: float) -> None:
+            self.asleep.set()
+            await super().sleep(seconds)
 
-    monkeypatch.setattr(server, "asyncio", SimpleNamespace(sleep=sleep))
-    sandbox.set_faults(fault)
-    pushing = asyncio.create_task(client.push(event()))
-    await asyncio.wait([pushing, asleep], return_when=asyncio.FIRST_COMPLETED)
-    clock.advance(3599.9)
-    assert (await client.stats())["received"] == kept_meanwhile
-    assert not pushing.done()
-    clock.advance(0.1)
-    assert (await pushing).status == status
+    clock = Sleeper()
+    async with serving(Sandbox(state, create_apps=True, faults=[fault], clock=clock)) as sandbox:
+        client = Client(session, sandbox)
+        await client.authorize()
+        pushing = asyncio.create_task(client.push(event()))
+        await clock.asleep.wait()
+        clock.advance(3599.9)
+        assert (await client.stats())["received"] == kept_meanwhile
+        assert not pushing.done()
+        clock.advance(0.1)
+        assert (await pushing).status == status
 
 
 @pytest.mark.parametrize("operation", ["getAccessToken", "setupApplication", "publishUsageEvents"])
