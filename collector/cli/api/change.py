@@ -1,4 +1,4 @@
-"""What the commands share that change something upstream: their options, the question before, the progress, the result."""
+"""What the commands share that change something upstream: options, the question before, progress, the result."""
 
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +32,9 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask before somethi
 def input_options(command: Command) -> Command:
     """Options of the commands that read records."""
     command = click.option(
-        "--ignore-unknown", is_flag=True, help="Leave out fields that the contract does not have; else they are problems."
+        "--ignore-unknown",
+        is_flag=True,
+        help="Leave out fields that the contract does not have; else they are problems.",
     )(command)
     return click.option(
         "--input-format",

@@ -1,4 +1,4 @@
-"""CSV, JSON and NDJSON taken apart: what shall be a record, with the line it starts in, and every problem on the way."""
+"""CSV, JSON and NDJSON taken apart: what shall be a record, with the line it starts in, and what is wrong."""
 
 import csv
 import io

@@ -38,8 +38,8 @@ def push(
 ) -> None:
     """Merge the people of FILE into the org chart, 1000 a request (publishOrgChart); "-" is standard input.
 
-    Fields: email, firstName, lastName, managerEmail, department, title. A JSON object may hold customFieldsConfig beside
-    users. Sent a second time they do no harm.
+    Fields: email, firstName, lastName, managerEmail, department, title. A JSON object may hold customFieldsConfig
+    beside users. Sent a second time they do no harm.
     """
     upstream = load(config_file, with_credentials=not dry_run).upstream
     users, beside = read(file, ORG_CHART, input_format=input_format, ignore_unknown=ignore_unknown)

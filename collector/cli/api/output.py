@@ -37,7 +37,7 @@ _encode = msgspec.json.Encoder().encode
 
 def write_rows(rows: Sequence[msgspec.Struct], row_type: type[msgspec.Struct], output_format: str | None) -> None:
     """All rows are written. Raises Unusable or BrokenPipeError as `write` does."""
-    match output_format or _default("ndjson"):
+    match output_format or default_format("ndjson"):
         case "json":
             write(msgspec.json.format(_encode(rows), indent=2) + b"\n")
         case "ndjson":
@@ -50,7 +50,7 @@ def write_rows(rows: Sequence[msgspec.Struct], row_type: type[msgspec.Struct], o
 
 def write_one(thing: msgspec.Struct, output_format: str | None) -> None:
     """One object is written. Raises Unusable or BrokenPipeError as `write` does."""
-    match output_format or _default("json"):
+    match output_format or default_format("json"):
         case "json":
             write(msgspec.json.format(_encode(thing), indent=2) + b"\n")
         case "table":
@@ -113,7 +113,8 @@ def end_torn_line() -> None:
             write(b"\n")
 
 
-def _default(for_programs: str) -> str:
+def default_format(for_programs: str) -> str:
+    """Where none was asked for: a table for people, else this."""
     return "table" if sys.stdout.isatty() else for_programs
 
 

@@ -65,8 +65,12 @@ class Input(NamedTuple, Generic[Record]):
     beside: Mapping[str, msgspec.Raw]
 
 
+_Take = Callable[[Any, msgspec.structs.FieldInfo, bool], Any]
+"""Value, field, strict -> what goes into the record, or None where it is not what is expected."""
+
+
 class _Field(NamedTuple):
-    """One field of a record. `take` returns the value, or None where it is not what is expected."""
+    """One field of a record, and how a value is taken into it."""
 
     name: str
     required: bool
@@ -154,7 +158,9 @@ class _Reader(Generic[Record]):
         for name, field in self._fields.items():
             if field.required and name not in header:
                 allowed = ", ".join(self._fields)
-                self.problems.add(line, f"{name}: there is no such column; expected {field.expected}; allowed: {allowed}")
+                self.problems.add(
+                    line, f"{name}: there is no such column; expected {field.expected}; allowed: {allowed}"
+                )
 
     def _from_json(self, content: bytes) -> Iterator[Found]:
         envelope = dict(json_envelope(content, self._kind.list_name, self.problems))
@@ -206,37 +212,43 @@ def _told_by_content(content: bytes) -> InputFormat:
 
 
 def _field(field: msgspec.structs.FieldInfo) -> _Field:
-    def take(value: Any, strict: bool) -> Any:
-        try:
-            return msgspec.convert(value, field.type, strict=strict)
-        except (msgspec.ValidationError, OverflowError):
-            return None
-
-    def take_email(value: Any, _strict: bool) -> Any:
-        return value if isinstance(value, str) and is_email(value) else None
-
-    def take_text(value: Any, _strict: bool) -> Any:
-        return value if isinstance(value, str) and (value or not field.required) else None
-
-    def take_whole_number(value: Any, strict: bool) -> Any:
-        # A spreadsheet's 1.76723E+12 has lost digits, and a message's 5.0 was no whole number where it came from.
-        return take(value, strict) if strict or _WHOLE_NUMBER.fullmatch(value) else None
-
-    def take_amount(value: Any, strict: bool) -> Any:
-        number = take(value, strict)
-        return number if number is not None and math.isfinite(number) else None
-
+    take: _Take
     if field.name.endswith("email"):
-        expected, way = EMAIL_EXPECTED, take_email
+        expected, take = EMAIL_EXPECTED, _email
     elif _mentions(field.type, int):
-        expected, way = "a whole number of milliseconds since the epoch, int64", take_whole_number
+        expected, take = "a whole number of milliseconds since the epoch, int64", _whole_number
     elif _mentions(field.type, float):
-        expected, way = "a number that is finite, with a point and no thousands' signs", take_amount
+        expected, take = "a number that is finite, with a point and no thousands' signs", _amount
     elif _mentions(field.type, dt.date):
-        expected, way = "a day such as 2026-01-31", take
+        expected, take = "a day such as 2026-01-31", _converted
     else:
-        expected, way = "text that is not empty" if field.required else "text", take_text
-    return _Field(field.name, field.required, expected, way)
+        expected, take = "text that is not empty" if field.required else "text", _text
+    return _Field(field.name, field.required, expected, lambda value, strict: take(value, field, strict))
+
+
+def _converted(value: Any, field: msgspec.structs.FieldInfo, strict: bool) -> Any:
+    try:
+        return msgspec.convert(value, field.type, strict=strict)
+    except msgspec.ValidationError:
+        return None
+
+
+def _email(value: Any, _field: msgspec.structs.FieldInfo, _strict: bool) -> Any:
+    return value if isinstance(value, str) and is_email(value) else None
+
+
+def _text(value: Any, field: msgspec.structs.FieldInfo, _strict: bool) -> Any:
+    return value if isinstance(value, str) and (value or not field.required) else None
+
+
+def _whole_number(value: Any, field: msgspec.structs.FieldInfo, strict: bool) -> Any:
+    # A spreadsheet's 1.76723E+12 has lost digits.
+    return _converted(value, field, strict) if strict or _WHOLE_NUMBER.fullmatch(value) else None
+
+
+def _amount(value: Any, field: msgspec.structs.FieldInfo, strict: bool) -> Any:
+    number = _converted(value, field, strict)
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _mentions(annotation: Any, wanted: type) -> bool:

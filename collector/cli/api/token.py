@@ -1,4 +1,4 @@
-"""`collector api token`: are the credentials good?"""
+"""`collector api token`: whether the credentials are good."""
 
 from pathlib import Path
 

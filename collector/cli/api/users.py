@@ -49,8 +49,8 @@ def push(
 ) -> None:
     """Make the users of FILE the users of APP, and nobody else (publishProvisionedUsers); "-" is standard input.
 
-    Fields: email, firstName, lastName, role. Whoever is a user now and is not in FILE is one no more: how many these are
-    is looked up first, and asked about if there are any.
+    Fields: email, firstName, lastName, role. Whoever is a user now and is not in FILE is one no more: how many these
+    are is looked up first, and asked about if there are any.
     """
     upstream = load(config_file, with_credentials=not dry_run).upstream
     users = read(file, USERS, input_format=input_format, ignore_unknown=ignore_unknown).records

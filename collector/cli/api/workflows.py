@@ -33,7 +33,11 @@ def list_(config_file: Path | None, output_format: str | None) -> None:
 @click.option("--since", type=TimeType(), help="ISO 8601, or so long ago as -7d. Without it, what upstream decides.")
 @click.option("--until", type=TimeType(), help="The same; itself left out.")
 def executions(
-    config_file: Path | None, output_format: str | None, workflow_id: str, since: datetime | None, until: datetime | None
+    config_file: Path | None,
+    output_format: str | None,
+    workflow_id: str,
+    since: datetime | None,
+    until: datetime | None,
 ) -> None:
     """The executions of a workflow in a range of time, in short (listProvisioningExecutionSummaries)."""
     if since and until and since >= until:
