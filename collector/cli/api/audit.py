@@ -1,7 +1,7 @@
 """`collector api audit-events`: once, or for ever with a cursor that knows where it stopped."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
@@ -109,12 +109,13 @@ async def _run(
     save: Callable[[Cursor], object],
 ) -> None:
     """Returns after one pass, or with an interval when a signal asks to stop."""
-    trail = Trail(client, cursor, clock=Clock(), write=write, save=save)
+    clock = Clock()
+    trail = Trail(client, cursor, clock=clock, write=write, save=save)
     if interval_seconds is None:
         await trail.follow(until)
         return
     stop_asked = asyncio.create_task(stop_signals().wait())
-    work = asyncio.create_task(_for_ever(trail, interval_seconds))
+    work = asyncio.create_task(for_ever(trail.follow, interval_seconds, clock))
     await asyncio.wait([work, stop_asked], return_when=asyncio.FIRST_COMPLETED)
     stop_asked.cancel()
     if work.done():
@@ -123,13 +124,14 @@ async def _run(
     await asyncio.wait([work])
 
 
-async def _for_ever(trail: Trail, interval_seconds: float) -> None:
+async def for_ever(follow: Callable[[], Awaitable[None]], interval_seconds: float, clock: Clock) -> None:
+    """Follows again and again; what passes by itself is said, all else is raised."""
     while True:
         try:
-            await trail.follow()
+            await follow()
         except Retryable as error:
             click.echo(f"{error}; next try in {interval_seconds:g} s", err=True)
-        await asyncio.sleep(interval_seconds)
+        await clock.sleep(interval_seconds)
 
 
 def _writer(output_format: str, *, with_header: bool) -> Callable[[Sequence[AuditEvent]], None]:

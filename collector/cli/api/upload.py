@@ -38,10 +38,10 @@ def command(
 
     Where one fails, the message names it; those before it are upstream. Run the same command again to go on.
     """
-    upstream = load(config_file, with_credentials=not dry_run).upstream
     names = [file.name for file in files]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise click.UsageError(f"Two files are called {min(repeated)!r}; upstream tells them apart by name only.")
+    upstream = load(config_file, with_credentials=not dry_run).upstream
     if dry_run:
         asked = change(
             GET_BATCH_UPLOAD_URLS,

@@ -100,9 +100,7 @@ async def test_a_long_range_is_asked_for_in_parts_and_the_cursor_keeps_only_the_
     assert paper.saves == 3
 
 
-async def test_up_to_a_time_in_the_past_the_cursor_stands_there(
-    client: Client, state: State, clock: FakeClock
-) -> None:
+async def test_up_to_a_time_in_the_past_the_cursor_stands_there(client: Client, state: State, clock: FakeClock) -> None:
     until = now(clock) - timedelta(hours=1)
     await happen(state, until - SECOND, "before")
     await happen(state, until, "after")
@@ -170,7 +168,9 @@ def test_a_cursor_is_what_was_saved_last(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["cursor"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"since": "now"}', b'{"since": "2026-01-15T10:30:00Z", "x": 1}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"\xff", b'{"since": "now"}', b'{"since": "2026-01-15T10:30:00Z", "x": 1}']
+)
 def test_a_file_that_is_no_cursor_is_named_with_the_remedy(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "cursor").write_bytes(content)
     with pytest.raises(Unusable, match=r"cursor is no cursor: .*; remove it to begin anew"):
