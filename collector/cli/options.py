@@ -1,4 +1,4 @@
-"""What several commands share: the --config option; addresses, times and durations on the command line."""
+"""What several commands share: the --config option, and addresses, times and durations on the command line."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -6,7 +6,10 @@ from typing import Any
 
 import click
 
+from collector.clock import Clock
 from collector.config.kinds import Address, Refused, Seconds, duration, parse_address, seconds
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 config_option = click.option(
     "--config",
@@ -34,28 +37,43 @@ class AddressType(click.ParamType[Address]):
             self.fail(f"{value!r} is not HOST:PORT with a port from 0 to 65535", param, ctx)
 
 
-class TimeType(click.ParamType[datetime]):
-    """A point in time, in UTC: ISO 8601 (UTC where it names no zone), so long ago as `-7d`, or `now`."""
+class TimeType(click.ParamType[int]):
+    """An instant, in milliseconds since the epoch: ISO 8601 (UTC where it has no offset), or `-7d` for a time ago."""
 
     name = "TIME"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """The time that the text stands for, with its zone."""
-        if isinstance(value, datetime):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The instant that the text stands for."""
+        if isinstance(value, int):
             return value
         try:
-            if value == "now" or value.startswith("-"):
-                ago = timedelta(seconds=0 if value == "now" else seconds(value[1:]))
-                return datetime.now(UTC) - ago
-            time = datetime.fromisoformat(value)
-            return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+            if value.startswith("-"):
+                return Clock().now_ms() - round(seconds(value[1:]) * 1000)
+            instant = datetime.fromisoformat(value)
+            return round((instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp() * 1000)
         except (ValueError, OverflowError):
             self.fail(
-                f"{value!r} is no time; expected ISO 8601 such as 2026-01-31T12:00:00Z (UTC where it names no zone), "
-                "so long ago as -7d, -12h or -30m, or now",
+                f"{value!r} is no time; allowed: ISO 8601 such as 2026-01-31 or 2026-01-31T12:00:00Z (without an "
+                "offset it is UTC), or a time ago such as -7d, -12h, -90m",
                 param,
                 ctx,
             )
+
+
+class MomentType(click.ParamType[datetime]):
+    """What `TimeType` takes, or `now`, as a datetime in UTC."""
+
+    name = TimeType.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """The instant that the text stands for, to the millisecond."""
+        if isinstance(value, datetime):
+            return value
+        instant_ms = Clock().now_ms() if value == "now" else TimeType().convert(value, param, ctx)
+        try:
+            return EPOCH + timedelta(milliseconds=instant_ms)
+        except OverflowError:
+            self.fail(f"{value!r} is no time; allowed: the years 1 to 9999", param, ctx)
 
 
 class DurationType(click.ParamType[Seconds]):

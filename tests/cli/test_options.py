@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import click
 import pytest
 
-from collector.cli.options import DurationType, TimeType
+from collector.cli.options import DurationType, MomentType
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -21,7 +21,7 @@ NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
     ],
 )
 def test_a_time_is_iso_8601_and_utc_where_it_names_no_zone(text: str, time: datetime) -> None:
-    converted = TimeType().convert(text, None, None)
+    converted = MomentType().convert(text, None, None)
     assert (converted, converted.utcoffset()) == (time, timedelta(0))
 
 
@@ -36,8 +36,8 @@ def test_a_time_is_iso_8601_and_utc_where_it_names_no_zone(text: str, time: date
 )
 def test_a_time_may_be_so_long_ago(text: str, ago: timedelta) -> None:
     before = datetime.now(UTC)
-    converted = TimeType().convert(text, None, None)
-    assert before <= converted + ago <= datetime.now(UTC)
+    converted = MomentType().convert(text, None, None)
+    assert before - timedelta(milliseconds=1) <= converted + ago <= datetime.now(UTC)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def test_a_time_may_be_so_long_ago(text: str, ago: timedelta) -> None:
     ],
 )
 def test_what_is_no_time_is_refused_with_what_would_be(text: str) -> None:
-    with pytest.raises(click.BadParameter, match="is no time; expected ISO 8601"):
-        TimeType().convert(text, None, None)
+    with pytest.raises(click.BadParameter, match="is no time; allowed: "):
+        MomentType().convert(text, None, None)
 
 
 def test_a_duration_has_a_unit_and_a_range() -> None:

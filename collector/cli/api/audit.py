@@ -20,7 +20,7 @@ from collector.cli.api.output import (
     write_to_disk,
 )
 from collector.cli.loop import stop_signals
-from collector.cli.options import DurationType, TimeType, config_option
+from collector.cli.options import DurationType, MomentType, config_option
 from collector.clock import Clock
 from collector.config import load
 from collector.config.kinds import Seconds
@@ -34,12 +34,12 @@ from collector.upstream.client import Client
 @format_option
 @click.option(
     "--since",
-    type=TimeType(),
+    type=MomentType(),
     default="-1d",
     show_default=True,
     help="ISO 8601, or so long ago as -7d. Where there is a cursor already, that counts.",
 )
-@click.option("--until", type=TimeType(), help="The same, itself left out. Default: now.")
+@click.option("--until", type=MomentType(), help="The same, itself left out. Default: now.")
 @click.option("--follow", is_flag=True, help="Go on for ever, until SIGTERM or SIGINT.")
 @click.option(
     "--interval",

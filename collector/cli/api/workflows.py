@@ -7,7 +7,7 @@ import click
 
 from collector.cli.api.change import call
 from collector.cli.api.output import format_option, write_one, write_rows
-from collector.cli.options import TimeType, config_option
+from collector.cli.options import MomentType, config_option
 from collector.config import load
 from collector.contract.models import ExecutionSummary, Workflow
 
@@ -30,8 +30,8 @@ def list_(config_file: Path | None, output_format: str | None) -> None:
 @config_option
 @format_option
 @click.argument("workflow_id", metavar="ID")
-@click.option("--since", type=TimeType(), help="ISO 8601, or so long ago as -7d. Without it, what upstream decides.")
-@click.option("--until", type=TimeType(), help="The same; itself left out.")
+@click.option("--since", type=MomentType(), help="ISO 8601, or so long ago as -7d. Without it, what upstream decides.")
+@click.option("--until", type=MomentType(), help="The same; itself left out.")
 def executions(
     config_file: Path | None,
     output_format: str | None,
