@@ -112,6 +112,15 @@ async def test_up_to_a_time_in_the_past_the_cursor_stands_there(client: Client, 
     assert paper.ids == ["before", "after"]
 
 
+async def test_what_was_before_the_start_stays_unasked_for(client: Client, state: State, clock: FakeClock) -> None:
+    await happen(state, now(clock) - 90 * SECOND, "before")
+    await happen(state, now(clock) - 30 * SECOND, "after")
+    paper = Paper(now(clock) - 60 * SECOND)
+    for _ in range(2):
+        await trail(client, paper, clock).follow()
+    assert paper.ids == ["after"]
+
+
 async def test_a_failure_between_pages_keeps_what_was_written_before_it(
     client: Client, state: State, clock: FakeClock, sandbox: Sandbox
 ) -> None:

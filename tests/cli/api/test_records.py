@@ -86,9 +86,10 @@ def test_cells_become_what_the_contract_says_and_empty_ones_are_absent(tmp_path:
     ("text", "kind", "found"),
     [
         (
-            'amount,description,date\n1,"a\nb\nc",\n\nnan,,31.1.2026\n1,2\n"1,000",,\ninf,,2026-02-30\nnull,,\n',
+            'amount,description,date\nx,"a\nb\nc",\n\nnan,,31.1.2026\n1,2\n"1,000",,\ninf,,2026-02-30\nnull,,\n',
             SPEND,
             [
+                f'2: amount: "x"; {AMOUNT}',
                 f'6: amount: "nan"; {AMOUNT}',
                 '6: date: "31.1.2026"; expected a day such as 2026-01-31',
                 "7: 2 cells; expected 3, as the header has",
@@ -147,6 +148,7 @@ def test_cells_become_what_the_contract_says_and_empty_ones_are_absent(tmp_path:
             ],
         ),
         ('{"users": [{"email": "a@b"}],\n"usres": []}', USERS, ["1: usres: unknown; allowed: nothing else"]),
+        ('[{"email": "x"},\n{"email": "x"}]', USERS, [f'{line}: email: "x"; {ADDRESS}' for line in (1, 2)]),
         ('{"users": 3}', USERS, ["1: 3; expected an array of objects"]),
         ('[{"email": "a@b"},\n{"email": }]', USERS, ["2: not JSON: JSON is malformed: invalid character (byte 29)"]),
         ('[{"amount": 1e999}]', SPEND, ["1: not JSON: Number out of range - at `$[...]`"]),
@@ -156,7 +158,18 @@ def test_cells_become_what_the_contract_says_and_empty_ones_are_absent(tmp_path:
         ("\x1b[31m,email\n,a@b\n", USERS, [r'1: "\u001b[31m": unknown; allowed: email, firstName, lastName, role']),
     ],
     ids=[
-        *("csv cells", "csv events", "csv header", "json", "ndjson", "beside", "no list", "broken json", "huge number"),
+        *(
+            "csv cells",
+            "csv events",
+            "csv header",
+            "json",
+            "ndjson",
+            "beside",
+            "twice the same",
+            "no list",
+            "broken json",
+            "huge number",
+        ),
         *("deep", "open quote", "not UTF-8", "escape"),
     ],
 )
