@@ -22,8 +22,8 @@ class Served(msgspec.Struct, rename="camel"):
     method: str
     what: str = ""
     """The operation's ID; of what no operation expects, the path; empty for the sandbox's own requests."""
-    status: int = 0
-    """0 where nothing was answered."""
+    status: int = 500
+    """0 where the connection was cut."""
     took_ms: float = 0.0
     app_id: str | None = None
     fault: str | None = None
@@ -47,7 +47,7 @@ class AppRow(msgspec.Struct, rename="camel", omit_defaults=True):
     received: int
     distinct: int
     users: int
-    spend: FiscalSpend | None
+    spend: FiscalSpend | None = None
 
 
 class Picture(msgspec.Struct, rename="camel"):

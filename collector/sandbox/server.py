@@ -188,7 +188,8 @@ class Sandbox:
         served.fault = fault.about
         alters = fault.cut or fault.status is not None
         truth = answer(await act()) if fault.after or not alters else None
-        await self._clock.sleep(fault.delay_seconds)
+        if fault.delay_seconds:
+            await self._clock.sleep(fault.delay_seconds)
         if fault.cut:
             if request.transport is not None:
                 request.transport.abort()
@@ -214,6 +215,7 @@ class Sandbox:
             response = await self._answer(request, handler)
             served.status = response.status
         except _ConnectionCut:
+            served.status = 0
             return web.Response(status=500)  # goes nowhere
         else:
             return response

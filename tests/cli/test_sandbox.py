@@ -3,6 +3,7 @@
 import asyncio
 import re
 import signal
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -122,6 +123,42 @@ async def test_a_broken_faults_file_is_a_clean_error(tmp_path: Path, content: by
     ended = await run("sandbox", "--listen", "127.0.0.1:0", "--faults", str(script))
     assert (ended.status, ended.out) == (1, "")
     assert ended.err.startswith(f"collector: {script}: ")
+    assert "Traceback" not in ended.err
+
+
+async def test_a_seed_file_and_an_export_limit_are_taken(tmp_path: Path) -> None:
+    seed = tmp_path / "seed.json"
+    seed.write_text('{"apps": [{"appId": "wiki", "users": [{"email": "person@example.com"}]}]}')
+    async with sandbox("--seed", str(seed), "--export-limit", "1") as child, aiohttp.ClientSession() as session:
+        token = await child.token()
+        assert await child.push(token, 1) == 200
+        headers = {"Authorization": f"Bearer {token}"}
+        statuses = []
+        for _ in range(2):
+            async with session.get(
+                f"{child.url}/services/export/v1/customer/app-details/wiki", headers=headers
+            ) as answer:
+                statuses.append(answer.status)
+        assert statuses == [200, 429]
+
+
+async def test_a_broken_seed_is_a_clean_error_that_names_the_field(tmp_path: Path) -> None:
+    seed = tmp_path / "seed.json"
+    seed.write_text('{"apps": [{"appID": "wiki"}]}')
+    ended = await run("sandbox", "--listen", "127.0.0.1:0", "--seed", str(seed))
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err.startswith(f"collector: {seed}: ")
+    assert "appI" in ended.err
+    assert "Traceback" not in ended.err
+
+
+async def test_data_of_another_version_is_a_clean_error(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "sandbox.sqlite3")
+    connection.execute("CREATE TABLE app (app_id TEXT)")
+    connection.close()
+    ended = await run("sandbox", "--listen", "127.0.0.1:0", "--data", str(tmp_path))
+    assert (ended.status, ended.out) == (1, "")
+    assert "schema version" in ended.err
     assert "Traceback" not in ended.err
 
 

@@ -16,6 +16,17 @@ from collector.sandbox.state import State
 APP = "the-app"
 FORM = {"grant_type": "client_credentials", "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET}
 
+# What every operation can be called with.
+GIVEN = {"appId": APP, "applicationId": APP, "workflowId": "none", "executionId": "none", "filenames": "a.csv"}
+BODIES: dict[str, object] = {
+    "setupApplication": {"appName": "Example"},
+    "publishUsageEvents": {"events": []},
+    "publishSpendData": {"spendData": []},
+    "publishProvisionedUsers": {"users": [{"email": "user@example.com"}]},
+    "deleteProvisionedUsers": {"users": [{"email": "user@example.com"}]},
+    "publishOrgChart": {"users": [{"email": "user@example.com"}]},
+}
+
 
 class Answer(NamedTuple):
     status: int
@@ -69,6 +80,12 @@ class Client:
 
 def event(number: int = 0, **fields: object) -> dict[str, object]:
     return {"timestamp": number, "email": "user@example.com", "eventName": "login"} | fields
+
+
+def given(operation: Operation, **others: str) -> dict[str, str]:
+    return {
+        parameter.name: (GIVEN | others)[parameter.name] for parameter in operation.parameters if parameter.is_required
+    }
 
 
 @asynccontextmanager

@@ -25,7 +25,7 @@ from collector.contract.operations import (
 from collector.sandbox import server
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
-from tests.sandbox.client import APP, Client, serving
+from tests.sandbox.client import APP, BODIES, Client, given, serving
 
 ANN = {"email": "ann@example.com", "firstName": "Ann", "role": "admin"}
 BOB = {"email": "bob@example.com"}
@@ -144,22 +144,7 @@ async def test_more_than_1000_people_at_once_are_refused_and_none_is_kept(client
 
 # -- what every operation has in common --------------------------------------------------------------------------------
 
-GIVEN = {"appId": APP, "applicationId": APP, "workflowId": "none", "executionId": "none", "filenames": "a.csv"}
-BODIES: dict[str, object] = {
-    "setupApplication": {"appName": "Example"},
-    "publishUsageEvents": {"events": []},
-    "publishSpendData": {"spendData": []},
-    "publishProvisionedUsers": {"users": [ANN]},
-    "deleteProvisionedUsers": {"users": [ANN]},
-    "publishOrgChart": {"users": [ANN]},
-}
 BEARERS = [operation for operation in OPERATIONS if operation.scope is not None]
-
-
-def given(operation: Operation, **others: str) -> dict[str, str]:
-    return {
-        parameter.name: (GIVEN | others)[parameter.name] for parameter in operation.parameters if parameter.is_required
-    }
 
 
 @pytest.mark.parametrize("operation", BEARERS, ids=lambda operation: operation.id)

@@ -5,12 +5,18 @@ import asyncio
 import aiohttp
 import pytest
 
-from collector.contract.operations import SETUP_APPLICATION
+from collector.contract.operations import (
+    GET_ACCESS_TOKEN,
+    GET_PROVISIONED_USERS,
+    OPERATIONS,
+    PUBLISH_PROVISIONED_USERS,
+    Operation,
+)
 from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.fake_clock import FakeClock
-from tests.sandbox.client import Client, event, serving
+from tests.sandbox.client import APP, BODIES, Client, event, given, serving
 
 
 async def test_faults_are_set_and_read_over_http(client: Client) -> None:
@@ -89,15 +95,28 @@ async def test_a_delay_holds_the_answer_back(
         assert (await pushing).status == status
 
 
-@pytest.mark.parametrize("operation", ["getAccessToken", "setupApplication", "publishUsageEvents"])
-async def test_a_fault_hits_its_operation_and_no_other(client: Client, sandbox: Sandbox, operation: str) -> None:
-    sandbox.set_faults(Fault(operation=operation, status=599))
-    statuses = {
-        "getAccessToken": (await client.ask_token()).status,
-        "setupApplication": (await client.post(SETUP_APPLICATION.path, b'{"appName":"x"}')).status,
-        "publishUsageEvents": (await client.push(event())).status,
-    }
-    assert statuses == dict.fromkeys(statuses, 200) | {operation: 599}
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.id)
+async def test_a_fault_hits_its_operation_and_no_other(client: Client, sandbox: Sandbox, operation: Operation) -> None:
+    sandbox.set_faults(Fault(operation=operation.id, status=599))
+    hit = []
+    for other in OPERATIONS:
+        if other is GET_ACCESS_TOKEN:
+            answer = await client.ask_token()
+        else:
+            answer = await client.call(other, BODIES.get(other.id), **given(other))
+        if answer.status == 599:
+            hit.append(other.id)
+    assert hit == [operation.id]
+
+
+@pytest.mark.parametrize(("after", "kept"), [(False, 0), (True, 1)])
+async def test_every_operation_can_be_carried_out_before_it_fails(
+    client: Client, sandbox: Sandbox, after: bool, kept: int
+) -> None:
+    sandbox.set_faults(Fault(operation="*", app_id=APP, cut=True, after=after, times=1))
+    with pytest.raises(aiohttp.ClientConnectionError):
+        await client.call(PUBLISH_PROVISIONED_USERS, BODIES[PUBLISH_PROVISIONED_USERS.id], appId=APP)
+    assert len((await client.call(GET_PROVISIONED_USERS, appId=APP)).json["users"]) == kept
 
 
 async def test_a_fault_sees_what_is_in_a_request(client: Client, sandbox: Sandbox) -> None:
