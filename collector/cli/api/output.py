@@ -104,13 +104,17 @@ def write_to_disk(content: bytes) -> None:
 
 def end_torn_line() -> None:
     """Where standard output is a file that ends within a line, as a kill leaves it, the next line starts a new one."""
-    about = os.fstat(STDOUT)
-    if not stat.S_ISREG(about.st_mode) or not about.st_size:
-        return
-    with Path(f"/proc/self/fd/{STDOUT}").open("rb") as file:
-        file.seek(-1, io.SEEK_END)
-        if file.read(1) != b"\n":
-            write(b"\n")
+    try:
+        about = os.fstat(STDOUT)
+        if not stat.S_ISREG(about.st_mode) or not about.st_size:
+            return
+        with Path(f"/proc/self/fd/{STDOUT}").open("rb") as file:
+            file.seek(-1, io.SEEK_END)
+            is_torn = file.read(1) != b"\n"
+    except OSError:  # written it may be, but not read: an empty line does no harm
+        is_torn = True
+    if is_torn:
+        write(b"\n")
 
 
 def default_format(for_programs: str) -> str:
@@ -128,10 +132,12 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else _encode(value).decode()
 
 
-def _tables_of_one(fields: Mapping[str, Any], prefix: str = "") -> list[Table]:
+def _tables_of_one(fields: Mapping[str, Any]) -> list[Table]:
     """Names and values, objects within it by dotted names; each list of objects as a table of its own below."""
     lists: list[Table] = []
     grid = Table(box=None, show_header=False, pad_edge=False)
+    grid.add_column()
+    grid.add_column(overflow="fold")
 
     def add(fields: Mapping[str, Any], prefix: str) -> None:
         for name, value in fields.items():
@@ -144,7 +150,7 @@ def _tables_of_one(fields: Mapping[str, Any], prefix: str = "") -> list[Table]:
             else:
                 grid.add_row(_plain(prefix + name), _plain(_cell(value)))
 
-    add(fields, prefix)
+    add(fields, "")
     return [grid, *lists]
 
 
@@ -167,6 +173,5 @@ def _print(tables: Iterable[Table]) -> None:
     console = Console(force_terminal=is_terminal, width=None if is_terminal else UNFOLDED_COLUMNS)
     with console.capture() as shown:
         for table in tables:
-            if table.row_count or table.columns:
-                console.print(table)
+            console.print(table)
     write("".join(line.rstrip() + "\n" for line in shown.get().splitlines()).encode())

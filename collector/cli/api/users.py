@@ -114,6 +114,6 @@ def delete(
     removed = list(dict.fromkeys([*emails, *(user.email for user in (listed.records if listed else ()))]))
     sent = change(DELETE_PROVISIONED_USERS, upstream, {"appId": app_id}, records=len(removed), dry_run=dry_run)
     if not dry_run:
-        confirm(f"Remove {len(removed):,} users of app {app_id}?", yes=yes)
+        confirm(f"Remove {len(removed):,} of the users of app {app_id}?", yes=yes)
         call(upstream, lambda client: client.delete_users(app_id, removed))
     write_one(sent, output_format)

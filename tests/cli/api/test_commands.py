@@ -130,7 +130,7 @@ async def test_on_a_terminal_it_asks_before_users_are_deleted(
         os.close(terminal)
         os.close(child_side)
     assert (process.returncode, b"deleteProvisionedUsers" in out) == (status, status == 0)
-    assert f"Remove 2 users of app {APP}? [y/N]" in err.decode()
+    assert f"Remove 2 of the users of app {APP}? [y/N]" in err.decode()
     assert [user.email for user in await state.records.users(APP)] == left
 
 
