@@ -19,10 +19,15 @@ from tests.cli.child import SECONDS, finish, run, started
 from tests.fake_clock import FakeClock
 
 
+DETAILS = {"note": "x" * 500}
+"""So that a thousand events are more than a pipe and its reader hold: who writes them waits."""
+
+
 async def happen(state: State, *ids: str, ago: timedelta = timedelta(seconds=10)) -> None:
     time = datetime.now(UTC) - ago
     for event_id in ids:
-        await state.records.add_audit_event(AuditEvent(event_id, timestamp=time), round(time.timestamp() * 1e6))
+        event = AuditEvent(event_id, timestamp=time, details=DETAILS)
+        await state.records.add_audit_event(event, round(time.timestamp() * 1e6))
 
 
 async def read_ids(process: asyncio.subprocess.Process, count: int) -> list[str]:
