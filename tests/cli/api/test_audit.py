@@ -18,7 +18,6 @@ from tests.cli.api.conftest import Api, environment, rows
 from tests.cli.child import SECONDS, finish, run, started
 from tests.fake_clock import FakeClock
 
-
 DETAILS = {"note": "x" * 500}
 """So that a thousand events are more than a pipe and its reader hold: who writes them waits."""
 
