@@ -1,21 +1,34 @@
 """The command line: it owns signals, exit codes, the log's set-up and what people see; nothing else does.
 
-Exit codes: 0 done, 1 it failed (the message says why), 2 wrong usage, 78 wrong configuration (sysexits' EX_CONFIG).
+Exit codes: 0 done, 1 it failed (the message says why), 2 wrong usage, 3 nobody knows whether upstream has acted (look
+before you try again), 75 not now (the same command may succeed later; sysexits' EX_TEMPFAIL), 77 credentials refused
+(EX_NOPERM), 78 wrong configuration (EX_CONFIG).
 """
 
-import importlib
 import sys
 from typing import Any
 
 import click
 
-from collector.errors import CollectorError, ConfigInvalid
+from collector.cli.lazy import LazyGroup
+from collector.errors import (
+    ChunkFailed,
+    CollectorError,
+    ConfigInvalid,
+    CredentialsRefused,
+    OutcomeUnknown,
+    Retryable,
+)
 from collector.version import __version__
 
 EXIT_FAILED = 1
+EXIT_OUTCOME_UNKNOWN = 3
+EXIT_NOT_NOW = 75
+EXIT_CREDENTIALS = 77
 EXIT_CONFIG = 78
 
 COMMANDS = {
+    "api": ("collector.cli.api", "Call the operations of the Productiv Developer API."),
     "check-config": ("collector.cli.check_config", "Check the configuration and list every problem."),
     "demo": ("collector.cli.demo", "Show the main job: sandbox, collector, an outage, and the books."),
     "push": ("collector.cli.push", "Send events from NDJSON files to a running collector."),
@@ -26,21 +39,8 @@ COMMANDS = {
 }
 
 
-class _Commands(click.Group):
-    """Imports a command's module when it is called: each brings libraries that the others need not wait for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, about) for name, (_, about) in sorted(COMMANDS.items())])
+class _Main(LazyGroup):
+    """Turns errors into a message and an exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -50,10 +50,21 @@ class _Commands(click.Group):
             sys.exit(EXIT_CONFIG)
         except CollectorError as error:
             click.echo(f"collector: {error}", err=True)
-            sys.exit(EXIT_FAILED)
+            sys.exit(exit_code(error))
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def exit_code(error: BaseException | None) -> int:
+    """What a command that failed for this reason ends with."""
+    if isinstance(error, ChunkFailed):
+        return exit_code(error.__cause__)
+    if isinstance(error, OutcomeUnknown):
+        return EXIT_OUTCOME_UNKNOWN
+    if isinstance(error, Retryable):
+        return EXIT_NOT_NOW
+    return EXIT_CREDENTIALS if isinstance(error, CredentialsRefused) else EXIT_FAILED
+
+
+@click.group(cls=_Main, modules=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="collector")
 def main() -> None:
     """Collects usage events from local apps and delivers them to Productiv, each exactly once."""

@@ -35,7 +35,7 @@ def stop_signals() -> asyncio.Event:
 
     def on_signal(number: int) -> None:
         if asked.is_set():
-            click.echo("stopped at once by a second signal; what was acknowledged is in the queue", err=True)
+            click.echo("stopped at once by a second signal", err=True)
             sys.stderr.flush()
             os._exit(128 + number)
         asked.set()

@@ -1,13 +1,15 @@
-"""What several commands share: the --config option, and addresses and times on the command line."""
+"""What several commands share: the --config option, and addresses, times and durations on the command line."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 
 from collector.clock import Clock
-from collector.config.kinds import Address, Refused, parse_address, seconds
+from collector.config.kinds import Address, Refused, Seconds, duration, parse_address, seconds
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 config_option = click.option(
     "--config",
@@ -56,3 +58,35 @@ class TimeType(click.ParamType[int]):
                 param,
                 ctx,
             )
+
+
+class MomentType(click.ParamType[datetime]):
+    """What `TimeType` takes, or `now`, as a datetime in UTC."""
+
+    name = TimeType.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """The instant that the text stands for, to the millisecond."""
+        if isinstance(value, datetime):
+            return value
+        instant_ms = Clock().now_ms() if value == "now" else TimeType().convert(value, param, ctx)
+        try:
+            return EPOCH + timedelta(milliseconds=instant_ms)
+        except OverflowError:
+            self.fail(f"{value!r} is no time; allowed: the years 1 to 9999", param, ctx)
+
+
+class DurationType(click.ParamType[Seconds]):
+    """A length of time between two others, as the configuration writes them: `60s`."""
+
+    name = "DURATION"
+
+    def __init__(self, minimum: str, maximum: str) -> None:
+        self._kind = duration("", minimum, maximum)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Seconds:
+        """The seconds that the text stands for."""
+        try:
+            return Seconds(value) if isinstance(value, float) else Seconds(self._kind.parse(value))
+        except ValueError:
+            self.fail(f"{value!r}; expected {self._kind.allowed}", param, ctx)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -24,14 +25,16 @@ def own_environment() -> dict[str, str]:
 
 
 @asynccontextmanager
-async def started(*words: str, env: Mapping[str, str] | None = None) -> AsyncIterator[asyncio.subprocess.Process]:
+async def started(
+    *words: str, env: Mapping[str, str] | None = None, stdin: int = PIPE, stdout: int = PIPE
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """The process, for the length of a block; killed at its end if it is still there."""
     process = await asyncio.create_subprocess_exec(
         *command(*words),
         env=own_environment() if env is None else env,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=PIPE,
     )
     try:
         yield process
@@ -44,7 +47,7 @@ async def started(*words: str, env: Mapping[str, str] | None = None) -> AsyncIte
 async def finish(process: asyncio.subprocess.Process, stdin: bytes = b"") -> Ended:
     out, err = await asyncio.wait_for(process.communicate(stdin), SECONDS)
     assert process.returncode is not None
-    return Ended(process.returncode, out.decode(), err.decode())
+    return Ended(process.returncode, (out or b"").decode(), err.decode())
 
 
 async def run(*words: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> Ended:

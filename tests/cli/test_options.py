@@ -1,10 +1,74 @@
-"""Times on the command line."""
+"""Times and durations on the command line."""
+
+from datetime import UTC, datetime, timedelta
 
 import click
 import pytest
 
-from collector.cli.options import TimeType
+from collector.cli.options import DurationType, MomentType, TimeType
 from collector.clock import Clock
+
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("2026-01-31T12:00:00Z", NOON),
+        ("2026-01-31T13:30:00+01:30", NOON),
+        ("2026-01-31T12:00", NOON),
+        ("2026-01-31 12:00:00.5", NOON + timedelta(seconds=0.5)),
+        ("2026-01-31", NOON - timedelta(hours=12)),
+    ],
+)
+def test_a_time_is_iso_8601_and_utc_where_it_names_no_zone(text: str, time: datetime) -> None:
+    converted = MomentType().convert(text, None, None)
+    assert (converted, converted.utcoffset()) == (time, timedelta(0))
+
+
+@pytest.mark.parametrize(
+    ("text", "ago"),
+    [
+        ("now", timedelta()),
+        ("-7d", timedelta(days=7)),
+        ("-1.5h", timedelta(minutes=90)),
+        ("-30m", timedelta(minutes=30)),
+    ],
+)
+def test_a_time_may_be_so_long_ago(text: str, ago: timedelta) -> None:
+    before = datetime.now(UTC)
+    converted = MomentType().convert(text, None, None)
+    assert before - timedelta(milliseconds=1) <= converted + ago <= datetime.now(UTC)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "-",
+        "7d",
+        "-7",
+        "--7d",
+        "-7w",
+        "tomorrow",
+        "1767225600000",
+        "2026-02-30",
+        "-9999999999d",
+        "0001-01-01T00:00+10:00",
+    ],
+)
+def test_what_is_no_time_is_refused_with_what_would_be(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is no time; allowed: "):
+        MomentType().convert(text, None, None)
+
+
+def test_a_duration_has_a_unit_and_a_range() -> None:
+    kind = DurationType("100ms", "1d")
+    assert [kind.convert(text, None, None) for text in ("100ms", "1.5h", "1d")] == [0.1, 5400.0, 86_400.0]
+    for text in ("1", "99ms", "2d", "", "soon"):
+        with pytest.raises(click.BadParameter, match='expected a duration from "100ms" to "1d"'):
+            kind.convert(text, None, None)
+
 
 HOUR_MS = 3_600_000
 

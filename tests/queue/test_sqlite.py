@@ -12,8 +12,10 @@ import pytest
 
 from collector.errors import DiskFull, QueueBroken, QueueBusy, QueueDamaged, QueueFull, QueueInUse, QueueUnavailable
 from collector.observe.metrics import Metrics
+from collector.queue import ready
 from collector.queue.base import Batch, Burial, Queue, Verdict
 from collector.queue.database import FILE_NAME
+from collector.queue.ready import CHECKED_WHOLE_BYTES
 from collector.queue.sqlite import BUSY_RETRY_AFTER_SECONDS, FULL_RETRY_AFTER_SECONDS, PRUNE_PASSES, SqliteQueue
 from tests.fake_clock import FakeClock
 from tests.queue.contract import BATCH_EVENTS, QueueContract, available, lease, lease_all, numbers_of
@@ -563,9 +565,17 @@ async def test_maintenance_leaves_no_trace_in_a_queue_that_is_in_use(
         pytest.param("DELETE FROM segment", id="rows that are gone"),
     ],
 )
+@pytest.mark.parametrize("checked_whole_bytes", [CHECKED_WHOLE_BYTES, 0], ids=["small", "large"])
 async def test_a_broken_segment_is_not_leased_ends_the_maintenance_and_is_salvaged_at_the_next_start(
-    tmp_path: Path, queue: SqliteQueue, open_queue: Opener, caplog: pytest.LogCaptureFixture, harm: str
+    tmp_path: Path,
+    queue: SqliteQueue,
+    open_queue: Opener,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    harm: str,
+    checked_whole_bytes: int,
 ) -> None:
+    monkeypatch.setattr(ready, "CHECKED_WHOLE_BYTES", checked_whole_bytes)
     maintenance = asyncio.create_task(queue.maintain())
     await queue.put([batch("wiki", range(10))])
     with opened(tmp_path) as other:

@@ -1,0 +1,97 @@
+"""What the commands share that change something upstream: options, the question before, progress, the result."""
+
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import Progress
+
+from collector.cli.api.formats import InputFormat
+from collector.cli.loop import run
+from collector.config.model import Upstream
+from collector.contract.operations import PUBLISH_USAGE_EVENTS, Operation
+from collector.upstream.client import Client
+from collector.upstream.wire import api_request
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+app_argument = click.argument("app_id", metavar="APP")
+file_argument = click.argument(
+    "file", type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True), metavar="FILE"
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Check everything, say what would be sent, send nothing.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask before something is removed.")
+
+
+def input_options(command: Command) -> Command:
+    """Options of the commands that read records."""
+    command = click.option(
+        "--ignore-unknown",
+        is_flag=True,
+        help="Leave out fields that the contract does not have; else they are problems.",
+    )(command)
+    return click.option(
+        "--input-format",
+        type=click.Choice(InputFormat, case_sensitive=False),
+        help="Default: told by the file's name, else by its first character.",
+    )(command)
+
+
+class Change(msgspec.Struct, rename="camel", frozen=True):
+    """What was sent; with `dry_run` what would have been."""
+
+    operation: str
+    request: str
+    """Method and URL."""
+    records: int
+    requests: int
+    dry_run: bool
+
+
+def change(
+    operation: Operation[Any],
+    upstream: Upstream,
+    names: Mapping[str, str],
+    *,
+    records: int,
+    dry_run: bool,
+    records_per_request: int | None = None,
+) -> Change:
+    """The change that this operation makes. Raises AppUnusable where the app's ID cannot stand in a URL."""
+    path = upstream.usage_events_path if operation is PUBLISH_USAGE_EVENTS else ""
+    request = api_request(operation, upstream.base_url, names, token="", path=path)
+    requests = -(-records // records_per_request) if records_per_request else 1
+    return Change(operation.id, f"{request.method} {request.url}", records, requests, dry_run)
+
+
+def call(upstream: Upstream, work: Callable[[Client], Awaitable[Result]]) -> Result:
+    """What `work` makes of a client that is ready to call."""
+
+    async def with_client() -> Result:
+        async with Client(upstream) as client:
+            return await work(client)
+
+    return run(with_client())
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Returns if the answer is yes. Raises click.Abort where it is no, UsageError where there is nobody to ask."""
+    if yes:
+        return
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise click.UsageError(f"{question} Standard input is no terminal to answer at; --yes answers.")
+    click.confirm(question, abort=True, err=True)
+
+
+@contextmanager
+def progress(items: Sequence[Item], about: str) -> Iterator[Iterable[Item]]:
+    """The same items; who takes them moves a bar on standard error, where that is a terminal."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bars:
+        yield bars.track(items, description=about)

@@ -1,0 +1,147 @@
+"""Where a run of `collector api audit-events` stopped, and how the next one goes on.
+
+A cursor says from when on to ask next, and which events from then on were written already. Events appear upstream with
+a delay: so each pass asks again for the last `OVERLAP`, and leaves out what was written. Whatever appears later than
+that is missed.
+
+What is promised: no event is missed, and none is written twice, however often runs end and begin anew. The one
+exception is a process that is killed (or a machine that dies) after events have left and before the cursor that
+names them is on disk: those, at most `BATCH` of them, are written a second time. Events leave first, the cursor
+follows, by writing another file, fsync and rename. A line that a kill has torn stays torn, and its event follows whole.
+"""
+
+import asyncio
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+
+from collector.clock import Clock
+from collector.contract.models import MAX_AUDIT_EVENTS_PER_PAGE, AuditEvent
+from collector.errors import Unusable
+from collector.upstream.client import Client
+
+OVERLAP = timedelta(minutes=5)
+WINDOW = timedelta(days=1)
+"""How much is asked for before the cursor moves on: the IDs of so much time are kept in it."""
+BATCH = MAX_AUDIT_EVENTS_PER_PAGE
+
+
+class Cursor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """From when on to ask, and the events from then on that were written, by ID, each with its time."""
+
+    since: datetime
+    written: dict[str, datetime] = {}
+
+
+class CursorFile:
+    """A cursor on disk."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No other process uses it meanwhile. Raises Unusable where one does, or the directory cannot be written."""
+        lock = self._file.with_name(f"{self._file.name}.lock")
+        try:
+            file = lock.open("ab")
+        except OSError as error:
+            raise Unusable(f"{lock}: {error.strerror}") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Unusable(f"{self._file}: another process goes by this cursor") from error
+            except OSError as error:
+                raise Unusable(f"{lock} cannot be locked: {error.strerror}") from error
+            yield
+
+    def load(self) -> Cursor | None:
+        """What was saved last; None where nothing was. Raises Unusable where it is no cursor."""
+        try:
+            return msgspec.json.decode(self._file.read_bytes(), type=Cursor)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise Unusable(f"{self._file}: {error.strerror}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Unusable(f"{self._file} is no cursor: {error}; remove it to begin anew") from error
+
+    def save(self, cursor: Cursor) -> None:
+        """Returns once it is on disk; a crash on the way leaves the one before. Raises Unusable."""
+        new = self._file.with_name(f"{self._file.name}.new")
+        try:
+            with new.open("wb") as file:
+                file.write(msgspec.json.encode(cursor))
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self._file)
+            directory = os.open(self._file.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            raise Unusable(f"{self._file}: {error.strerror}") from error
+
+
+class Trail:
+    """Writes events and keeps the cursor behind them. `write` returns once they have left the process."""
+
+    def __init__(
+        self,
+        client: Client,
+        cursor: Cursor,
+        *,
+        clock: Clock,
+        write: Callable[[Sequence[AuditEvent]], object],
+        save: Callable[[Cursor], object],
+    ) -> None:
+        self._client = client
+        self._since = cursor.since
+        self._written = dict(cursor.written)
+        self._clock = clock
+        self._write = write
+        self._save = save
+
+    async def follow(self, until: datetime | None = None) -> None:
+        """Everything from the cursor up to `until`, or to now, is written, and the cursor says so.
+
+        Cancelled, it lets what is being written come to its end. The errors are those of the client and of `write`.
+        """
+        now = datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC)
+        end = until or now
+        start = self._since
+        while start < end:
+            stop = min(start + WINDOW, end)
+            batch: dict[str, AuditEvent] = {}
+            async for event in self._client.audit_events(start, stop):
+                if event.event_id not in self._written:
+                    batch[event.event_id] = event
+                if len(batch) == BATCH:
+                    await asyncio.to_thread(self._keep, batch, stop)
+                    batch = {}
+            settled = min(stop, now - OVERLAP).replace(microsecond=0)  # in case upstream counts in seconds
+            await asyncio.to_thread(self._keep, batch, stop, max(self._since, settled))
+            start = stop
+
+    def _keep(self, batch: dict[str, AuditEvent], stop: datetime, since: datetime | None = None) -> None:
+        """The events are written; and where it is said `since` when to ask next, those before it can be forgotten."""
+        if batch:
+            self._write(list(batch.values()))
+        self._written |= {event_id: _time(event, stop) for event_id, event in batch.items()}
+        if since is not None:
+            self._since = since
+            self._written = {event_id: time for event_id, time in self._written.items() if time >= since}
+        self._save(Cursor(self._since, self._written))
+
+
+def _time(event: AuditEvent, otherwise: datetime) -> datetime:
+    """When it happened; without a zone that is UTC."""
+    time = event.timestamp or otherwise
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

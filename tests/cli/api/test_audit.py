@@ -1,0 +1,129 @@
+"""`collector api audit-events` as a process that is stopped and killed."""
+
+import asyncio
+import signal
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from collector.cli.api.audit import for_ever
+from collector.cli.api.cursor import BATCH
+from collector.contract.models import AuditEvent
+from collector.errors import CredentialsRefused, Retryable
+from collector.sandbox.server import Sandbox
+from collector.sandbox.state import State
+from tests.cli.api.conftest import Api, environment, rows
+from tests.cli.child import SECONDS, finish, run, started
+from tests.fake_clock import FakeClock
+
+DETAILS = {"note": "x" * 500}
+"""So that a thousand events are more than a pipe and its reader hold: who writes them waits."""
+
+
+async def happen(state: State, *ids: str, ago: timedelta = timedelta(seconds=10)) -> None:
+    time = datetime.now(UTC) - ago
+    for event_id in ids:
+        event = AuditEvent(event_id, timestamp=time, details=DETAILS)
+        await state.records.add_audit_event(event, round(time.timestamp() * 1e6))
+
+
+async def read_ids(process: asyncio.subprocess.Process, count: int) -> list[str]:
+    assert process.stdout is not None
+    lines = [await asyncio.wait_for(process.stdout.readline(), SECONDS) for _ in range(count)]
+    return [msgspec.json.decode(line, type=AuditEvent).event_id for line in lines]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_it_follows_until_a_signal_and_the_next_run_goes_on_there(
+    sandbox: Sandbox, api: Api, state: State, tmp_path: Path, number: signal.Signals
+) -> None:
+    cursor = str(tmp_path / "cursor")
+    words = ("api", "audit-events", "--follow", "--interval", "100ms", "--cursor", cursor)
+    await happen(state, "a", "b")
+    async with started(*words, env=environment(sandbox)) as process:
+        assert await read_ids(process, 2) == ["a", "b"]
+        await happen(state, "late", ago=timedelta(minutes=4))
+        assert await read_ids(process, 1) == ["late"]
+        process.send_signal(number)
+        assert await finish(process) == (0, "", "")
+    await happen(state, "c")
+    assert [row["eventId"] for row in rows(await api("audit-events", "--cursor", cursor))] == ["c"]
+
+
+async def test_killed_in_the_midst_it_misses_nothing_and_repeats_one_write_at_most(
+    sandbox: Sandbox, state: State, tmp_path: Path
+) -> None:
+    words = ("api", "audit-events", "--cursor", str(tmp_path / "cursor"))
+    expected = [f"{number:05}" for number in range(4 * BATCH)]
+    await happen(state, *expected)
+    async with started(*words, env=environment(sandbox)) as process:
+        written = await read_ids(process, BATCH + 1)
+        process.kill()
+        # What is in the pipe has left the process, but for a line that the kill has torn.
+        rest = (await finish(process)).out
+    written += [msgspec.json.decode(line, type=AuditEvent).event_id for line in rest.split("\n")[:-1]]
+    ended = await run(*words, env=environment(sandbox))
+    again = [str(row["eventId"]) for row in rows(ended)]
+    assert sorted({*written, *again}) == expected
+    assert len(written) + len(again) <= len(expected) + BATCH
+
+
+async def test_a_line_that_a_kill_has_torn_does_not_spoil_the_next(
+    sandbox: Sandbox, api: Api, state: State, tmp_path: Path
+) -> None:
+    words = ("audit-events", "--cursor", str(tmp_path / "cursor"))
+    await happen(state, "a")
+    assert (await api(*words)).out.count("\n") == 1
+    await happen(state, "b")
+    file = tmp_path / "events.ndjson"
+    file.write_bytes(b'{"eventId":"a"}\n{"event')
+    with file.open("ab") as out:
+        async with started("api", *words, env=environment(sandbox), stdout=out.fileno()) as process:
+            assert (await finish(process)).status == 0
+    lines = file.read_text().splitlines()
+    assert lines[:2] == ['{"eventId":"a"}', '{"event']
+    assert [msgspec.json.decode(line)["eventId"] for line in lines[2:]] == ["b"]
+
+
+async def test_what_passes_by_itself_is_said_and_the_following_goes_on(
+    clock: FakeClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures = [Retryable("getAuditEvents: 503")]
+    succeeded = asyncio.Event()
+
+    async def follow() -> None:
+        if failures:
+            raise failures.pop()
+        succeeded.set()
+
+    following = asyncio.create_task(for_ever(follow, 60, clock))
+    while clock.next_due_seconds() is None:  # noqa: ASYNC110 - a clock sets no event
+        await asyncio.sleep(0)
+    assert clock.next_due_seconds() == 60
+    clock.advance(60)
+    await asyncio.wait_for(succeeded.wait(), SECONDS)
+    following.cancel()
+    await asyncio.wait([following])
+    assert capsys.readouterr().err == "getAuditEvents: 503; next try in 60 s\n"
+
+
+async def test_what_does_not_pass_ends_the_following(clock: FakeClock) -> None:
+    async def follow() -> None:
+        raise CredentialsRefused("no")
+
+    with pytest.raises(CredentialsRefused):
+        await for_ever(follow, 60, clock)
+
+
+async def test_csv_has_its_header_once_and_a_table_all_at_once(api: Api, state: State, tmp_path: Path) -> None:
+    words = ("audit-events", "--format", "csv", "--cursor", str(tmp_path / "cursor"))
+    await happen(state, "a")
+    first = (await api(*words)).out.splitlines()
+    assert first[0] == "eventId,eventType,timestamp,userEmail,details"
+    assert [line.split(",")[0] for line in first[1:]] == ["a"]
+    await happen(state, "b")
+    assert [line.split(",")[0] for line in (await api(*words)).out.splitlines()] == ["b"]
+    table = await api("audit-events", "--format", "table", "--since", "-1h")
+    assert [line.split()[0] for line in table.out.splitlines()] == ["eventId", "a", "b"]
