@@ -8,7 +8,7 @@ whole agent down, loudly; nothing stays "healthy" while it does nothing.
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from socket import SOCK_DGRAM, SOCK_STREAM, SocketKind, socket
 from typing import Any, Self
@@ -26,6 +26,7 @@ from collector.intake import Intake
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.queue.sqlite import SqliteQueue
+from collector.queue.step_thread import StepThread
 from collector.sources.access import Guard
 from collector.sources.datagrams import DatagramSource, bind_udp
 from collector.sources.http import HttpSource
@@ -51,10 +52,17 @@ class Collector:
     """A whole collector inside one event loop.
 
     `async with Collector(config) as collector:` starts it and stops it; `await collector.failed()` in between returns
-    only if it cannot go on.
+    only if it cannot go on. Time, the way to upstream and the queue's threads can be others than the machine's own.
     """
 
-    def __init__(self, config: Config, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        clock: Clock | None = None,
+        transport: Transport | None = None,
+        new_thread: Callable[[str], StepThread] = StepThread,
+    ) -> None:
         self._config = config
         self._clock = clock or Clock()
         self.metrics = Metrics()
@@ -66,6 +74,7 @@ class Collector:
             dedup_retention_seconds=config.queue.dedup_retention,
             clock=self._clock,
             metrics=self.metrics,
+            new_thread=new_thread,
         )
         self._intake = Intake(
             self._queue,
@@ -81,7 +90,7 @@ class Collector:
             max_event_bytes=config.events.max_event_bytes,
             metrics=self.metrics,
         )
-        self._transport = Transport(timeout_seconds=config.upstream.timeout)
+        self._transport = transport or Transport(timeout_seconds=config.upstream.timeout)
         self._tokens = TokenSource(
             self._transport,
             token_url=config.upstream.token_url,

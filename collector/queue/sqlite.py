@@ -16,7 +16,7 @@ into one file; only the holder of the flushing role may lease.
 import asyncio
 import contextlib
 from bisect import insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from collector.clock import Clock
@@ -93,6 +93,7 @@ class SqliteQueue:
         dedup_retention_seconds: float,
         clock: Clock,
         metrics: Metrics,
+        new_thread: Callable[[str], StepThread] = StepThread,
     ) -> None:
         self.arrivals = asyncio.Event()
         self._directory = directory
@@ -107,8 +108,8 @@ class SqliteQueue:
         self._leasing = asyncio.Lock()
         self._foreign_commits = 0
         self._waiting_bytes = 0
-        self._writer = StepThread("collector-queue-writer")
-        self._reader = StepThread("collector-queue-reader")
+        self._writer = new_thread("collector-queue-writer")
+        self._reader = new_thread("collector-queue-reader")
         self._opened = contextlib.AsyncExitStack()
         self._store: Store
         self._view: View
