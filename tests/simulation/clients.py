@@ -1,4 +1,4 @@
-"""Those who send: over HTTP with retries, as programs do, and from inside the host program, where callers are cancelled.
+"""Those who send: over HTTP with retries, as programs do, and from inside the host program, where some are cancelled.
 
 A client sends again what was not acknowledged, until it gives up; what an answer says goes into the books.
 """
@@ -17,11 +17,10 @@ from collector.intake import Report
 from tests.simulation.books import Books, Identity, Post
 from tests.simulation.loop import Died, Life
 from tests.simulation.network import Cut, Link, Network, Refused
+from tests.simulation.plan import DEFAULT_APP, Habits
 
 EMAILS = ("a@example.com", "b@example.com", "Ünal@example.com", "c+d@example.com")
-NAMES = ("opened", "saved", "gelöscht", "shared \\ \"it\"")
-DEFAULT_APP = "wiki"
-APPS = (DEFAULT_APP, "crm", "größe/1")
+NAMES = ("opened", "saved", "gelöscht", 'shared \\ "it"')
 
 INVALID: tuple[dict[str, Any], ...] = (
     {"timestamp": 1, "eventName": "saved"},
@@ -51,22 +50,6 @@ class Answer(NamedTuple):
     status: int
     retry_after_seconds: float
     report: Report
-
-
-class Habits(NamedTuple):
-    """How clients of one world send."""
-
-    apps: Sequence[str]
-    repeats: float
-    """How likely an event is one that was sent before."""
-    spoils: float
-    """How likely an event is invalid."""
-    poisons: float
-    """How likely upstream will never take an event."""
-    most_events: int
-    hangs_up: float
-    """How likely a client does not wait for its answer."""
-    requests: int
 
 
 class Client:
@@ -112,7 +95,11 @@ class Client:
         """Sends a request until it is answered for good, or the client gives up."""
         for attempt in range(1, 6):
             self._tell(
-                self._name, "sends %s and %d invalid to %s", self._books.name(request.valid), request.invalid, request.path
+                self._name,
+                "sends %s and %d invalid to %s",
+                self._books.name(request.valid),
+                request.invalid,
+                request.path,
             )
             post = self._books.post(request.valid, request.invalid)
             answer = await self._send(request)
@@ -143,7 +130,9 @@ class Client:
         fate, habits = self._fate, self._habits
         shape = fate.choice(("single", "array", "envelope", "row", "lines", "lines", "push"))
         push_app = fate.choice(habits.apps)
-        count = 1 if shape == "single" else fate.choice((1, 2, 5, habits.most_events, fate.randint(1, habits.most_events)))
+        count = (
+            1 if shape == "single" else fate.choice((1, 2, 5, habits.most_events, fate.randint(1, habits.most_events)))
+        )
         valid: list[Identity] = []
         written: list[bytes] = []
         old = list(self._books.sent)[-200:]
@@ -160,7 +149,7 @@ class Client:
         invalid = count - len(valid)
         if shape == "lines":
             return Request("/v1/events", "application/x-ndjson", b"\n".join(written), valid, invalid)
-        if shape == "single" or shape == "row":
+        if shape in {"single", "row"}:
             return Request("/v1/events", "application/json", b" ".join(written), valid, invalid)
         if shape == "array":
             return Request("/v1/events", "application/json", b"[%b]" % b",".join(written), valid, invalid)
@@ -247,7 +236,8 @@ class Client:
         link, body = self._link, request.body
         is_chunked = self._fate.random() < 0.3
         length = "Transfer-Encoding: chunked" if is_chunked else f"Content-Length: {len(body)}"
-        head = f"POST {request.path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {request.content_type}\r\n{length}\r\n\r\n"
+        lines = (f"POST {request.path} HTTP/1.1", "Host: localhost", f"Content-Type: {request.content_type}", length)
+        head = "".join(f"{line}\r\n" for line in (*lines, ""))
         pieces = [body]
         if self._fate.random() < 0.2:
             cut = self._fate.randrange(len(body) + 1)
@@ -263,8 +253,8 @@ class Client:
         while b"\r\n\r\n" not in heard:
             heard += await link.hear()
         said, _, content = heard.partition(b"\r\n\r\n")
-        status_line, *lines = said.decode().split("\r\n")
-        fields = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        status_line, *fields_said = said.decode().split("\r\n")
+        fields = {name.lower(): value for name, _, value in (line.partition(": ") for line in fields_said)}
         while len(content) < int(fields["content-length"]):
             content += await link.hear()
         if fields.get("connection") == "close" or self._fate.random() < 0.7:

@@ -125,9 +125,9 @@ class Disk:
         if in_reader and message == "database or disk is full":
             return
         # SQLite rolls back by itself after some errors and leaves the transaction open after others.
-        if connection.in_transaction and (message != "database is locked" or (in_reader and sql == "COMMIT")):
-            if sql == "COMMIT" or self._fate.random() < 0.5:
-                sqlite3.Connection.execute(connection, "ROLLBACK")
+        may_roll_back = message != "database is locked" or (in_reader and sql == "COMMIT")
+        if connection.in_transaction and may_roll_back and (sql == "COMMIT" or self._fate.random() < 0.5):
+            sqlite3.Connection.execute(connection, "ROLLBACK")
         self._tell("disk", "%s: %s", message, sql[:40])
         raise _error(message, ERRORS[message])
 

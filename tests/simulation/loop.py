@@ -47,10 +47,13 @@ class Life:
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """What `work`, done inside this life, returns or raises. Raises Died where the life ends before."""
+        if self.is_dead:
+            work.close()
+            raise Died
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[asyncio.Task[T]] = loop.create_future()
         task = loop.create_task(work, context=self.context.copy())
-        task.add_done_callback(lambda task: ended.done() or ended.set_result(task), context=contextvars.Context())
+        task.add_done_callback(lambda task: _settle(ended, task), context=contextvars.Context())
         self._waiting.append(ended)
         try:
             return (await ended).result()
@@ -72,7 +75,7 @@ class Life:
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 for _ in range(100):  # a `finally` that awaits has to be closed again
                     with contextlib.suppress(BaseException):
-                        task.get_coro().close()  # type: ignore[union-attr]
+                        task.get_coro().close()
                         break
         self.tasks.clear()
 
@@ -91,11 +94,12 @@ class _Handle(asyncio.Handle):
     def _run(self) -> None:
         life = self._context.get(_life)  # type: ignore[attr-defined]
         if life is None or not life.is_dead:
-            asyncio.Handle._run(self)  # type: ignore[attr-defined]
+            asyncio.Handle._run(self)
 
 
 class _TimerHandle(asyncio.TimerHandle):
     __slots__ = ("number",)
+    number: int
 
     def __lt__(self, other: "_TimerHandle") -> bool:  # type: ignore[override]
         return (self._when, self.number) < (other._when, other.number)  # type: ignore[attr-defined]
@@ -103,7 +107,7 @@ class _TimerHandle(asyncio.TimerHandle):
     def _run(self) -> None:
         life = self._context.get(_life)  # type: ignore[attr-defined]
         if life is None or not life.is_dead:
-            asyncio.Handle._run(self)  # type: ignore[attr-defined]
+            asyncio.Handle._run(self)
 
 
 class _Task(asyncio.Task[Any]):
@@ -128,19 +132,21 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._selector = self
         self._clock_resolution = 1e-9
         self.complaints: list[str] = []
-        self.listen: Callable[[Callable[[], asyncio.Protocol], str, int], asyncio.AbstractServer] | None = None
-        self.set_task_factory(self._new_task)  # type: ignore[arg-type]
+        self.listen: Callable[[Callable[[], asyncio.Protocol], str, int], object] | None = None
+        self.set_task_factory(self._new_task)
         self.set_exception_handler(lambda _, context: self.complaints.append(_complaint(context)))
 
     def time(self) -> float:
         return self._now
 
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]
         handle = _Handle(callback, args, self, context)
         self._ready.append(handle)  # type: ignore[attr-defined]
         return handle
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
         timer = _TimerHandle(when, callback, args, self, context)
         self._numbers += 1
         timer.number = self._numbers
@@ -179,6 +185,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if life is not None:
             life.tasks.append(task)
         return task
+
+
+def _settle(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():
+        future.set_result(result)
 
 
 def _complaint(context: dict[str, Any]) -> str:

@@ -50,7 +50,7 @@ class Network:
                 link.tell_client(None)
         self.links = [link for link in self.links if link.life is not life]
 
-    def _listen(self, connect: Callable[[], asyncio.Protocol], host: str, port: int) -> asyncio.AbstractServer:
+    def _listen(self, connect: Callable[[], asyncio.Protocol], host: str, port: int) -> "_Listener":
         life = this_life()
         assert life is not None
         assert self._listener is None or self._listener.life.is_dead, "the address is in use"
@@ -62,7 +62,7 @@ class Network:
             self._listener = None
 
 
-class _Listener(asyncio.AbstractServer):
+class _Listener:
     def __init__(
         self, network: Network, life: Life, connect: Callable[[], asyncio.Protocol], address: tuple[str, int]
     ) -> None:

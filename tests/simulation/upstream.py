@@ -6,34 +6,18 @@ from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import NamedTuple
 from urllib.parse import unquote
 
 import msgspec
 
 from collector.errors import Retryable
-from collector.upstream.models import MAX_EVENTS_PER_REQUEST
+from collector.upstream.models import MAX_EVENTS_PER_REQUEST, TOKEN_PATH
 from collector.upstream.transport import Transport
 from collector.upstream.wire import MAX_RETRY_AFTER_SECONDS, Request, Response
 from tests.simulation.books import Books, Identity
 from tests.simulation.loop import Life, VirtualLoop, this_life
 from tests.simulation.network import WORLD
-
-TOKEN_PATH = "/oauth2/token"  # a path
-
-OUTAGES = ("503", "500", "429", "timeout", "cut", "cut after", "html", "unsuccessful")
-HOLDS = ("401", "403", "404", "302", "418", "unknown app")
-REFUSALS = ("400", "422", "413")
-FAULTS = (*OUTAGES, *HOLDS, "token 401", "token 503", "token timeout", "token garbage", "timeout after")
-
-
-class Weather(NamedTuple):
-    """What upstream does between two instants; to one app, or to all."""
-
-    begins: float
-    ends: float
-    fault: str
-    app_id: str | None
+from tests.simulation.plan import FAULTS, Plan, Weather
 
 
 class _Cut(Exception):
@@ -77,6 +61,11 @@ class Upstream:
         self.poison: set[Identity] = set()
         self.taken: dict[Identity, int] = defaultdict(int)
         self.refused_alone: set[Identity] = set()
+
+    def take_on(self, plan: Plan) -> None:
+        """From now on it behaves as planned."""
+        self.weather, self.fault_chance = list(plan.weather), plan.fault_chance
+        self.slow_seconds, self.max_events = plan.slow_seconds, plan.max_events
 
     def clear_up(self) -> None:
         """From now on upstream works."""

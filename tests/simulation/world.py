@@ -23,26 +23,24 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import msgspec
+
 from collector import flusher, intake
 from collector.agent import Collector
-from collector.clock import Clock
 from collector.config import Config
-from collector.config.kinds import Bytes, Secret, Seconds
-from collector.config.model import Apps, Events, Flush, Queue, Stop, Upstream as UpstreamConfig
 from collector.errors import Retryable
 from collector.queue import group_commit
 from collector.queue.database import FILE_NAME
-from tests.queue.samples import opened
-from tests.simulation.books import Books, Identity
-from tests.simulation.clients import APPS, DEFAULT_APP, Client, Habits
-from tests.simulation.disk import ERRORS, Disk, real_connect
+from tests.simulation.audit import check_counts, check_delivered, open_file
+from tests.simulation.books import Books
+from tests.simulation.clients import Client
+from tests.simulation.clock import WorldClock
+from tests.simulation.disk import ERRORS, Disk
+from tests.simulation.log import Log
 from tests.simulation.loop import Died, Life, Spinning, Stuck, VirtualLoop
 from tests.simulation.network import Network
-from tests.simulation.upstream import HOLDS, OUTAGES, REFUSALS, Line, Upstream, Weather
-
-START_US = 1_767_225_600_000_000
-HOUR = 3600.0
-DAY = 24 * HOUR
+from tests.simulation.plan import DAY, HOUR, Habits, Plan
+from tests.simulation.upstream import Line, Upstream
 
 
 class Defect(AssertionError):
@@ -53,26 +51,6 @@ class Defect(AssertionError):
         self.seed = seed
         self.what = what
         self.story = story
-
-
-class WorldClock(Clock):
-    """The agent's clocks. Wall time jumps; who sleeps may wake late."""
-
-    def __init__(self, loop: VirtualLoop, fate: random.Random) -> None:
-        self._loop = loop
-        self._fate = fate
-        self.offset_us = START_US
-        self.late_seconds = 0.0
-
-    def now_us(self) -> int:
-        return self.offset_us + round(self._loop.time() * 1e6)
-
-    def monotonic(self) -> float:
-        return self._loop.time()
-
-    async def sleep(self, seconds: float) -> None:
-        late = self.late_seconds * (0.5 + self._fate.random()) if seconds >= 1.0 else 0.0
-        await asyncio.sleep(seconds + late)
 
 
 class World:
@@ -87,15 +65,17 @@ class World:
         fate = self._fate = random.Random(seed)
         self._clock = WorldClock(self._loop, fate)
         self._disk = Disk(folder, self._loop, fate, self._tell)
+        self._disk.crash = self._crash
         self._network = Network(self._loop)
         self._life: Life | None = None
         self._collector: Collector | None = None
         self._lives = 0
         self._over = False
 
-        self._seconds = fate.choice((20.0, 60.0, 600.0, 6 * HOUR, 3 * DAY))
-        self._clock.late_seconds = self._seconds / 40
-        self._config = self._draw_config()
+        plan = Plan.draw(fate, self._disk.directory)
+        self._seconds = plan.seconds
+        self._clock.late_seconds = plan.seconds / 40
+        self._config = plan.config
         self._books = Books(self._config.queue.dedup_retention, self._clock.now_us)
         self._upstream = Upstream(
             self._loop,
@@ -108,87 +88,10 @@ class World:
             batch_events=self._config.flush.batch_events,
             timeout_seconds=self._config.upstream.timeout,
         )
-        self._disk.crash = self._crash
-        self._suspicious_burials = fate.choice((5, 50))
-        self._draw_weather()
-        self._clients = self._draw_clients()
-        self._ends = self._draw_ends()
-
-    # What the seed decides
-
-    def _draw_config(self) -> Config:
-        fate = self._fate
-        roomy = fate.random() < 0.6
-        return Config(
-            apps=Apps(default=DEFAULT_APP),
-            events=Events(keep_fields=("note",)),
-            queue=Queue(
-                path=self._disk.directory,
-                dedup_retention=Seconds(fate.choice((5.0, 60.0, HOUR, DAY, 30 * DAY))),
-                max_bytes=Bytes(2**20 if roomy else fate.choice((800, 3000, 8000))),
-                max_uncommitted=Bytes(2**20 if roomy else fate.choice((700, 2500))),
-            ),
-            flush=Flush(
-                batch_events=fate.choice((1, 3, 10, 1000)),
-                linger=Seconds(fate.choice((0.0, 1.0, 5.0))),
-                max_in_flight=fate.choice((1, 2, 4)),
-                # Long worlds have long waits: what happens in them matters, not how often.
-                backoff_max=Seconds(fate.choice((1.0, 60.0)) + self._seconds / 100),
-                hold_retry=Seconds(fate.choice((5.0, 300.0)) + self._seconds / 100),
-            ),
-            upstream=UpstreamConfig(
-                base_url="https://api.example.com",
-                token_url="https://login.example.com/oauth2/token",
-                client_id="simulated",
-                client_secret=Secret("simulated"),
-                timeout=Seconds(fate.choice((3.0, 30.0))),
-            ),
-            stop=Stop(deadline=Seconds(fate.choice((0.0, 1.0, 10.0)))),
-        )
-
-    def _draw_weather(self) -> None:
-        fate, upstream = self._fate, self._upstream
-        upstream.fault_chance = fate.choice((0.0, 0.0, 0.05, 0.3))
-        upstream.slow_seconds = fate.choice((0.01, 0.5, 5.0))
-        upstream.max_events = fate.choice((1000, 1000, 1000, 2, 7))
-        for _ in range(fate.choice((0, 1, 1, 2, 4))):
-            begins = fate.random() * self._seconds
-            fault = fate.choice((*OUTAGES, *OUTAGES, *HOLDS, *REFUSALS, "token 401", "token 503", "token timeout"))
-            app_id = fate.choice((None, None, *APPS))
-            upstream.weather.append(Weather(begins, begins + fate.random() * self._seconds, fault, app_id))
-
-    def _draw_clients(self) -> list[Client]:
-        fate = self._fate
-        habits = Habits(
-            apps=APPS[: fate.randint(1, 3)],
-            repeats=fate.choice((0.0, 0.2, 0.7)),
-            spoils=fate.choice((0.0, 0.0, 0.2)),
-            poisons=fate.choice((0.0, 0.0, 0.1, 0.5)),
-            most_events=fate.choice((3, 12, 40)),
-            hangs_up=fate.choice((0.0, 0.1, 0.5)),
-            requests=fate.randint(1, 6),
-        )
-        return [
-            Client(
-                number,
-                habits=habits,
-                books=self._books,
-                network=self._network,
-                fate=fate,
-                now_ms=self._clock.now_ms,
-                poison=self._upstream.poison.add,
-                tell=self._tell,
-                running=self._running,
-                is_embedded=fate.random() < 0.3,
-            )
-            for number in range(1, fate.randint(1, 4) + 1)
-        ]
-
-    def _draw_ends(self) -> list[tuple[float, str]]:
-        """When and how each life ends."""
-        fate = self._fate
-        kinds = ("crash", "crash in a step", "crash in a step", "stop", "crash in a stop")
-        return sorted((fate.random() * self._seconds, fate.choice(kinds)) for _ in range(fate.choice((0, 1, 2, 3))))
+        self._suspicious_burials = plan.suspicious_burials
+        self._upstream.take_on(plan)
+        self._clients = [self._new_client(number, plan.habits) for number in range(1, plan.clients + 1)]
+        self._ends = plan.ends
 
     # What happens
 
@@ -236,6 +139,20 @@ class World:
         await self._forget()
         await self._stop()
         self._check_file_at_the_end()
+
+    def _new_client(self, number: int, habits: Habits) -> Client:
+        return Client(
+            number,
+            habits=habits,
+            books=self._books,
+            network=self._network,
+            fate=self._fate,
+            now_ms=self._clock.now_ms,
+            poison=self._upstream.poison.add,
+            tell=self._tell,
+            running=self._running,
+            is_embedded=self._fate.random() < 0.3,
+        )
 
     async def _operate(self) -> None:
         """Starts the agent whenever it does not run, and ends it when its time has come."""
@@ -377,37 +294,9 @@ class World:
                 return
             queue = running[1]._queue
             if not queue._commits._committing and not queue._writer._pending:  # type: ignore[attr-defined]
-                self._check_counts(queue.waiting_events, queue._waiting_bytes)
+                check_counts(self._disk.directory, queue.waiting_events, queue._waiting_bytes)
                 return
             await asyncio.sleep(0.01)
-
-    def _check_counts(self, waiting_events: int, waiting_bytes: int) -> None:
-        """What memory says waits, what the file says, and what is there."""
-        with self._open_file() as connection:
-            (counted,) = connection.execute(
-                "SELECT json_array(coalesce(sum(waiting_events), 0), coalesce(sum(waiting_bytes), 0),"
-                " coalesce(sum(dead_events), 0), coalesce(sum(stored_events), 0) - (SELECT keys FROM pruned)) FROM app"
-            ).fetchone()
-            (real,) = connection.execute(
-                "SELECT json_array(coalesce(sum(events), 0), coalesce(sum(length(lines) + 1), 0),"
-                " (SELECT count(*) FROM dead), (SELECT count(*) FROM seen)) FROM segment"
-            ).fetchone()
-            assert counted == real, f"the file counts {counted}, but holds {real} (events, bytes, dead, keys)"
-            wrong = connection.execute(
-                "SELECT count(*) FROM segment WHERE events <> length(CAST(lines AS TEXT))"
-                " - length(replace(CAST(lines AS TEXT), char(10), '')) + 1"
-            ).fetchone()
-            assert wrong == (0,), "a segment does not hold as many lines as it says"
-            (stored,) = connection.execute(
-                "SELECT json_array(coalesce(sum(waiting_events), 0), coalesce(sum(waiting_bytes), 0)) FROM app"
-            ).fetchone()
-            memory = f"[{waiting_events},{waiting_bytes}]"
-            assert stored == memory, f"memory counts {memory}, the file {stored} (events, bytes)"
-
-    @contextlib.contextmanager
-    def _open_file(self) -> Iterator[sqlite3.Connection]:
-        with mock.patch.object(sqlite3, "connect", real_connect), opened(self._disk.directory) as connection:
-            yield connection
 
     async def _drain(self) -> None:
         """The backlog comes to nothing, within what waits may be outstanding and what work there is."""
@@ -428,42 +317,24 @@ class World:
             assert self._loop.time() < until, f"{waits} events still wait {patience:.0f} s after the last fault"
             await asyncio.sleep(patience / 100)
         await asyncio.sleep(max(60.0, self._config.upstream.timeout))
-        assert collector._flusher.in_flight == 0
-        assert collector._flusher.held == {}
-        self._check_counts(0, 0)
-        self._check_delivered()
-
-    def _check_delivered(self) -> None:
-        """Every acknowledged event is at upstream, or buried after upstream has refused it alone."""
-        buried: set[Identity] = set()
-        with self._open_file() as connection:
-            for app_id, line, reason in connection.execute("SELECT name, line, reason FROM dead JOIN app USING (app)"):
-                import msgspec
-
-                [identity] = self._books.check_delivery(app_id, [msgspec.json.decode(line)])
-                assert reason
-                buried.add(identity)
-        innocent = buried - self._upstream.refused_alone
-        assert not innocent, f"buried, but never refused alone: {self._books.name(innocent)}"
-        lost = [
-            identity
-            for identity, sent in self._books.sent.items()
-            if sent.acknowledged and identity not in buried and identity not in self._upstream.taken
-        ]
-        assert not lost, f"LOST: {self._books.name(lost)} acknowledged, but neither at upstream nor buried"
+        assert collector._flusher.in_flight == 0, f"{collector._flusher.in_flight} leases of nothing"
+        assert collector._flusher.held == {}, f"held with nothing left to deliver: {collector._flusher.held}"
+        check_counts(self._disk.directory, 0, 0)
+        check_delivered(self._disk.directory, self._books, self._upstream)
 
     async def _forget(self) -> None:
         """Keys are forgotten once their retention and a pass of the walk are over."""
         retention = self._config.queue.dedup_retention
-        with self._open_file() as connection:
+        with open_file(self._disk.directory) as connection:
             (latest,) = connection.execute("SELECT max(stamp) FROM seen").fetchone()
         if latest is None:
             return
         remaining = max(0.0, (latest - self._clock.now_us()) / 1e6 + retention)
+        before = self._clock.late_seconds
         late = self._clock.late_seconds = max(1.0, (remaining + retention) / 50)
-        await asyncio.sleep(remaining + retention / 24 + 5 * late)
-        self._check_counts(0, 0)
-        with self._open_file() as connection:
+        await asyncio.sleep(remaining + retention / 24 + 5 * late + 2 * before)
+        check_counts(self._disk.directory, 0, 0)
+        with open_file(self._disk.directory) as connection:
             (keys,) = connection.execute("SELECT count(*) FROM seen").fetchone()
         assert keys == 0, f"{keys} keys are remembered longer than they should be"
 
@@ -476,7 +347,7 @@ class World:
         assert all(connection.is_closed for connection in self._disk.connections), "a connection is still open"
 
     def _check_file_at_the_end(self) -> None:
-        self._check_counts(0, 0)
+        check_counts(self._disk.directory, 0, 0)
         assert not (self._disk.directory / (FILE_NAME + "-wal")).exists(), "the log was not folded into the database"
 
     # The world's own
@@ -494,7 +365,7 @@ class World:
         chance = random.getstate()
         random.seed(self.seed)
         logger = logging.getLogger("collector")
-        log = _Log(self)
+        log = Log(self._tell, self._violated)
         level, propagate = logger.level, logger.propagate
         logger.setLevel(logging.WARNING)
         logger.propagate = False
@@ -524,23 +395,7 @@ class World:
         self._loop.close()
 
 
-class _Log(logging.Handler):
-    """The agent's warnings are part of the story; errors that speak of a defect are defects."""
-
-    def __init__(self, world: World) -> None:
-        super().__init__(logging.WARNING)
-        self._world = world
-
-    def emit(self, record: logging.LogRecord) -> None:
-        fields = {name: value for name, value in vars(record).items() if name in {"app", "error", "reason", "events"}}
-        self._world._tell("log", "%s %s", record.getMessage(), fields)
-        if record.getMessage() in {"agent.task_died", "http.request_crashed"}:
-            self._world._violated(f"{record.getMessage()} {fields} {record.exc_info and record.exc_info[1]!r}")
-
-
 def _with_path(config: Config, path: Path) -> Config:
-    import msgspec
-
     return msgspec.structs.replace(config, queue=msgspec.structs.replace(config.queue, path=path))
 
 
