@@ -182,9 +182,7 @@ class Flusher:
         step = lane.batch_events
         todo = [(start, min(start + step, lease.events)) for start in range(0, lease.events, step)][::-1]
         while todo:
-            if (
-                self._clock.monotonic() < lane.not_before
-            ):  # another batch failed meanwhile: what it was told counts for all
+            if self._clock.monotonic() < lane.not_before:  # another batch was told to wait; that holds for this one too
                 outcome.returned = _positions(todo)
                 break
             start, end = todo.pop()

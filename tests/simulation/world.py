@@ -316,9 +316,16 @@ class World:
             waits = collector._queue.waiting_events
             assert self._loop.time() < until, f"{waits} events still wait {patience:.0f} s after the last fault"
             await asyncio.sleep(patience / 100)
-        await asyncio.sleep(max(60.0, self._config.upstream.timeout))
+        await asyncio.sleep(max(90.0, self._config.upstream.timeout))  # connections may idle for 75 s
         assert collector._flusher.in_flight == 0, f"{collector._flusher.in_flight} leases of nothing"
         assert collector._flusher.held == {}, f"held with nothing left to deliver: {collector._flusher.held}"
+        held = {
+            "uncommitted bytes": collector._queue.uncommitted_bytes,
+            "bytes of bodies": collector._http.held_bytes,
+            "requests": collector._http.requests_in_flight,
+            "connections": collector._http.connections,
+        }
+        assert not any(held.values()), f"still held at rest: {held}"
         check_counts(self._disk.directory, 0, 0)
         check_delivered(self._disk.directory, self._books, self._upstream)
 
