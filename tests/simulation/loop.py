@@ -172,6 +172,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         assert self.listen is not None
         return self.listen(protocol_factory, host, port)
 
+    def _asyncgen_finalizer_hook(self, agen: Any) -> None:
+        """Nobody closes the generators of a dead process, and when memory is collected must not matter."""
+        self._asyncgens.discard(agen)  # type: ignore[attr-defined]
+
     def _process_events(self, _events: Any) -> None:
         pass
 
@@ -193,4 +197,4 @@ def _settle(future: asyncio.Future[T], result: T) -> None:
 
 
 def _complaint(context: dict[str, Any]) -> str:
-    return f"{context.get('message')}: {context.get('exception')!r}"
+    return f"{context.get('message')}: {context.get('exception')!r} {context.get('task', '')}"

@@ -74,7 +74,7 @@ class World:
 
         plan = Plan.draw(fate, self._disk.directory)
         self._seconds = plan.seconds
-        self._clock.late_seconds = plan.seconds / 40
+        self._clock.late_seconds = plan.seconds / 15
         self._config = plan.config
         self._books = Books(self._config.queue.dedup_retention, self._clock.now_us)
         self._upstream = Upstream(
@@ -308,9 +308,9 @@ class World:
             flush.hold_retry + flush.backoff_max + flush.linger + self._config.upstream.timeout
         )
         rounds = 4 * len(self._books.sent) + 20
-        patience += rounds * 2 * self._upstream.slow_seconds + 10 * self._clock.late_seconds
+        patience += rounds * 2 * self._upstream.slow_seconds + 20 * self._clock.late_seconds
         patience += 7200  # a Retry-After that is still on its way
-        self._clock.late_seconds = max(self._clock.late_seconds, patience / 200)
+        self._clock.late_seconds = max(self._clock.late_seconds, patience / 40)
         until = self._loop.time() + patience
         while collector._queue.waiting_events:
             waits = collector._queue.waiting_events
@@ -338,7 +338,7 @@ class World:
             return
         remaining = max(0.0, (latest - self._clock.now_us()) / 1e6 + retention)
         before = self._clock.late_seconds
-        late = self._clock.late_seconds = max(1.0, (remaining + retention) / 50)
+        late = self._clock.late_seconds = max(1.0, (remaining + retention) / 20)
         await asyncio.sleep(remaining + retention / 24 + 5 * late + 2 * before)
         check_counts(self._disk.directory, 0, 0)
         with open_file(self._disk.directory) as connection:
