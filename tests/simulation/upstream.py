@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import Any
 from urllib.parse import unquote
 
 import msgspec
@@ -55,6 +56,8 @@ class Upstream:
         self._heard: dict[Life, set[Identity]] = defaultdict(set)
         self._tokens: dict[str, float] = {}
         self._token_came_at: dict[Life, float] = {}
+        self._refused_tokens: set[asyncio.Task[Any] | None] = set()
+        """Deliveries that have heard 401, and will try once more."""
         self.weather: list[Weather] = []
         self.fault_chance = 0.0
         self.slow_seconds = 0.5
@@ -88,8 +91,10 @@ class Upstream:
         is_push = not request.url.endswith(TOKEN_PATH)
         app_id = unquote(request.url.split("/apps/")[1].split("/")[0]) if is_push else "token"
         until = self._not_before.get((life, app_id), 0.0)
-        if is_push and self._token_came_at.get(life) == self._loop.time():
-            until = 0.0  # it was on its way before, and waited for the token only: the publisher knows no other batch
+        delivery = asyncio.current_task()
+        if is_push and (self._token_came_at.get(life) == self._loop.time() or delivery in self._refused_tokens):
+            until = 0.0  # it has waited for a token, or tries another: the publisher does not know of other batches
+        self._refused_tokens.discard(delivery)
         assert self._loop.time() >= until - 1e-6, (
             f"{app_id}: sent {until - self._loop.time():.3f} s before the end of a Retry-After"
         )
@@ -112,6 +117,8 @@ class Upstream:
         self._tell("agent", "request %d: hears %d", number, response.status)
         if not is_push:
             self._token_came_at[life] = self._loop.time()
+        elif response.status == 401:
+            self._refused_tokens.add(delivery)
         if "retry-after" in response.headers:
             self._not_before[life, app_id] = self._loop.time() + self._asked_for(response.headers["retry-after"])
         if is_push and response.status == 200 and b"true" in response.body:
