@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help venv demo test check bench fuzz format clean
+.PHONY: help venv demo test check bench fuzz simulate format clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
@@ -34,6 +34,11 @@ bench: $(READY)  ## speed beside the limits measured in the same run
 
 fuzz: $(READY)  ## a million hostile inputs, some minutes
 	@$(BIN)/python -m tests.fuzz
+
+SEEDS ?= 5000
+FIRST ?= 0
+simulate: $(READY)  ## SEEDS worlds from FIRST on: the whole agent on virtual time, with crashes and failures by seed
+	@$(BIN)/python -m tests.simulation --first $(FIRST) --seeds $(SEEDS)
 
 format: $(READY)  ## what `make check` would complain about, mended where it can be
 	@$(BIN)/ruff check --fix .

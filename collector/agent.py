@@ -9,7 +9,7 @@ whole agent down, loudly; nothing stays "healthy" while it does nothing.
 import asyncio
 import contextlib
 import os
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from enum import Enum
 from pathlib import Path
 from socket import SOCK_DGRAM, SOCK_STREAM, SocketKind, socket
@@ -23,13 +23,14 @@ from collector.config import Config
 from collector.config.kinds import Address
 from collector.config.tokens import read_tokens
 from collector.contract.operations import SCOPE_WRITE
-from collector.errors import CollectorError, QueueInUse, Unusable
+from collector.errors import CollectorError, QueueInUse, Retryable, Unusable
 from collector.events import UsageEvent
 from collector.flusher import Flusher
 from collector.intake import Intake, Report
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.queue.sqlite import SqliteQueue
+from collector.queue.step_thread import StepThread
 from collector.sources.access import Guard
 from collector.sources.datagrams import DatagramSource, bind_udp
 from collector.sources.gateway import Gateway
@@ -73,7 +74,8 @@ class Collector:
 
     `async with Collector(config) as collector:` starts it and stops it; `await collector.failed()` in between returns
     only if it cannot go on. It takes what the program records, and where it `listens`, also what others send to the
-    configured sources. Any number of processes can use one queue, in the way that `delivery` says.
+    configured sources. Any number of processes can use one queue, in the way that `delivery` says. Time, the way to
+    upstream and the queue's threads can be others than the machine's own.
     """
 
     def __init__(
@@ -83,6 +85,8 @@ class Collector:
         listens: bool = False,
         delivery: Delivery = Delivery.ELECTED,
         clock: Clock | None = None,
+        transport: Transport | None = None,
+        new_thread: Callable[[str], StepThread] = StepThread,
     ) -> None:
         self._config = config
         self._listens = listens
@@ -100,6 +104,7 @@ class Collector:
             keep_delivered_seconds=config.queue.keep_delivered,
             clock=self._clock,
             metrics=self.metrics,
+            new_thread=new_thread,
         )
         self._intake = Intake(
             self._queue,
@@ -115,7 +120,7 @@ class Collector:
             max_event_bytes=config.events.max_event_bytes,
             metrics=self.metrics,
         )
-        self._transport = Transport(timeout_seconds=config.upstream.timeout)
+        self._transport = transport or Transport(timeout_seconds=config.upstream.timeout)
         self._tokens = token_sources(self._transport, config.upstream, clock=self._clock, metrics=self.metrics)
         self._flusher = Flusher(
             self._queue,
@@ -317,9 +322,19 @@ class Collector:
             if await self._clock.wait(self._stop_asked, ELECTION_SECONDS):
                 return
             self._stand_for_delivery()
-        await self._queue.refresh()  # what another process has delivered meanwhile does not wait any more
+            if self._queue.is_flusher and not await self._has_caught_up():
+                self._queue.release_flusher_role()
         log.info("agent.delivers")
         await self._flusher.run()
+
+    async def _has_caught_up(self) -> bool:
+        """Whether it is known what waits: what another process has delivered meanwhile does not any more."""
+        try:
+            await self._queue.refresh()
+        except Retryable as error:
+            log.warning("agent.not_elected", error=str(error))
+            return False
+        return True
 
     def _stand_for_delivery(self) -> None:
         if self._delivery is Delivery.ELSEWHERE:

@@ -59,7 +59,7 @@ class _Lane:
 
 
 class _Outcome(msgspec.Struct):
-    """What came of one lease: events are positions in it; `failure` is why some are returned."""
+    """What came of one lease: events are positions in it; `failure` is why some are returned, if it was its own."""
 
     delivered: int = 0
     buried: list[Burial] = []
@@ -182,6 +182,9 @@ class Flusher:
         step = lane.batch_events
         todo = [(start, min(start + step, lease.events)) for start in range(0, lease.events, step)][::-1]
         while todo:
+            if self._clock.monotonic() < lane.not_before:  # another batch was told to wait; that holds for this one too
+                outcome.returned = _positions(todo)
+                break
             start, end = todo.pop()
             whole = end - start == lease.events
             if lines is None and not whole:
@@ -204,9 +207,7 @@ class Flusher:
                     return _Outcome(returned=list(range(lease.events)), failure=Unusable(reason))
             except (Retryable, Unusable) as error:
                 outcome.failure = error
-                outcome.returned = [
-                    position for first, last in [(start, end), *todo] for position in range(first, last)
-                ]
+                outcome.returned = _positions([(start, end), *todo])
                 break
             else:
                 outcome.delivered += end - start
@@ -243,7 +244,7 @@ class Flusher:
             self._hold(lane, outcome.failure)
         elif outcome.failure is not None:
             self._back_off(lane, outcome.failure)
-        else:
+        elif not outcome.returned:
             self._go_on(lane)
 
     def _hold(self, lane: _Lane, failure: Unusable) -> None:
@@ -288,3 +289,7 @@ class Flusher:
             random_fraction=self._random_fraction(),
             retry_after_seconds=failure.retry_after_seconds if isinstance(failure, Retryable) else None,
         )
+
+
+def _positions(ranges: Iterable[tuple[int, int]]) -> list[int]:
+    return [position for start, end in ranges for position in range(start, end)]

@@ -629,3 +629,52 @@ async def test_a_hold_stands_when_a_batch_beside_it_fails_in_passing(rig: Rig) -
     assert rig.flusher.held == {"wiki": "404"}
     await rig.advance(HOLD_RETRY_SECONDS - 1)
     assert len(rig.upstream.requests) == 3
+
+
+async def test_a_batch_that_was_told_to_wait_stops_the_halves_of_the_batch_beside_it(rig: Rig) -> None:
+    def answer(_app: str, numbers: list[int]) -> CollectorError | None:
+        if rig.clock.monotonic() >= 30.0:
+            return None
+        if numbers[0] < 1000:
+            return Retryable("429", retry_after_seconds=30.0)
+        return Rejected("no such day")
+
+    rig.upstream.gate.clear()
+    rig.upstream.answer = answer
+    await rig.put("wiki", range(2000))
+    await rig.at_rest()
+    rig.upstream.gate.set()
+    await turns()
+    await rig.at_rest()
+    await rig.advance(29.0)
+    assert rig.upstream.sizes() == [1000, 1000]
+    await rig.advance(10.0)
+    await until(lambda: rig.queue.waiting_events == 0)
+    assert sorted(rig.upstream.taken["wiki"]) == list(range(2000))
+
+
+async def test_a_lease_that_comes_after_its_app_was_told_to_wait_is_not_sent(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, leases, second = rig.queue.lease, [], asyncio.Event()
+
+    async def lease_late(app_id: str, max_events: int) -> Lease | None:
+        leases.append(app_id)
+        if len(leases) == 2:
+            await second.wait()
+        return await lease(app_id, max_events)
+
+    monkeypatch.setattr(rig.queue, "lease", lease_late)
+    rig.upstream.gate.clear()
+    rig.upstream.fail(1, Retryable("429", retry_after_seconds=30.0))
+    await rig.put("wiki", range(2000))
+    await until(lambda: len(leases) == 2 and rig.upstream.behind_gate == 1)
+    rig.upstream.gate.set()
+    await until(lambda: rig.flusher.in_flight == 0)
+    second.set()
+    await rig.at_rest()
+    await rig.advance(29.0)
+    assert len(rig.upstream.requests) == 1
+    await rig.advance(10.0)
+    await until(lambda: rig.queue.waiting_events == 0)
+    assert sorted(rig.upstream.taken["wiki"]) == list(range(2000))

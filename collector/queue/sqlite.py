@@ -17,7 +17,7 @@ into one file; only the holder of the flushing role may lease.
 import asyncio
 import contextlib
 from bisect import insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from collector.clock import Clock
@@ -98,6 +98,7 @@ class SqliteQueue:
         keep_delivered_seconds: float,
         clock: Clock,
         metrics: Metrics,
+        new_thread: Callable[[str], StepThread] = StepThread,
     ) -> None:
         self.arrivals = asyncio.Event()
         self._directory = directory
@@ -117,8 +118,8 @@ class SqliteQueue:
         self._dead_bytes = 0  # with those of burials that wait for their commit
         self._damage: QueueDamaged | None = None
         self._damage_found = asyncio.Event()
-        self._writer = StepThread("collector-queue-writer")
-        self._reader = StepThread("collector-queue-reader")
+        self._writer = new_thread("collector-queue-writer")
+        self._reader = new_thread("collector-queue-reader")
         self._opened = contextlib.AsyncExitStack()
         self._store: Store
         self._view: View

@@ -9,7 +9,7 @@ from collector.config.kinds import Secret
 from collector.config.model import Upstream
 from collector.contract.models import AccessToken
 from collector.contract.operations import SCOPE_READ, SCOPE_WRITE
-from collector.errors import CollectorError, CredentialsRefused, Unusable
+from collector.errors import CollectorError, CredentialsRefused, Retryable, Unusable
 from collector.observe.metrics import Metrics
 from collector.upstream.transport import Transport
 from collector.upstream.wire import read_token, token_request
@@ -43,10 +43,11 @@ class TokenSource:
         self._metrics = metrics
         self._token: str | None = None
         self._renew_at = self._expires_at = 0.0
+        self._not_before = float("-inf")  # upstream asked to be left alone until then
         self._renewal: asyncio.Task[str] | None = None
 
     async def token(self) -> str:
-        """A token that has not expired. Raises CredentialsRefused or Retryable.
+        """A token that has not expired. Raises CredentialsRefused or Retryable; a Retry-After holds for all who ask.
 
         Cancelling one caller does not cancel the request that others wait for.
         """
@@ -54,6 +55,10 @@ class TokenSource:
         if self._token is not None and now < self._renew_at:
             return self._token
         renewal = self._renewal
+        if renewal is None and now < self._not_before:
+            if self._token is not None and now < self._expires_at:
+                return self._token
+            raise Retryable("getAccessToken: asked to wait", retry_after_seconds=self._not_before - now)
         if renewal is None:
             renewal = self._renewal = asyncio.create_task(self._renew(), name="renew token")
             renewal.add_done_callback(self._renewed)
@@ -96,7 +101,12 @@ class TokenSource:
             await asyncio.wait([self._renewal])
 
     async def _renew(self) -> str:
-        answer = await self.ask()
+        try:
+            answer = await self.ask()
+        except Retryable as error:
+            if error.retry_after_seconds is not None:
+                self._not_before = self._clock.monotonic() + error.retry_after_seconds
+            raise
         now = self._clock.monotonic()
         self._token = answer.access_token
         self._expires_at = now + answer.expires_in

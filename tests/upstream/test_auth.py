@@ -90,13 +90,18 @@ async def test_fifty_callers_at_once_are_served_by_one_request(
     assert counted(metrics, "granted") == 1
 
 
-async def test_fifty_callers_at_once_hear_of_one_failure_and_the_next_tries_again(
-    tokens: TokenSource, sandbox: Sandbox, metrics: Metrics
+async def test_fifty_callers_at_once_hear_of_one_failure_and_nobody_asks_again_before_the_retry_after(
+    tokens: TokenSource, sandbox: Sandbox, clock: FakeClock, metrics: Metrics
 ) -> None:
     sandbox.set_faults(Fault(operation=GET_TOKEN, status=503, headers={"Retry-After": "7"}, times=1))
     errors = await asyncio.gather(*(tokens.token() for _ in range(50)), return_exceptions=True)
     # The fault hits one request only: had there been a second, somebody would have got a token.
     assert [(type(e), e.retry_after_seconds) for e in errors if isinstance(e, Retryable)] == [(Retryable, 7)] * 50
+    clock.advance(3)
+    with pytest.raises(Retryable) as heard:
+        await tokens.token()
+    assert heard.value.retry_after_seconds == 4
+    clock.advance(4)
     assert await tokens.token()
     assert (counted(metrics, "failed"), counted(metrics, "granted")) == (1, 1)
 
