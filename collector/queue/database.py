@@ -14,6 +14,7 @@ Pragmas, and why:
 - `trusted_schema=OFF`, `cell_size_check=ON`: a damaged or foreign file is noticed earlier.
 """
 
+import errno
 import re
 import sqlite3
 import time
@@ -27,6 +28,7 @@ APPLICATION_ID = 0x55434F4C  # "UCOL", at byte 68 of the file
 BUSY_TIMEOUT_MS = 10_000
 WAL_LIMIT_BYTES = 64 * 2**20
 AUTO_CHECKPOINT_PAGES = 4000
+PAGE_BYTES = 4096  # SQLite's default
 CACHE_KIB = 16 * 1024
 
 RETRY_AFTER_SECONDS = 5.0
@@ -171,6 +173,8 @@ def _split(script: str) -> list[str]:
 
 def translate(error: sqlite3.Error | OSError, file: Path) -> CollectorError:
     """The same failure in our own terms: who must act, and what to do."""
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return DiskFull(f"{file}: no room on the disk", retry_after_seconds=RETRY_AFTER_SECONDS)
     if isinstance(error, OSError):
         return QueueUnavailable(f"{file}: {error.strerror}", retry_after_seconds=RETRY_AFTER_SECONDS)
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF

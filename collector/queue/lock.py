@@ -1,5 +1,6 @@
 """A role on a queue directory that one process holds at a time, and that the kernel frees when it dies."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -39,8 +40,9 @@ class RoleLock:
                 f"{self._file.parent} is in use: process {holder} is its {self._role}; "
                 "stop that one, or give this one another queue.path"
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the number is for people, the lock holds without it
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
         self._descriptor = descriptor
 
     def release(self) -> None:

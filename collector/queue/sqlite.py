@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from collector.clock import Clock
-from collector.errors import QueueBroken, QueueBusy, QueueFull, Retryable
+from collector.errors import CollectorError, QueueBroken, QueueBusy, QueueFull, Retryable
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verdict
@@ -157,6 +157,11 @@ class SqliteQueue:
         """Bytes of events that wait in memory for their commit."""
         return self._commits.uncommitted_bytes
 
+    @property
+    def trouble(self) -> CollectorError | None:
+        """Why the disk keeps the queue from taking events at the moment; None where it does not."""
+        return self._store.trouble
+
     def oldest_waiting_seconds(self) -> float:
         """How long the oldest event that is not leased has waited; 0 where there is none."""
         since = [lane.waiting_since for lane in self._lanes.values() if lane.available]
@@ -230,6 +235,7 @@ class SqliteQueue:
 
     async def _maintain_once(self, walk: "_PruneWalk") -> None:
         await self._writer.run(self._store.check_file)
+        await self._writer.run(self._store.recover)
         if self._foreign_commits != await self._writer.run(self._store.foreign_commits):
             await self._refresh()
         if walk.is_due(self._clock.monotonic()):

@@ -63,6 +63,13 @@ DELETE FROM seen WHERE key > ?1 AND key <= ?2 AND stamp < ?3;
 -- name: count_pruned
 UPDATE pruned SET keys = keys + ?1;
 
+-- name: try_room
+-- No app has number 0: no count changes.
+INSERT INTO segment (segment, stamp, events, lines) VALUES (0, 0, 0, zeroblob(?1));
+
+-- name: end_trial
+DELETE FROM segment WHERE segment = 0;
+
 -- name: remembered
 SELECT (SELECT coalesce(sum(stored_events), 0) FROM app) - (SELECT keys FROM pruned);
 

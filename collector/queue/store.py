@@ -23,13 +23,20 @@ from pathlib import Path
 import msgspec
 
 from collector.clock import Clock
-from collector.errors import CollectorError, QueueBroken
+from collector.errors import CollectorError, DiskFull, QueueBroken, QueueUnavailable
 from collector.events import KEY_BYTES
+from collector.observe.logs import get_logger
 from collector.queue.base import Batch, Burial, Verdict
 from collector.queue.database import FILE_NAME, SQL, WAL_LIMIT_BYTES, open_writer, translate
+from collector.queue.reserve import Reserve
+
+log = get_logger(__name__)
 
 VACUUM_PAGES = 256
 """Pages given back to the file system in one step: 1 MiB, a few milliseconds."""
+
+TRIAL_BYTES = 256 * 2**10
+"""What must fit into the file before a disk that was full counts as one that takes events again."""
 
 
 class Put(msgspec.Struct, frozen=True, gc=False):
@@ -86,7 +93,15 @@ class Store:
         self._batch_events = batch_events
         self._clock = clock
         self._apps: dict[str, int] = {}
-        self._connection = open_writer(directory)
+        self._reserve = Reserve(directory)
+        self.trouble: CollectorError | None = None
+        """Why the disk does not let us commit, since the last commit that failed; None where it does. While it is
+        DiskFull only settlements are tried, until `recover` finds room."""
+        self._connection = self._open(directory)
+        try:
+            self._reserve.take()
+        except OSError as error:
+            self._meet(translate(error, self._file))
         self._inode = self._file.stat().st_ino
         self._execute: Callable[..., sqlite3.Cursor] = self._connection.execute
 
@@ -94,17 +109,71 @@ class Store:
         """One transaction for all operations; returns after its fsync, with what became of each.
 
         Where the disk refuses, nothing is stored; settlements are tried once more on their own, since they free room.
+        A commit whose fsync failed is undone by SQLite, and the next one writes over what it left in the log: what is
+        answered later never rests on what was not synced.
         """
-        try:
-            return self._put_fresh(operations) or self._attempt(operations)
-        except sqlite3.Error as error:
-            failure = translate(error, self._file)
+        if not isinstance(self.trouble, DiskFull):
+            try:
+                done = self._put_fresh(operations) or self._attempt(operations)
+            except sqlite3.Error as error:
+                self._meet(translate(error, self._file))
+            else:
+                self._forget_trouble()
+                return done
+        return self._settle_alone(operations, self.trouble or QueueUnavailable("the disk has refused"))
+
+    def _settle_alone(
+        self, operations: Sequence[Put | Settle], failure: CollectorError
+    ) -> Sequence[Done | CollectorError]:
         settlements = [operation for operation in operations if isinstance(operation, Settle)]
-        if 0 < len(settlements) < len(operations):
-            with contextlib.suppress(sqlite3.Error):
-                settled = iter(self._attempt(settlements))
-                return [next(settled) if isinstance(operation, Settle) else failure for operation in operations]
+        is_full = isinstance(failure, DiskFull)
+        if settlements and (is_full or len(settlements) < len(operations)):
+            for _ in range(2 if is_full else 1):
+                with contextlib.suppress(sqlite3.Error):
+                    settled = iter(self._attempt(settlements))
+                    return [next(settled) if isinstance(operation, Settle) else failure for operation in operations]
+                if is_full:
+                    self._reserve.give(self._connection)
         return [failure] * len(operations)
+
+    def recover(self) -> None:
+        """Where the disk was in the way: events are taken again if it no longer is.
+
+        It is not where the reserve can be had and a commit goes through that needs room. Raises what is in the way.
+        """
+        if self.trouble is None:
+            return
+        try:
+            with self._translated():
+                if isinstance(self.trouble, DiskFull):
+                    self._reserve.clear_up(self._connection)
+                self._reserve.take()
+                self._execute("BEGIN IMMEDIATE")
+                self._execute(SQL["try_room"], (TRIAL_BYTES,))
+                self._execute(SQL["end_trial"])
+                self._execute("COMMIT")
+        except CollectorError as error:
+            self._meet(error)
+            raise
+        self._forget_trouble()
+
+    def _meet(self, trouble: CollectorError) -> None:
+        if type(trouble) is not type(self.trouble):
+            log.error("queue.unavailable", error=str(trouble))
+        self.trouble = trouble
+
+    def _forget_trouble(self) -> None:
+        if self.trouble is not None:
+            log.info("queue.available_again", after=str(self.trouble))
+            self.trouble = None
+
+    def _open(self, directory: Path) -> sqlite3.Connection:
+        """The writing connection, with the reserve's room where it cannot be had without: to open it takes some."""
+        try:
+            return open_writer(directory)
+        except QueueUnavailable:
+            self._reserve.give()
+            return open_writer(directory)
 
     def _attempt(self, operations: Sequence[Put | Settle]) -> list[Done]:
         self._execute("BEGIN IMMEDIATE")
@@ -252,7 +321,9 @@ class Store:
 
     def check_file(self) -> None:
         """Raises QueueBroken where the file was removed or replaced: what is written to it would be gone with us."""
-        if not self._file.exists() or self._file.stat().st_ino != self._inode:
+        with self._translated():
+            is_ours = self._file.exists() and self._file.stat().st_ino == self._inode
+        if not is_ours:
             raise QueueBroken(
                 f"{self._file} was removed or replaced while it was open; what was acknowledged since then dies with "
                 "this process. Start the collector again, and never touch its files while it runs"

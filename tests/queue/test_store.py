@@ -382,7 +382,13 @@ def test_a_disk_that_has_room_again_takes_the_same_events_as_new_ones(tmp_path: 
         put(store, batch("early", [1]), LARGE)
     assert refusal.value.retry_after_seconds == RETRY_AFTER_SECONDS
     assert (stored(tmp_path), remembered(tmp_path)) == ({}, {})
+    with pytest.raises(DiskFull):  # not even what would fit: the room that is left is for settlements
+        put(store, batch("other", [2]))
+    cap_pages(store, 5)
+    with pytest.raises(DiskFull):
+        store.recover()
     cap_pages(store, 10_000)
+    store.recover()
     # The first app was added in the transaction that is undone; another takes its number, which nothing may confuse.
     assert put(store, batch("other", [2])) == [Verdict(1)]
     assert put(store, batch("early", [1]), LARGE) == [Verdict(1), Verdict(5_000)]

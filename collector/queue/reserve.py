@@ -1,0 +1,62 @@
+"""Room on the disk that is kept for delivery: an empty file beside the queue's, given up when the disk is full.
+
+To take events away from a SQLite file in WAL mode needs room before it frees any. Each settlement makes the log
+longer; and the checkpoint that would let the log begin anew must first write to the database what the log holds, which
+may make the database longer. On a disk without a free block a queue can neither take events nor let go of them. So:
+
+- While all is well, the reserve's blocks are allocated. What fills the disk, also another program, stops short of them.
+- When a commit finds the disk full, the reserve is given up, the log is folded into the database and cut to nothing,
+  and from then on settlements alone are written; new events are refused.
+- When the reserve can be had again, delivery has freed that much; then new events are taken again.
+
+Several processes may write to one queue: who has not met the full disk yet may take from what another gave up. Each
+finds out by itself; the deliverer then has less than all of the reserve, and usually still enough.
+"""
+
+import contextlib
+import os
+import sqlite3
+from pathlib import Path
+
+from collector.queue.database import AUTO_CHECKPOINT_PAGES, PAGE_BYTES
+
+FILE_NAME = "reserve"
+
+RESERVE_BYTES = AUTO_CHECKPOINT_PAGES * PAGE_BYTES + 8 * 2**20
+"""The most by which a checkpoint can make the database longer: all pages of a log that is due for one, and those of the
+group of puts that made it so (2 MiB of lines, their keys, and what is around them)."""
+
+VACUUM_PAGES = 4096
+"""Pages given back in one step while the disk is full: nobody puts then, and room is what everybody waits for."""
+
+
+class Reserve:
+    """The reserve of one queue directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / FILE_NAME
+
+    def take(self) -> None:
+        """The reserve is whole. Raises OSError where the disk has no room for it; then nothing of it is held."""
+        descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            if os.fstat(descriptor).st_blocks * 512 < RESERVE_BYTES:
+                os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+        except OSError:
+            os.ftruncate(descriptor, 0)
+            raise
+        finally:
+            os.close(descriptor)
+
+    def give(self, connection: sqlite3.Connection | None = None) -> None:
+        """The reserve's room is free, and the log's where it can be; a failure shows in what comes next."""
+        with contextlib.suppress(sqlite3.Error, OSError):
+            if self._file.exists():
+                os.truncate(self._file, 0)
+            if connection is not None:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def clear_up(self, connection: sqlite3.Connection) -> None:
+        """What delivery has freed inside the database and its log is given back to the file system."""
+        connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
