@@ -118,7 +118,8 @@ class Store:
             except sqlite3.Error as error:
                 self._meet(translate(error, self._file))
             else:
-                self._forget_trouble()
+                if self.trouble is not None and any(each.bytes for each in done):  # known events alone write nothing
+                    self._forget_trouble()
                 return done
         return self._settle_alone(operations, self.trouble or QueueUnavailable("the disk has refused"))
 
@@ -163,9 +164,8 @@ class Store:
         self.trouble = trouble
 
     def _forget_trouble(self) -> None:
-        if self.trouble is not None:
-            log.info("queue.available_again", after=str(self.trouble))
-            self.trouble = None
+        log.info("queue.available_again", after=str(self.trouble))
+        self.trouble = None
 
     def _open(self, directory: Path) -> sqlite3.Connection:
         """The writing connection, with the reserve's room where it cannot be had without: to open it takes some."""

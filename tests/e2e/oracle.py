@@ -129,6 +129,10 @@ class Oracle:
                     self.datagrams += len(events)
                     sender.sendto(b"\n".join(map(msgspec.json.encode, events)), daemon.udp_address)
 
+    def new_events(self, count: int) -> list[Event]:
+        """Events that were not sent before, but for what chance brings."""
+        return [random_event(self.rng, self._era) for _ in range(count)]
+
     def _events(self, rng: random.Random, count: int) -> list[Event]:
         """New ones, and now and then ones that were sent before."""
         if self._recent and rng.random() < 0.2:
