@@ -9,8 +9,9 @@ may make the database longer. On a disk without a free block a queue can neither
   and from then on settlements alone are written; new events are refused.
 - When the reserve can be had again, delivery has freed that much; then new events are taken again.
 
-Several processes may write to one queue: who has not met the full disk yet may take from what another gave up. Each
-finds out by itself; the deliverer then has less than all of the reserve, and usually still enough.
+Between being given up and had again, for up to a second, the reserve is anybody's: another program that fills the disk
+in that time, or another process that writes to this queue and has not met the full disk itself, may leave nothing of
+it. Then delivery waits for a person to make room.
 """
 
 import contextlib
@@ -26,6 +27,11 @@ RESERVE_BYTES = AUTO_CHECKPOINT_PAGES * PAGE_BYTES + 8 * 2**20
 """The most by which a checkpoint can make the database longer: all pages of a log that is due for one, and those of the
 group of puts that made it so (2 MiB of lines, their keys, and what is around them)."""
 
+STEP_BYTES = 2**20
+
+MARGIN_BYTES = 4 * 2**20
+"""What must be free beside the reserve before events are taken: a group of puts, in the log and in the database."""
+
 VACUUM_PAGES = 4096
 """Pages given back in one step while the disk is full: nobody puts then, and room is what everybody waits for."""
 
@@ -37,15 +43,18 @@ class Reserve:
         self._file = directory / FILE_NAME
 
     def take(self) -> None:
-        """The reserve is whole. Raises OSError where the disk has no room for it; then nothing of it is held."""
+        """The reserve is whole, and there is room beside it. Raises OSError where that is not so.
+
+        What can be had of it is held even then: others would take it.
+        """
         descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        held = 0
         try:
-            if os.fstat(descriptor).st_blocks * 512 < RESERVE_BYTES:
-                os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
-        except OSError:
-            os.ftruncate(descriptor, 0)
-            raise
+            while held < RESERVE_BYTES + MARGIN_BYTES:
+                os.posix_fallocate(descriptor, held, STEP_BYTES)
+                held += STEP_BYTES
         finally:
+            os.ftruncate(descriptor, min(held, RESERVE_BYTES))
             os.close(descriptor)
 
     def give(self, connection: sqlite3.Connection | None = None) -> None:
@@ -58,5 +67,5 @@ class Reserve:
 
     def clear_up(self, connection: sqlite3.Connection) -> None:
         """What delivery has freed inside the database and its log is given back to the file system."""
-        connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+        connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")  # see Store.shrink
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

@@ -235,9 +235,11 @@ class SqliteQueue:
 
     async def _maintain_once(self, walk: "_PruneWalk") -> None:
         await self._writer.run(self._store.check_file)
-        await self._writer.run(self._store.recover)
         if self._foreign_commits != await self._writer.run(self._store.foreign_commits):
             await self._refresh()
+        await self._writer.run(self._store.recover)
+        if self._store.trouble is not None:
+            return  # it is said and shown; nothing else can be done before it ends
         if walk.is_due(self._clock.monotonic()):
             step = walk.step(await self._writer.run(self._store.remembered_keys))
             reached, before_us = walk.reached or b"", self._clock.now_us() - int(self._retention_seconds * 1e6)

@@ -99,8 +99,11 @@ class Store:
         DiskFull only settlements are tried, until `recover` finds room."""
         self._connection = self._open(directory)
         try:
+            # What a process left in the log when it died was perhaps never synced, as after an fsync that failed: once
+            # folded into the database it is. Before that nothing of it may be acknowledged as known.
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             self._reserve.take()
-        except OSError as error:
+        except (sqlite3.Error, OSError) as error:
             self._meet(translate(error, self._file))
         self._inode = self._file.stat().st_ino
         self._execute: Callable[..., sqlite3.Cursor] = self._connection.execute
@@ -138,16 +141,16 @@ class Store:
         return [failure] * len(operations)
 
     def recover(self) -> None:
-        """Where the disk was in the way: events are taken again if it no longer is.
+        """Where the disk was in the way: events are taken again if it no longer is, else the trouble stays.
 
-        It is not where the reserve can be had and a commit goes through that needs room. Raises what is in the way.
+        It is not where the log can be folded into the database, the reserve can be had, and a commit that needs room
+        goes through.
         """
         if self.trouble is None:
             return
         try:
             with self._translated():
-                if isinstance(self.trouble, DiskFull):
-                    self._reserve.clear_up(self._connection)
+                self._reserve.clear_up(self._connection)
                 self._reserve.take()
                 self._execute("BEGIN IMMEDIATE")
                 self._execute(SQL["try_room"], (TRIAL_BYTES,))
@@ -155,8 +158,8 @@ class Store:
                 self._execute("COMMIT")
         except CollectorError as error:
             self._meet(error)
-            raise
-        self._forget_trouble()
+        else:
+            self._forget_trouble()
 
     def _meet(self, trouble: CollectorError) -> None:
         if type(trouble) is not type(self.trouble):
@@ -335,7 +338,8 @@ class Store:
             (pages,) = self._execute("PRAGMA page_count").fetchone()
             (free,) = self._execute("PRAGMA freelist_count").fetchone()
             if free > max(16 * VACUUM_PAGES, pages // 5):
-                self._execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+                # Not `execute`: a step of this statement frees one page, and `execute` makes only the first.
+                self._connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
             wal = self._file.with_name(FILE_NAME + "-wal")
             if wal.stat().st_size > WAL_LIMIT_BYTES:
                 self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

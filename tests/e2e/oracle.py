@@ -83,7 +83,7 @@ class Oracle:
         self._era += 1
 
     def running(
-        self, rig: Rig | None = None, variables: Mapping[str, str] | None = None, **settings: str
+        self, rig: Rig | None = None, variables: Mapping[str, str] | None = None, /, **settings: str
     ) -> AbstractAsyncContextManager[Daemon]:
         """A daemon for the length of a block; see `tests.e2e.daemon.running`."""
         ours = {"udp__listen": "127.0.0.1:0", "events__keep_fields": "note", "flush__hold_retry": "50ms"}

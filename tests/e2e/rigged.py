@@ -32,7 +32,7 @@ from collector.queue import database, group_commit, reserve, sqlite, store
 MODULES = (database, reserve, store, group_commit, sqlite, flusher)
 """The way of an event: written, flushed, pruned; migrated and checkpointed."""
 
-LITERAL_STATEMENT = re.compile(r'execute\(\s*f?"([A-Z][A-Za-z_]*(?: [A-Za-z_]+)?)')
+LITERAL_STATEMENT = re.compile(r'execute(?:script)?\(\s*f?"([A-Z][A-Za-z_]*(?: [A-Za-z_]+)?)')
 MIGRATION_STATEMENT = re.compile(r"\s*(--.*\n\s*)*CREATE\b|\s*(--.*\n\s*)*INSERT INTO pruned\b")
 
 BUSTLE = {
@@ -153,13 +153,17 @@ def arm(rig: Rig) -> _Rigged:
             step = rigged.step_of(sql)
             if step is None:
                 return super().execute(sql, parameters)
-            rigged.begin(step)
-            if step == "sql.drop_range" and rig.spare_pages is not None and rigged.taken[step] % 4 == 0:
+            if step == "sql.drop_range" and rig.spare_pages is not None and rigged.taken[step] % 4 == 3:
+                rigged.taken[step] += 1
                 raise _full()
-            try:
-                return super().execute(sql, parameters)
-            finally:
-                rigged.end(step)
+            cursor: sqlite3.Cursor = rigged.wrapped(step, super().execute)(sql, parameters)
+            return cursor
+
+        def executescript(self, sql: str, /) -> sqlite3.Cursor:
+            step = rigged.step_of(sql)
+            run = super().executescript
+            cursor: sqlite3.Cursor = rigged.wrapped(step, run)(sql) if step is not None else run(sql)
+            return cursor
 
     class Sqlite:
         """The module `sqlite3` with our connections."""

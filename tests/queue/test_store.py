@@ -385,10 +385,11 @@ def test_a_disk_that_has_room_again_takes_the_same_events_as_new_ones(tmp_path: 
     with pytest.raises(DiskFull):  # not even what would fit: the room that is left is for settlements
         put(store, batch("other", [2]))
     cap_pages(store, 5)
-    with pytest.raises(DiskFull):
-        store.recover()
+    store.recover()
+    assert isinstance(store.trouble, DiskFull)
     cap_pages(store, 10_000)
     store.recover()
+    assert store.trouble is None
     # The first app was added in the transaction that is undone; another takes its number, which nothing may confuse.
     assert put(store, batch("other", [2])) == [Verdict(1)]
     assert put(store, batch("early", [1]), LARGE) == [Verdict(1), Verdict(5_000)]
@@ -536,7 +537,7 @@ def test_free_pages_go_back_to_the_file_system_in_small_steps(
 
     full = pages()
     store.shrink()
-    assert full - 8 <= pages() < full  # what is given back at once is bounded
+    assert full - 8 <= pages() <= full - 4  # what is given back at once is bounded
     for _ in range(full):
         store.shrink()
     left = pages()

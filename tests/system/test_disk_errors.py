@@ -69,7 +69,7 @@ async def under_load(oracle: Oracle, disk: FailingDisk) -> AsyncIterator[Daemon]
 
 
 async def assert_all_is_refused(oracle: Oracle, daemon: Daemon, status: int) -> None:
-    """New events are refused with this status, whoever sends them. (What is on disk already is acknowledged again.)"""
+    """New events are refused with this status, whoever sends them. What is on disk already is acknowledged again."""
     async with aiohttp.ClientSession() as session:
         for _ in range(5):
             answer = await oracle.books.post(session, daemon.url, oracle.new_events(20), may_be_refused=True)
