@@ -226,12 +226,16 @@ class SqliteQueue:
     async def maintain(self) -> None:
         """Until cancelled: forgets old keys, gives free space back, and notices what other processes have put."""
         walk = _PruneWalk(self._retention_seconds)
+        said = ""
         while True:
             await self._clock.sleep(PRUNE_TICK_SECONDS)
             try:
                 await self._maintain_once(walk)
-            except Retryable as error:  # a full disk, for one: what is not done now is done later
-                log.warning("queue.maintenance_failed", error=str(error))
+                said = ""
+            except Retryable as error:  # lost permissions, for one: what is not done now is done later
+                if said != str(error):
+                    said = str(error)
+                    log.warning("queue.maintenance_failed", error=said)
 
     async def _maintain_once(self, walk: "_PruneWalk") -> None:
         await self._writer.run(self._store.check_file)

@@ -101,7 +101,7 @@ class Store:
         try:
             # What a process left in the log when it died was perhaps never synced, as after an fsync that failed: once
             # folded into the database it is. Before that nothing of it may be acknowledged as known.
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             self._reserve.take()
         except (sqlite3.Error, OSError) as error:
             self._meet(translate(error, self._file))

@@ -44,6 +44,11 @@ class Death(msgspec.Struct, frozen=True):
     needs_new_file: bool
     needs_full_disk: bool
 
+    @property
+    def latest(self) -> int:
+        """The most often that the step is sure enough to be taken in one life."""
+        return max(1, min(30, self.times // 4))
+
 
 class Figures(msgspec.Struct):
     """What was done, and what came of it."""
@@ -119,11 +124,18 @@ async def crash_at_random(oracle: Oracle) -> None:
 
 
 async def crash_at(oracle: Oracle, death: Death) -> bool:
-    """Whether one daemon died this death."""
+    """Whether a daemon died this death. What is rare may not come up in one short life: there are three."""
+    for at_once in (False, True, True):
+        if await crash_one_at(oracle, death, nth=1 if at_once else oracle.rng.randint(1, death.latest)):
+            return True
+    return False
+
+
+async def crash_one_at(oracle: Oracle, death: Death, *, nth: int) -> bool:
     rig = Rig(
         step=death.step,
         at_end=death.at_end,
-        nth=oracle.rng.randint(1, max(1, min(30, death.times // 4))),
+        nth=nth,
         constants=BUSTLE,
         spare_pages=FULL_SPARE_PAGES if death.needs_full_disk else None,
     )

@@ -1,11 +1,12 @@
 """A collector as its users run it: a child process with its own environment."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from tests.e2e.rigged import Rig
 
 START_SECONDS = 15.0
 STOP_SECONDS = 30.0
+NOTICE_SECONDS = 15.0
+"""Within this time a daemon has noticed that its disk fails, and that it no longer does."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -65,12 +68,14 @@ class Daemon:
         upstream_url: str,
         rig: Rig | None = None,
         variables: Mapping[str, str] | None = None,
+        wrapper: Sequence[str] = (),
         /,
         **settings: str,
     ) -> "Daemon":
         """A daemon that listens. Raises NotStartedError if it does not come to that.
 
-        `variables` are added to its environment; a `rig` says what is wrong with it.
+        A `rig` says what is wrong with it; `variables` are added to its environment; `wrapper` is a command that runs
+        it.
         """
         words = command("run")
         env = environment(folder, upstream_url, **settings) | dict(variables or {})
@@ -78,6 +83,7 @@ class Daemon:
             words = [sys.executable, "-m", "tests.e2e.rigged"]
             env |= {"TEST_RIG": msgspec.json.encode(rig).decode(), "PYTHONPATH": str(ROOT)}
         process = await asyncio.create_subprocess_exec(
+            *wrapper,
             *words,
             env=env,
             stdin=asyncio.subprocess.DEVNULL,
@@ -121,6 +127,14 @@ class Daemon:
             assert (answer.status == 503) is ("Retry-After" in answer.headers)
             return answer.status, await answer.text()
 
+    async def until_readiness_is(self, status: int, *, seconds: float = NOTICE_SECONDS) -> str:
+        """What /readyz says, once it has this status; the metric says the same then. Raises TimeoutError."""
+        async with asyncio.timeout(seconds):
+            while (readiness := await self.readiness())[0] != status:  # noqa: ASYNC110 - another process's doing
+                await asyncio.sleep(0.02)
+        assert (await self.metrics())["collector_queue_unavailable"] == (status == 503)
+        return readiness[1]
+
     @property
     def is_running(self) -> bool:
         return self._process.returncode is None
@@ -143,7 +157,9 @@ class Daemon:
         return entries[0]
 
     def send(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
+        # Not the process object's own way: where the process has just died, that takes its status away from `ended`.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, number)
 
     async def ended(self) -> int:
         """The exit status, once the process is gone and all it said was read."""
@@ -154,7 +170,7 @@ class Daemon:
     async def kill(self) -> None:
         """As a crash would: no handler runs, nothing is flushed."""
         if self.is_running:
-            self._process.kill()
+            self.send(signal.SIGKILL)
         await self.ended()
 
     async def stop(self) -> int:
@@ -178,11 +194,12 @@ async def running(
     upstream_url: str,
     rig: Rig | None = None,
     variables: Mapping[str, str] | None = None,
+    wrapper: Sequence[str] = (),
     /,
     **settings: str,
 ) -> AsyncIterator[Daemon]:
     """A daemon for the length of a block, killed with -9 at its end if it is still there."""
-    daemon = await Daemon.start(folder, upstream_url, rig, variables, **settings)
+    daemon = await Daemon.start(folder, upstream_url, rig, variables, wrapper, **settings)
     try:
         yield daemon
     finally:

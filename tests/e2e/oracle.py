@@ -15,7 +15,7 @@ import random
 import socket
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.e2e.books import POISON, Balance, Books, Event, random_event
-from tests.e2e.daemon import Daemon, running
+from tests.e2e.daemon import NOTICE_SECONDS, Daemon, running
 from tests.e2e.rigged import Rig
 
 CLIENTS = 4
@@ -83,11 +83,16 @@ class Oracle:
         self._era += 1
 
     def running(
-        self, rig: Rig | None = None, variables: Mapping[str, str] | None = None, /, **settings: str
+        self,
+        rig: Rig | None = None,
+        variables: Mapping[str, str] | None = None,
+        wrapper: Sequence[str] = (),
+        /,
+        **settings: str,
     ) -> AbstractAsyncContextManager[Daemon]:
         """A daemon for the length of a block; see `tests.e2e.daemon.running`."""
         ours = {"udp__listen": "127.0.0.1:0", "events__keep_fields": "note", "flush__hold_retry": "50ms"}
-        return running(self.folder, self._sandbox.url, rig, variables, **(ours | settings))
+        return running(self.folder, self._sandbox.url, rig, variables, wrapper, **(ours | settings))
 
     @asynccontextmanager
     async def load(
@@ -140,6 +145,13 @@ class Oracle:
         events = [random_event(rng, self._era) for _ in range(count)]
         self._recent.extend(events)
         return events
+
+    async def until_acknowledged(self, events: int) -> None:
+        """Returns when so many more events were acknowledged. Raises TimeoutError."""
+        enough = len(self.books.acknowledged) + events
+        async with asyncio.timeout(NOTICE_SECONDS):
+            while len(self.books.acknowledged) < enough:  # noqa: ASYNC110 - it is another process that acknowledges
+                await asyncio.sleep(0.01)
 
     async def drained(self, daemon: Daemon, *, seconds: float = DRAIN_SECONDS) -> None:
         """Returns when nothing waits in the daemon any more; fails when that takes longer than the bound."""

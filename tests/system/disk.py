@@ -74,13 +74,16 @@ class SmallDisk:
     def unmount(self) -> None:
         subprocess.run([program("umount"), str(self.folder)], check=True)
 
-    def cut_power(self) -> None:
-        """What was not synced is gone; the file system is there again as after a reboot. Of ext4 alone."""
+    def stop_writing(self) -> None:
+        """The power is cut: what was not synced is lost, nothing is written any more. Of ext4 alone."""
         descriptor = os.open(self.folder, os.O_RDONLY)
         try:
             fcntl.ioctl(descriptor, EXT4_SHUTDOWN, struct.pack("I", WITHOUT_FLUSHING))
         finally:
             os.close(descriptor)
+
+    def restart(self) -> None:
+        """The file system is there again, as after a reboot. Nobody may have a file of it open."""
         self.unmount()
         self.mount()
 

@@ -1,14 +1,16 @@
 """A disk that refuses writes or syncs while the daemon runs: what is refused is said, and nothing rests on what failed.
 
 Failures that are proven harmless here: EIO, a file system that turned read-only, and no room, on each write; EIO on
-each sync; the death of the process meanwhile. What SQLite does after a failed sync of its log: the commit is undone for
-everybody who reads; its frames stay in the log's file, where the next commit writes over them. If the process dies
-before that, the next start may find them whole and take the commit for good: events that were refused, with 503, are
-then there. That is allowed, their sender must send them again; the converse never happens.
+each sync; the death of the process meanwhile; permissions that are lost.
+
+What SQLite does after a failed sync of its log: the commit is undone for everybody who reads; its frames stay in the
+log's file, where the next commit writes over them. If the process dies before that, the next start may find them whole
+and take the commit for good: events that were refused, with 503, are then there. That is allowed, since their sender
+must send them again; the converse never happens.
 """
 
-import asyncio
 import errno
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,9 +22,6 @@ from tests.e2e.daemon import Daemon
 from tests.e2e.oracle import Oracle, new_seed, oracle_in
 from tests.system.conftest import program
 from tests.system.disk import FailingDisk
-
-NOTICE_SECONDS = 15.0
-"""Within this time the daemon has noticed that the disk fails, and that it no longer does."""
 
 FAILURES = [
     pytest.param("write", errno.EIO, 503, id="write errors"),
@@ -43,28 +42,11 @@ def disk(tmp_path: Path, oracle: Oracle) -> FailingDisk:
     return FailingDisk(tmp_path, oracle.queue, program("cc"))
 
 
-async def until_readiness_is(daemon: Daemon, status: int) -> str:
-    """What /readyz says, once it has this status."""
-    async with asyncio.timeout(NOTICE_SECONDS):
-        while (readiness := await daemon.readiness())[0] != status:  # noqa: ASYNC110 - another process's doing
-            await asyncio.sleep(0.02)
-    assert (await daemon.metrics())["collector_queue_unavailable"] == (status == 503)
-    return readiness[1]
-
-
-async def until_acknowledged(oracle: Oracle, events: int) -> None:
-    """Returns when so many more events were acknowledged."""
-    enough = len(oracle.books.acknowledged) + events
-    async with asyncio.timeout(NOTICE_SECONDS):
-        while len(oracle.books.acknowledged) < enough:  # noqa: ASYNC110 - it is a child process that acknowledges
-            await asyncio.sleep(0.01)
-
-
 @asynccontextmanager
 async def under_load(oracle: Oracle, disk: FailingDisk) -> AsyncIterator[Daemon]:
     """A daemon on the disk, with clients that go on whatever they are answered."""
     async with oracle.running(None, disk.variables) as daemon, oracle.load(daemon, may_be_refused=True):
-        await until_acknowledged(oracle, 500)
+        await oracle.until_acknowledged(500)
         yield daemon
 
 
@@ -85,12 +67,12 @@ async def test_a_disk_that_fails_stops_acknowledgements_and_nothing_else_and_all
 ) -> None:
     async with under_load(oracle, disk) as daemon:
         disk.fail(call, number)
-        said = await until_readiness_is(daemon, 503)
+        said = await daemon.until_readiness_is(503)
         assert ("no room" in said) is (status == 507)
         await assert_all_is_refused(oracle, daemon, status)
         disk.heal()
-        await until_readiness_is(daemon, 200)
-        await until_acknowledged(oracle, 500)
+        await daemon.until_readiness_is(200)
+        await oracle.until_acknowledged(500)
         await daemon.logs("queue.available_again")
         assert len(daemon.log("queue.unavailable")) == len(daemon.log("queue.available_again")) == 1
     await oracle.close_books()
@@ -102,8 +84,30 @@ async def test_a_daemon_that_dies_while_its_disk_fails_has_acknowledged_nothing_
 ) -> None:
     async with under_load(oracle, disk) as daemon:
         disk.fail(call, number)
-        await until_readiness_is(daemon, 503)
+        await daemon.until_readiness_is(503)
         await assert_all_is_refused(oracle, daemon, status)
         await daemon.kill()
     disk.heal()
+    await oracle.close_books()
+
+
+def without_override() -> list[str]:
+    """A command that runs another which the permissions of files bind, as they do not bind root."""
+    if os.geteuid() != 0:
+        return []
+    capabilities = "-dac_override,-dac_read_search"
+    return [program("setpriv"), f"--bounding-set={capabilities}", f"--inh-caps={capabilities}"]
+
+
+async def test_permissions_that_are_lost_are_said_and_stop_nothing_that_is_open_already(oracle: Oracle) -> None:
+    async with oracle.running(None, None, without_override()) as daemon, oracle.load(daemon):
+        await oracle.until_acknowledged(500)
+        oracle.queue.chmod(0)
+        try:
+            said = await daemon.logs("queue.maintenance_failed")
+            assert "Permission denied" in str(said["error"])
+            await oracle.until_acknowledged(500)
+            assert (await daemon.readiness())[0] == 200
+        finally:
+            oracle.queue.chmod(0o750)
     await oracle.close_books()

@@ -70,34 +70,24 @@ class Sender:
             while await self.post(daemon):
                 pass
             try:
-                await until_ready(daemon, SETTLED_SECONDS)
+                await daemon.until_readiness_is(200, seconds=SETTLED_SECONDS)
             except TimeoutError:
                 return
-
-
-async def until_ready(daemon: Daemon, seconds: float = RECOVERY_SECONDS) -> None:
-    async with asyncio.timeout(seconds):
-        while (await daemon.readiness())[0] != 200:  # noqa: ASYNC110 - another process's doing
-            await asyncio.sleep(0.05)
 
 
 async def assert_full(daemon: Daemon, sender: Sender) -> None:
     """Not even a small event is taken, and everybody is told why."""
     assert not await sender.post(daemon, events=1, note_chars=1)
-    status, said = await daemon.readiness()
-    assert status == 503
-    assert "no room on the disk" in said
-    assert (await daemon.metrics())["collector_queue_unavailable"] == 1
+    assert "no room on the disk" in await daemon.until_readiness_is(503)
 
 
 async def assert_recovers(oracle: Oracle, daemon: Daemon, sender: Sender) -> None:
     """New events are taken without anybody's doing."""
-    await until_ready(daemon)
-    assert (await daemon.metrics())["collector_queue_unavailable"] == 0
+    await daemon.until_readiness_is(200, seconds=RECOVERY_SECONDS)
     async with asyncio.timeout(RECOVERY_SECONDS):
         for _ in range(10):
             while not await sender.post(daemon):  # there is little room, and now and then it must be cleared up first
-                await until_ready(daemon)
+                await daemon.until_readiness_is(200, seconds=RECOVERY_SECONDS)
     await oracle.drained(daemon)
 
 
