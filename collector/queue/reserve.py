@@ -5,11 +5,12 @@ longer; and the checkpoint that would let the log begin anew must first write to
 may make the database longer. On a disk without a free block a queue can neither take events nor let go of them. So:
 
 - While all is well, the reserve's blocks are allocated. What fills the disk, also another program, stops short of them.
-- When a commit finds the disk full, the reserve is given up, the log is folded into the database and cut to nothing,
-  and from then on settlements alone are written; new events are refused.
-- When the reserve can be had again, delivery has freed that much; then new events are taken again.
+- When a commit finds the disk full, new events are refused, and settlements alone are written. When one of these finds
+  no room, the reserve is given up, and the log is folded into the database and cut to nothing.
+- Each second as much of the reserve is taken back as can be had. When it is whole, and there is room beside it, new
+  events are taken again.
 
-Between being given up and had again, for up to a second, the reserve is anybody's: another program that fills the disk
+Between being given up and taken back, for up to a second, the reserve is anybody's: another program that fills the disk
 in that time, or another process that writes to this queue and has not met the full disk itself, may leave nothing of
 it. Then delivery waits for a person to make room.
 """
