@@ -75,8 +75,12 @@ class Figures(msgspec.Struct):
 
 
 async def upstream_in_trouble(oracle: Oracle) -> None:
-    """For one life upstream has all troubles; first it wants small requests, so that later ones hit parts of leases."""
-    oracle.upstream_has(Fault(status=413, more_than=20))
+    """For one life upstream has all troubles; first with small requests of which some fail: parts of leases."""
+    oracle.upstream_has(
+        Fault(status=403, times=1),
+        Fault(status=413, more_than=8),
+        Fault(status=503, email="person7@example.com", times=40),
+    )
     await asyncio.sleep(LIFE_SECONDS / 2)
     oracle.upstream_has(*TROUBLES)
     await asyncio.sleep(LIFE_SECONDS / 2)

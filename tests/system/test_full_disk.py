@@ -20,7 +20,7 @@ from tests.e2e.oracle import Oracle, new_seed, oracle_in
 from tests.system.disk import SmallDisk, small_disk
 
 SIZE_MIB = RESERVE_BYTES // 2**20 + 24
-SETTLED_SECONDS = 1.7
+SETTLED_SECONDS = 2.5
 """Longer than the daemon takes to try again whether there is room: who is refused for so long is refused for good."""
 RECOVERY_SECONDS = 30.0
 
@@ -107,6 +107,7 @@ async def test_a_queue_that_fills_its_disk_delivers_frees_room_and_takes_events_
         await assert_recovers(oracle, daemon, sender)
         assert await daemon.stop() == 0
         assert "Traceback" not in daemon.output
+    disk.clear()
     await oracle.close_books()
 
 
@@ -127,7 +128,6 @@ async def test_a_daemon_starts_on_a_full_disk_and_delivers_what_it_finds(oracle:
             await assert_full(daemon, sender)
             oracle.upstream_has()
             await oracle.drained(daemon)
-            await assert_full(daemon, sender)  # what is free again is less than what must be
             disk.clear()
             await assert_recovers(oracle, daemon, sender)
             assert await daemon.stop() == 0
