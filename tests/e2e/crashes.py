@@ -6,12 +6,14 @@ is new in the collector's way of an event is found by itself: a first life count
 """
 
 import asyncio
+import contextlib
 import itertools
 import random
 import signal
 from collections import Counter
 from pathlib import Path
 
+import aiohttp
 import msgspec
 
 from collector.sandbox.faults import Fault
@@ -149,6 +151,8 @@ async def crash_one_at(oracle: Oracle, death: Death, *, nth: int) -> bool:
             await asyncio.wait({dead, trouble}, return_when=asyncio.FIRST_COMPLETED)
             trouble.cancel()
             if daemon.is_running:
+                with contextlib.suppress(aiohttp.ClientError):
+                    await daemon.metrics()
                 daemon.send(signal.SIGTERM)
             return await dead == -signal.SIGKILL
     except NotStartedError as error:

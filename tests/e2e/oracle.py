@@ -176,6 +176,7 @@ class Oracle:
         """
         self.upstream_has()
         async with self.running() as daemon, aiohttp.ClientSession() as session:
+            await daemon.until_readiness_is(200)
             again = [self.books.sent[key] for key in sorted(self.books.remembered)]
             for start in range(0, len(again), 1000):
                 await self.books.post(session, daemon.url, again[start : start + 1000])
