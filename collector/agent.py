@@ -310,7 +310,9 @@ class Collector:
         if self._stopping or not self._tasks:
             return "the collector is stopping"
         dead = [name for name, task in self._tasks.items() if task.done()]
-        return f"{dead[0]} has died" if dead else None
+        if dead:
+            return f"{dead[0]} has died"
+        return None if self._queue.trouble is None else str(self._queue.trouble)
 
     def _check_process(self) -> None:
         if self._process != os.getpid():
@@ -419,6 +421,11 @@ class Collector:
             "uncommitted_bytes",
             "Bytes of events that wait in memory for their commit.",
             lambda: self._queue.uncommitted_bytes,
+        )
+        gauge(
+            "queue_unavailable",
+            "1 while the disk (full, read-only, failing) keeps the queue from taking events, else 0.",
+            lambda: self._queue.trouble is not None,
         )
         gauge("http_connections", "Connections to the HTTP source.", lambda: self._http.connections)
         gauge("http_in_flight_requests", "Requests being received or stored.", lambda: self._http.requests_in_flight)

@@ -14,6 +14,7 @@ Pragmas, and why:
 - `trusted_schema=OFF`, `cell_size_check=ON`: a damaged or foreign file is noticed earlier.
 """
 
+import errno
 import functools
 import os
 import re
@@ -217,6 +218,8 @@ def damaged(file: Path, what: str) -> QueueDamaged:
 
 def translate(error: sqlite3.Error | OSError, file: Path) -> CollectorError:
     """The same failure in our own terms: who must act, and what to do."""
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return DiskFull(f"{file}: no room on the disk", retry_after_seconds=RETRY_AFTER_SECONDS)
     if isinstance(error, OSError):
         return QueueUnavailable(f"{file}: {error.strerror}", retry_after_seconds=RETRY_AFTER_SECONDS)
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from collector.errors import CollectorError, QueueUnavailable
 from collector.queue.base import Verdict
+from collector.queue.operations import Done, Put, Settle
 from collector.queue.step_thread import StepThread
-from collector.queue.store import Done, Put, Settle
 
 MAX_GROUP_BYTES = 2 * 2**20
 """About 20,000 events: bounds how long one commit takes, and so how long the next caller waits."""

@@ -145,7 +145,8 @@ class Letters:
                     text = b"\n".join(part.lines for part in parts)
                     row = (app, self._clock.now_us(), events, text, lines_crc(app_id, text))
                     self._connection.execute(SQL["add_segment"], row)
-                    self._connection.execute(SQL["unpruned"], (events,))
+                    # Their keys are there already: what is stored again must not count as keys that are remembered.
+                    self._connection.execute(SQL["count_pruned"], (events,))
                     parts = []
                 if letter is not None:
                     parts.append(letter)

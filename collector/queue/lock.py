@@ -4,6 +4,7 @@ A role is held by one process at a time. Presence is shared by all that have the
 another file in its place, for what the others wrote from then on would be gone with them.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -53,8 +54,9 @@ class RoleLock:
                 f"{self._file.parent} is in use: process {holder} is its {self._role}; "
                 "stop that one, or give this one another queue.path"
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the number is for people, the lock holds without it
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
         self._descriptor = descriptor
         let_go_in_child(self)
 

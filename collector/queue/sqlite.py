@@ -21,16 +21,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from collector.clock import Clock
-from collector.errors import CollectorError, DeadLettersFull, QueueBusy, QueueDamaged, QueueFull, Retryable
+from collector.errors import CollectorError, DeadLettersFull, DiskFull, QueueBusy, QueueDamaged, QueueFull, Retryable
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verdict
 from collector.queue.database import FILE_NAME, damaged
 from collector.queue.group_commit import GroupCommit
 from collector.queue.lock import RoleLock
+from collector.queue.operations import Done, Put, Settle
 from collector.queue.ready import doubt
 from collector.queue.step_thread import StepThread
-from collector.queue.store import Done, Put, Settle, Store
+from collector.queue.store import Store
 from collector.queue.view import Run, View
 
 log = get_logger(__name__)
@@ -173,6 +174,11 @@ class SqliteQueue:
         """Bytes of events that wait in memory for their commit."""
         return self._commits.uncommitted_bytes
 
+    @property
+    def trouble(self) -> CollectorError | None:
+        """Why the disk keeps the queue from taking events at the moment; None where it does not."""
+        return self._store.trouble
+
     def oldest_waiting_seconds(self) -> float:
         """How long the oldest event that is not leased has waited; 0 where there is none."""
         since = [lane.waiting_since for lane in self._lanes.values() if lane.available]
@@ -256,25 +262,35 @@ class SqliteQueue:
         Raises QueueDamaged as soon as anybody has found the file damaged: nothing goes on beside a broken file.
         """
         walk = _PruneWalk(self._retention_seconds)
+        said = ""
         while True:
             await self._clock.wait(self._damage_found, PRUNE_TICK_SECONDS)
             if self._damage is not None:
                 raise self._damage
             try:
                 await self._maintain_once(walk)
-            except Retryable as error:  # a full disk, for one: what is not done now is done later
-                log.warning("queue.maintenance_failed", error=str(error))
+                said = ""
+            except Retryable as error:  # lost permissions, for one: what is not done now is done later
+                if said != str(error):
+                    said = str(error)
+                    log.warning("queue.maintenance_failed", error=said)
 
     async def _maintain_once(self, walk: "_PruneWalk") -> None:
         await self._writer.run(self._store.check_file)
         if self._foreign_commits != await self._writer.run(self._store.foreign_commits):
             await self.refresh()
+        await self._writer.run(self._store.recover)
+        trouble = self._store.trouble
+        if trouble is None or isinstance(trouble, DiskFull):
+            before_ms = self._clock.now_ms() - int(self._keep_seconds * 1000)
+            while await self._writer.run(lambda: self._store.drop_kept(before_ms)):
+                pass  # in between others commit
+        if trouble is not None:
+            return  # it is said and shown; nothing else can be done before it ends
         if walk.is_due(self._clock.monotonic()):
             step = walk.step(await self._writer.run(self._store.remembered_keys))
             reached, before_us = walk.reached or b"", self._clock.now_us() - int(self._retention_seconds * 1e6)
             walk.reached = await self._writer.run(lambda: self._store.prune(reached, step, before_us))
-        before_ms = self._clock.now_ms() - int(self._keep_seconds * 1000)
-        await self._writer.run(lambda: self._store.drop_kept(before_ms))
         await self._writer.run(self._store.shrink)
 
     async def stats(self) -> QueueStats:

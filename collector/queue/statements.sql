@@ -76,6 +76,13 @@ DELETE FROM seen WHERE key > ?1 AND key <= ?2 AND stamp < ?3;
 -- name: count_pruned
 UPDATE pruned SET keys = keys + ?1;
 
+-- name: try_room
+-- No app has number 0: no count changes.
+INSERT INTO segment (segment, stamp, events, lines) VALUES (0, 0, 0, zeroblob(?1));
+
+-- name: end_trial
+DELETE FROM segment WHERE segment = 0;
+
 -- name: remembered
 SELECT (SELECT coalesce(sum(stored_events), 0) FROM app) - (SELECT keys FROM pruned);
 
@@ -83,10 +90,6 @@ SELECT (SELECT coalesce(sum(stored_events), 0) FROM app) - (SELECT keys FROM pru
 SELECT name, waiting_events, waiting_bytes, dead_events, dead_bytes, kept_events,
        (SELECT stamp FROM segment WHERE segment > (app << 40) AND segment < ((app + 1) << 40) ORDER BY segment LIMIT 1)
 FROM app ORDER BY name;
-
--- name: unpruned
--- So many keys came back to be waited for, or are there again, without having been stored: the count of keys stays.
-UPDATE pruned SET keys = keys + ?1;
 
 -- name: letters
 -- Dead letters after number ?1, of app ?2 (NULL: any), whose reason contains ?3 (NULL: any), buried from ?4 to before

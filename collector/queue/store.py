@@ -16,20 +16,23 @@ events took 2.3 ms with seven statements, 0.8 ms with one).
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-import msgspec
-
 from collector.clock import Clock
-from collector.errors import CollectorError, QueueBroken
+from collector.errors import CollectorError, DiskFull, QueueBroken, QueueUnavailable
 from collector.events import KEY_BYTES
-from collector.queue.base import Batch, Burial, Verdict
+from collector.observe.logs import get_logger
+from collector.queue.base import Batch, Verdict
 from collector.queue.database import BUSY_TIMEOUT_MS, FILE_NAME, SQL, WAL_LIMIT_BYTES, open_writer, translate
 from collector.queue.lock import Presence
+from collector.queue.operations import Done, Put, Settle, Waiting
 from collector.queue.ready import make_ready
+from collector.queue.reserve import Reserve
 from collector.queue.soundness import letter_crc, lines_crc
+
+log = get_logger(__name__)
 
 VACUUM_PAGES = 256
 """Pages given back to the file system in one step: 1 MiB, a few milliseconds."""
@@ -37,67 +40,8 @@ VACUUM_PAGES = 256
 KEPT_ROWS = 50
 """Rows of delivered events deleted in one step: up to 200,000 events, 18 MB, some ten milliseconds."""
 
-
-class Put(msgspec.Struct, frozen=True, gc=False):
-    """Store these batches, all of them or none. `bytes` is the size of their lines, with the line ends."""
-
-    batches: Sequence[Batch]
-    bytes: int
-
-    @classmethod
-    def of(cls, batches: Sequence[Batch]) -> "Put":
-        """The operation that stores these batches."""
-        return cls(batches, sum([batch.bytes for batch in batches]))
-
-
-class Settle(msgspec.Struct, frozen=True):
-    """Take away a range of one app's segments with its `events`: bury some of them, put `rest` back in their place."""
-
-    app_id: str
-    first: int
-    last: int
-    events: int
-    dead: Sequence[tuple[Burial, bytes]] = ()
-    rest_events: int = 0
-    rest_lines: bytes = b""
-    kept_events: int = 0
-    kept_lines: bytes = b""
-    """What was delivered and is to be kept."""
-
-    def keeping(self, lines: bytes, others: Collection[int]) -> "Settle":
-        """The same, and the lines are kept as delivered but for those at the positions of `others`."""
-        if others:
-            kept = [line for position, line in enumerate(lines.split(b"\n")) if position not in others]
-            lines = b"\n".join(kept)
-        return msgspec.structs.replace(self, kept_events=self.events - len(others), kept_lines=lines)
-
-    @property
-    def dead_bytes(self) -> int:
-        """What the dead letters take: each line with its line end, and its reason."""
-        return sum(len(line) + 1 + len(burial.reason.encode()) for burial, line in self.dead)
-
-    @property
-    def bytes(self) -> int:
-        """A settlement holds nothing that was not counted before."""
-        return 0
-
-
-class Done(msgspec.Struct, frozen=True, gc=False):
-    """What became of one operation: the verdicts of a Put, and by how many bytes more is waiting now."""
-
-    verdicts: Sequence[Verdict]
-    bytes: int
-
-
-class Waiting(msgspec.Struct, frozen=True, gc=False):
-    """What waits of one app: events, bytes, and the stamp of the oldest; and what its dead letters take."""
-
-    app: int
-    app_id: str
-    events: int
-    bytes: int
-    oldest_stamp: int | None
-    dead_bytes: int
+TRIAL_BYTES = 256 * 2**10
+"""What must fit into the file before a disk that was full counts as one that takes events again."""
 
 
 class Store:
@@ -109,12 +53,23 @@ class Store:
         self._clock = clock
         self._apps: dict[str, int] = {}
         self._presence = Presence(directory)
+        self._reserve = Reserve(directory)
+        self.trouble: CollectorError | None = None
+        """Why the disk does not let us commit, since the last commit that failed; None where it does. While it is
+        DiskFull only settlements are tried, until `recover` finds room."""
         self._presence.enter(alone=lambda: make_ready(directory), patience_seconds=BUSY_TIMEOUT_MS / 1000)
         try:
-            self._connection = open_writer(directory)
+            self._connection = self._open(directory)
         except BaseException:
             self._presence.release()
             raise
+        try:
+            # What a process left in the log when it died was perhaps never synced, as after an fsync that failed: once
+            # folded into the database it is. Before that nothing of it may be acknowledged as known.
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            self._reserve.take()
+        except (sqlite3.Error, OSError) as error:
+            self._meet(translate(error, self._file))
         self._inode = self._file.stat().st_ino
         self._execute: Callable[..., sqlite3.Cursor] = self._connection.execute
 
@@ -122,17 +77,71 @@ class Store:
         """One transaction for all operations; returns after its fsync, with what became of each.
 
         Where the disk refuses, nothing is stored; settlements are tried once more on their own, since they free room.
+        A commit whose fsync failed is undone by SQLite, and the next one writes over what it left in the log: what is
+        answered later never rests on what was not synced.
         """
-        try:
-            return self._put_fresh(operations) or self._attempt(operations)
-        except sqlite3.Error as error:
-            failure = translate(error, self._file)
+        if not isinstance(self.trouble, DiskFull):
+            try:
+                done = self._put_fresh(operations) or self._attempt(operations)
+            except sqlite3.Error as error:
+                self._meet(translate(error, self._file))
+            else:
+                if self.trouble is not None and any(each.bytes for each in done):  # known events alone write nothing
+                    self._forget_trouble()
+                return done
+        return self._settle_alone(operations, self.trouble or QueueUnavailable("the disk has refused"))
+
+    def _settle_alone(
+        self, operations: Sequence[Put | Settle], failure: CollectorError
+    ) -> Sequence[Done | CollectorError]:
         settlements = [operation for operation in operations if isinstance(operation, Settle)]
-        if 0 < len(settlements) < len(operations):
-            with contextlib.suppress(sqlite3.Error):
-                settled = iter(self._attempt(settlements))
-                return [next(settled) if isinstance(operation, Settle) else failure for operation in operations]
+        is_full = isinstance(failure, DiskFull)
+        if settlements and (is_full or len(settlements) < len(operations)):
+            for _ in range(2 if is_full else 1):
+                with contextlib.suppress(sqlite3.Error):
+                    settled = iter(self._attempt(settlements))
+                    return [next(settled) if isinstance(operation, Settle) else failure for operation in operations]
+                if is_full:
+                    self._reserve.give(self._connection)
         return [failure] * len(operations)
+
+    def recover(self) -> None:
+        """Where the disk was in the way: events are taken again if it no longer is, else the trouble stays.
+
+        It is not where the log can be folded into the database, the reserve can be had, and a commit that needs room
+        goes through.
+        """
+        if self.trouble is None:
+            return
+        try:
+            with self._translated():
+                self._reserve.clear_up(self._connection)
+                self._reserve.take()
+                self._execute("BEGIN IMMEDIATE")
+                self._execute(SQL["try_room"], (TRIAL_BYTES,))
+                self._execute(SQL["end_trial"])
+                self._execute("COMMIT")
+        except CollectorError as error:
+            self._meet(error)
+        else:
+            self._forget_trouble()
+
+    def _meet(self, trouble: CollectorError) -> None:
+        if type(trouble) is not type(self.trouble):
+            log.error("queue.unavailable", error=str(trouble))
+        self.trouble = trouble
+
+    def _forget_trouble(self) -> None:
+        log.info("queue.available_again", after=str(self.trouble))
+        self.trouble = None
+
+    def _open(self, directory: Path) -> sqlite3.Connection:
+        """The writing connection, with the reserve's room where it cannot be had without: to open it takes some."""
+        try:
+            return open_writer(directory)
+        except QueueUnavailable:
+            self._reserve.give()
+            return open_writer(directory)
 
     def _attempt(self, operations: Sequence[Put | Settle]) -> list[Done]:
         self._execute("BEGIN IMMEDIATE")
@@ -287,15 +296,18 @@ class Store:
             self._execute("COMMIT")
             return reach if row else None
 
-    def drop_kept(self, before_ms: int) -> None:
-        """Deletes a few of the delivered events that were kept, where they were delivered before that."""
+    def drop_kept(self, before_ms: int) -> bool:
+        """Whether there may be more, after a few of the kept events that were delivered before that are deleted."""
         with self._translated():
-            if self._execute(SQL["has_kept"], (before_ms,)).fetchone():  # else no lock is taken
-                self._execute(SQL["drop_kept"], (before_ms, KEPT_ROWS))
+            if not self._execute(SQL["has_kept"], (before_ms,)).fetchone():
+                return False  # and no lock was taken
+            return self._execute(SQL["drop_kept"], (before_ms, KEPT_ROWS)).rowcount == KEPT_ROWS
 
     def check_file(self) -> None:
         """Raises QueueBroken where the file was removed or replaced: what is written to it would be gone with us."""
-        if not self._file.exists() or self._file.stat().st_ino != self._inode:
+        with self._translated():
+            is_ours = self._file.exists() and self._file.stat().st_ino == self._inode
+        if not is_ours:
             raise QueueBroken(
                 f"{self._file} was removed or replaced while it was open; what was acknowledged since then dies with "
                 "this process. Start the collector again, and never touch its files while it runs"
@@ -307,7 +319,8 @@ class Store:
             (pages,) = self._execute("PRAGMA page_count").fetchone()
             (free,) = self._execute("PRAGMA freelist_count").fetchone()
             if free > max(16 * VACUUM_PAGES, pages // 5):
-                self._execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+                # Not `execute`: a step of this statement frees one page, and `execute` makes only the first.
+                self._connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
             wal = self._file.with_name(FILE_NAME + "-wal")
             if wal.stat().st_size > WAL_LIMIT_BYTES:
                 self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

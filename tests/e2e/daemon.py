@@ -1,18 +1,32 @@
 """A collector as its users run it: a child process with its own environment."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import msgspec
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.e2e.rigged import Rig
 
 START_SECONDS = 15.0
 STOP_SECONDS = 30.0
+NOTICE_SECONDS = 15.0
+"""Within this time a daemon has noticed that its disk fails, and that it no longer does."""
+ROOT = Path(__file__).parents[2]
+
+
+class NotStartedError(AssertionError):
+    """The daemon ended before it listened; the message is what it said."""
+
+    status: int | None = None
 
 
 def command(*words: str) -> list[str]:
@@ -48,22 +62,78 @@ class Daemon:
         self._reading = asyncio.create_task(self._read_log())
 
     @classmethod
-    async def start(cls, folder: Path, upstream_url: str, **settings: str) -> "Daemon":
-        """A daemon that listens. Raises AssertionError with its log if it does not come to that."""
+    async def start(
+        cls,
+        folder: Path,
+        upstream_url: str,
+        rig: Rig | None = None,
+        variables: Mapping[str, str] | None = None,
+        wrapper: Sequence[str] = (),
+        /,
+        **settings: str,
+    ) -> "Daemon":
+        """A daemon that listens. Raises NotStartedError if it does not come to that.
+
+        A `rig` says what is wrong with it; `variables` are added to its environment; `wrapper` is a command that runs
+        it.
+        """
+        words = command("run")
+        env = environment(folder, upstream_url, **settings) | dict(variables or {})
+        if rig is not None:
+            words = [sys.executable, "-m", "tests.e2e.rigged"]
+            env |= {"TEST_RIG": msgspec.json.encode(rig).decode(), "PYTHONPATH": str(ROOT)}
         process = await asyncio.create_subprocess_exec(
-            *command("run"),
-            env=environment(folder, upstream_url, **settings),
+            *wrapper,
+            *words,
+            env=env,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )
         daemon = cls(process)
-        await asyncio.wait_for(asyncio.shield(daemon._started), START_SECONDS)
+        try:
+            await asyncio.wait_for(asyncio.shield(daemon._started), START_SECONDS)
+        except NotStartedError as error:
+            error.status = await daemon.ended()
+            raise
         return daemon
 
     @property
     def url(self) -> str:
         return self._started.result()
+
+    @property
+    def udp_address(self) -> tuple[str, int]:
+        """Where it takes datagrams."""
+        host, _, port = str(self.log("agent.started")[0]["udp"]).rpartition(":")
+        return host, int(port)
+
+    async def metrics(self) -> dict[str, float]:
+        """All metrics by name, with labels as they stand in the exposition, but without quotes: `x_total{a=b}`."""
+        async with aiohttp.ClientSession() as session, session.get(f"{self.url}/metrics") as answer:
+            families = text_string_to_metric_families(await answer.text())
+            return {
+                sample.name
+                + ("{" + ",".join(f"{k}={v}" for k, v in sample.labels.items()) + "}" if sample.labels else ""): (
+                    sample.value
+                )
+                for family in families
+                for sample in family.samples
+            }
+
+    async def readiness(self) -> tuple[int, str]:
+        """Status and body of /readyz."""
+        async with aiohttp.ClientSession() as session, session.get(f"{self.url}/readyz") as answer:
+            assert (answer.status == 503) is ("Retry-After" in answer.headers)
+            return answer.status, await answer.text()
+
+    async def until_readiness_is(self, status: int, *, seconds: float = NOTICE_SECONDS) -> str:
+        """What /readyz says, once it has this status; the metric says the same then. Raises TimeoutError."""
+        async with asyncio.timeout(seconds):
+            while (readiness := await self.readiness())[0] != status:  # noqa: ASYNC110 - another process's doing
+                await asyncio.sleep(0.02)
+        assert (await self.metrics())["collector_queue_unavailable"] == (status == 503)
+        return readiness[1]
 
     @property
     def is_running(self) -> bool:
@@ -87,7 +157,9 @@ class Daemon:
         return entries[0]
 
     def send(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
+        # Not the process object's own way: where the process has just died, that takes its status away from `ended`.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, number)
 
     async def ended(self) -> int:
         """The exit status, once the process is gone and all it said was read."""
@@ -98,7 +170,7 @@ class Daemon:
     async def kill(self) -> None:
         """As a crash would: no handler runs, nothing is flushed."""
         if self.is_running:
-            self._process.kill()
+            self.send(signal.SIGKILL)
         await self.ended()
 
     async def stop(self) -> int:
@@ -113,13 +185,21 @@ class Daemon:
             if match := re.search(r'"event":"agent.started".*"http":"([^"]+)"', self._logged[-1]):
                 self._started.set_result(f"http://{match[1]}")
         if not self._started.done():
-            self._started.set_exception(AssertionError(f"the daemon did not start:\n{self.output}"))
+            self._started.set_exception(NotStartedError(f"the daemon did not start:\n{self.output}"))
 
 
 @asynccontextmanager
-async def running(folder: Path, upstream_url: str, **settings: str) -> AsyncIterator[Daemon]:
+async def running(
+    folder: Path,
+    upstream_url: str,
+    rig: Rig | None = None,
+    variables: Mapping[str, str] | None = None,
+    wrapper: Sequence[str] = (),
+    /,
+    **settings: str,
+) -> AsyncIterator[Daemon]:
     """A daemon for the length of a block, killed with -9 at its end if it is still there."""
-    daemon = await Daemon.start(folder, upstream_url, **settings)
+    daemon = await Daemon.start(folder, upstream_url, rig, variables, wrapper, **settings)
     try:
         yield daemon
     finally:

@@ -11,7 +11,8 @@ from collector.errors import CollectorError
 from collector.events import event_key
 from collector.queue.base import Batch, Burial
 from collector.queue.database import FILE_NAME
-from collector.queue.store import Put, Settle, Store
+from collector.queue.operations import Put, Settle
+from collector.queue.store import Store
 from tests.fake_clock import FakeClock
 from tests.queue.samples import EMAIL, opened
 

@@ -9,8 +9,8 @@ import pytest
 from collector.errors import CollectorError, DiskFull, QueueUnavailable
 from collector.queue.base import Batch, Verdict
 from collector.queue.group_commit import MAX_GROUP_BYTES, GroupCommit, Operation, Verdicts
+from collector.queue.operations import Done, Put, Settle
 from collector.queue.step_thread import StepThread
-from collector.queue.store import Done, Put, Settle
 
 PATIENCE_SECONDS = 30  # a backstop for what is broken; nothing that works comes near it
 

@@ -16,7 +16,13 @@ from collector.queue import ready
 from collector.queue.base import Batch, Burial, Queue, Verdict
 from collector.queue.database import FILE_NAME
 from collector.queue.ready import CHECKED_WHOLE_BYTES
-from collector.queue.sqlite import BUSY_RETRY_AFTER_SECONDS, FULL_RETRY_AFTER_SECONDS, PRUNE_PASSES, SqliteQueue
+from collector.queue.sqlite import (
+    BUSY_RETRY_AFTER_SECONDS,
+    FULL_RETRY_AFTER_SECONDS,
+    PRUNE_PASSES,
+    SqliteQueue,
+    _PruneWalk,
+)
 from tests.fake_clock import FakeClock
 from tests.queue.contract import BATCH_EVENTS, QueueContract, available, lease, lease_all, numbers_of
 from tests.queue.samples import batch, child, hear, key, line, opened, remembered, stored, tell
@@ -372,6 +378,10 @@ async def test_a_full_disk_refuses_puts_and_lets_settlements_through(tmp_path: P
     assert stored(tmp_path)["wiki"].numbers == [9]
     assert (queue.waiting_events, available(queue)) == (1, {"wiki": 1})
     await on_writer(queue, "PRAGMA max_page_count = 100000")
+    with pytest.raises(DiskFull):  # until maintenance has found the room
+        await queue.put([batch("new", range(3000))])
+    await queue._maintain_once(_PruneWalk(1.0))
+    assert queue.trouble is None
     assert await queue.put([batch("new", range(3000))]) == [Verdict(3000)]
 
 

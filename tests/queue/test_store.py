@@ -17,7 +17,8 @@ from collector.errors import CollectorError, DiskFull, QueueUnavailable
 from collector.events import event_key
 from collector.queue.base import Batch, Burial, Verdict
 from collector.queue.database import FILE_NAME, RETRY_AFTER_SECONDS
-from collector.queue.store import Done, Put, Settle, Store, Waiting
+from collector.queue.operations import Done, Put, Settle, Waiting
+from collector.queue.store import Store
 from tests.fake_clock import START_MS, FakeClock
 from tests.queue.samples import EMAIL, batch, key, line, opened, remembered, stored, waiting_numbers
 
@@ -382,7 +383,14 @@ def test_a_disk_that_has_room_again_takes_the_same_events_as_new_ones(tmp_path: 
         put(store, batch("early", [1]), LARGE)
     assert refusal.value.retry_after_seconds == RETRY_AFTER_SECONDS
     assert (stored(tmp_path), remembered(tmp_path)) == ({}, {})
+    with pytest.raises(DiskFull):  # not even what would fit: the room that is left is for settlements
+        put(store, batch("other", [2]))
+    cap_pages(store, 5)
+    store.recover()
+    assert isinstance(store.trouble, DiskFull)
     cap_pages(store, 10_000)
+    store.recover()
+    assert store.trouble is None
     # The first app was added in the transaction that is undone; another takes its number, which nothing may confuse.
     assert put(store, batch("other", [2])) == [Verdict(1)]
     assert put(store, batch("early", [1]), LARGE) == [Verdict(1), Verdict(5_000)]
@@ -530,7 +538,7 @@ def test_free_pages_go_back_to_the_file_system_in_small_steps(
 
     full = pages()
     store.shrink()
-    assert full - 8 <= pages() < full  # what is given back at once is bounded
+    assert full - 8 <= pages() <= full - 4  # what is given back at once is bounded
     for _ in range(full):
         store.shrink()
     left = pages()

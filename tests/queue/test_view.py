@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from collector.errors import QueueUnavailable
 from collector.queue.base import AppStats, Batch, Burial
 from collector.queue.database import FILE_NAME
-from collector.queue.store import Put, Settle, Store
+from collector.queue.operations import Put, Settle
+from collector.queue.store import Store
 from collector.queue.view import LEASE_BATCHES, Run, View, best_reach
 from tests.fake_clock import FakeClock
 from tests.queue.samples import batch, lines, numbers_in, opened, remembered, stored

@@ -1,0 +1,216 @@
+"""Rounds of load, each of which ends with the daemon's sudden death; then the books.
+
+Half of the deaths are `kill -9` at a random instant; at the others the daemon kills itself at the beginning or the end
+of a named step (see `rigged.py`), in turn, so that as many rounds as there are steps and ends of them visit all. What
+is new in the collector's way of an event is found by itself: a first life counts how often each step is taken.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import random
+import signal
+from collections import Counter
+from pathlib import Path
+
+import aiohttp
+import msgspec
+
+from collector.sandbox.faults import Fault
+from tests.e2e.daemon import NotStartedError
+from tests.e2e.oracle import TROUBLES, Oracle, oracle_in
+from tests.e2e.rigged import BUSTLE, Rig, steps
+
+LIFE_SECONDS = 0.5
+"""How long a rigged daemon is under load before it is asked to stop, if it has not died by then."""
+FULL_SPARE_PAGES = 150
+"""Little enough to be used up in a part of that life, and enough for the trial that finds room again."""
+LONG_AGO_SECONDS = -40 * 86_400.0
+
+BY_HAND = "of `collector queue dead`, `export` and `replay`; see tests/queue/test_letters.py"
+
+NOT_TAKEN = {
+    "database.damaged": "of a damaged file; see tests/queue/test_salvage.py",
+    "database._named_statements": "at import",
+    "database._sql": "at import",
+    "flusher.Publisher.publish": "a protocol",
+    "sql.count_kept": BY_HAND,
+    "sql.count_letters": BY_HAND,
+    "sql.drop_delivered": BY_HAND,
+    "sql.drop_letter": BY_HAND,
+    "sql.kept_after": BY_HAND,
+    "sql.letters": BY_HAND,
+    "sql.newest_kept": BY_HAND,
+    "sql.newest_letter": BY_HAND,
+    "sql.waiting_after": BY_HAND,
+    "sql.app_stats": "of `collector queue stats`, which writes nothing",
+    "sqlite.SqliteQueue.stats": "of hosts that embed the collector; it writes nothing",
+}
+"""Steps that a daemon does not take, and why. What is new and neither taken nor named here fails every round."""
+
+
+class Death(msgspec.Struct, frozen=True):
+    """A step that a daemon takes, how often it does, and what it takes to get there."""
+
+    step: str
+    at_end: bool
+    times: int
+    needs_new_file: bool
+    needs_full_disk: bool
+
+    @property
+    def latest(self) -> int:
+        """The most often that the step is sure enough to be taken in one life."""
+        return max(1, min(30, self.times // 4))
+
+
+class Figures(msgspec.Struct):
+    """What was done, and what came of it."""
+
+    rounds: int = 0
+    kills: int = 0
+    steps: Counter[str] = msgspec.field(default_factory=Counter)
+    acknowledged: int = 0
+    delivered: int = 0
+    buried: int = 0
+    lost: int = 0
+    doubled: int = 0
+    sent_again: int = 0
+    """Events that upstream got more than once."""
+    missed: list[str] = []
+    """Deaths that did not take place."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rounds} rounds, {self.kills} kills, {sum(self.steps.values())} of them at {len(self.steps)} named "
+            f"steps; {self.acknowledged} events acknowledged, {self.delivered} delivered, {self.buried} buried, "
+            f"{self.lost} lost, {self.doubled} doubled ({self.sent_again} were sent upstream again)"
+        )
+
+
+async def upstream_in_trouble(oracle: Oracle) -> None:
+    """For one life upstream has all troubles; first with small requests of which some fail: parts of leases."""
+    oracle.upstream_has(
+        Fault(status=403, times=1),
+        Fault(status=413, more_than=8),
+        Fault(status=503, email="person7@example.com", times=40),
+    )
+    await asyncio.sleep(LIFE_SECONDS / 2)
+    oracle.upstream_has(*TROUBLES)
+    await asyncio.sleep(LIFE_SECONDS / 2)
+
+
+async def lives(oracle: Oracle) -> list[Death]:
+    """Every death there is, found in three lives that end well: with a new file, an old one, and a full disk.
+
+    What the first one has received is so old that the later ones forget it.
+    """
+    taken = []
+    for rig in (
+        Rig(clock_shift_seconds=LONG_AGO_SECONDS),
+        Rig(constants=BUSTLE),
+        Rig(constants=BUSTLE, spare_pages=FULL_SPARE_PAGES),
+    ):
+        census = oracle.folder / "census"
+        async with oracle.running(msgspec.structs.replace(rig, census=str(census))) as daemon:
+            async with oracle.load(daemon, may_be_refused=rig.spare_pages is not None):
+                await upstream_in_trouble(oracle)
+                await daemon.metrics()
+            oracle.upstream_has()
+            await oracle.drained(daemon)
+            assert await daemon.stop() == 0, daemon.output
+        taken.append(Counter(msgspec.json.decode(census.read_bytes(), type=dict[str, int])))
+        if rig.clock_shift_seconds:
+            oracle.forget()
+    new, old, full = taken
+    never = set(steps()) - {*new, *old, *full}
+    assert never == set(NOT_TAKEN), f"no daemon here takes {never ^ set(NOT_TAKEN)}: reach it, or say why not"
+    return [
+        Death(step, at_end, old[step] or new[step] or full[step], not (old[step] or full[step]), not (old + new)[step])
+        for step in steps()
+        if (old + new + full)[step]
+        for at_end in (False, True)
+    ]
+
+
+async def crash_at_random(oracle: Oracle) -> None:
+    """One daemon dies at a random instant under load."""
+    async with oracle.running() as daemon, oracle.load(daemon):
+        # A random instant is what this is about; nothing else is waited for by the clock.
+        await asyncio.sleep(oracle.rng.uniform(0.01, 0.4))
+        await daemon.kill()
+
+
+async def crash_at(oracle: Oracle, death: Death) -> bool:
+    """Whether a daemon died this death. What is rare may not come up in one short life: there are three."""
+    for at_once in (False, True, True):
+        if await crash_one_at(oracle, death, nth=1 if at_once else oracle.rng.randint(1, death.latest)):
+            return True
+    return False
+
+
+async def crash_one_at(oracle: Oracle, death: Death, *, nth: int) -> bool:
+    rig = Rig(
+        step=death.step,
+        at_end=death.at_end,
+        nth=nth,
+        constants=BUSTLE,
+        spare_pages=FULL_SPARE_PAGES if death.needs_full_disk else None,
+    )
+    try:
+        async with oracle.running(rig) as daemon, oracle.load(daemon, may_be_refused=death.needs_full_disk):
+            dead, trouble = asyncio.create_task(daemon.ended()), asyncio.create_task(upstream_in_trouble(oracle))
+            await asyncio.wait({dead, trouble}, return_when=asyncio.FIRST_COMPLETED)
+            trouble.cancel()
+            if daemon.is_running:
+                with contextlib.suppress(aiohttp.ClientError):
+                    await daemon.metrics()
+                daemon.send(signal.SIGTERM)
+            return await dead == -signal.SIGKILL
+    except NotStartedError as error:
+        return error.status == -signal.SIGKILL
+
+
+async def crash_with_new_file(oracle: Oracle, death: Death, name: str) -> bool:
+    """The same where a daemon makes its file; then another goes on with what is left of that."""
+    async with oracle_in(oracle.folder / name, oracle.rng.randrange(2**32)) as other:
+        has_died = await crash_at(other, death)
+        async with other.running() as daemon, other.load(daemon):
+            await asyncio.sleep(0.05)
+        await other.close_books()
+    return has_died
+
+
+async def crashes(folder: Path, *, seed: int, rounds: int, figures: Figures, first: int = 0) -> None:
+    """So many rounds, and even books. Raises AssertionError where they are not; what was found is in `figures`.
+
+    `first` is the place in the list of deaths where to begin.
+    """
+    async with oracle_in(folder, seed) as oracle:
+        deaths = await lives(oracle)
+        random.Random(0).shuffle(deaths)  # neighbours on the list are alike; the order is the same in every run
+        turn = itertools.islice(itertools.cycle(deaths), first % len(deaths), None)
+        for number in range(rounds):
+            oracle.upstream_has(*oracle.rng.sample(TROUBLES, 2))
+            figures.rounds += 1
+            if number % 2 == 0:
+                await crash_at_random(oracle)
+                figures.kills += 1
+                continue
+            death = next(turn)
+            has_died = await (
+                crash_with_new_file(oracle, death, f"new-{number}") if death.needs_new_file else crash_at(oracle, death)
+            )
+            if has_died:
+                figures.kills += 1
+                figures.steps[death.step] += 1
+            else:
+                figures.missed.append(f"{death.step}{' at its end' if death.at_end else ''}")
+        balance = await oracle.last_balance()
+        figures.acknowledged += balance.acknowledged
+        figures.delivered += balance.delivered
+        figures.buried += balance.buried
+        figures.lost += len(balance.lost)
+        figures.doubled += balance.doubled
+        figures.sent_again += await oracle.sent_again()
+        balance.assert_even()
