@@ -102,7 +102,7 @@ def damage(file: Path, *, whole: bool = True) -> list[str]:
             "queue.log_ends_torn",
             file=str(wal),
             frames=written_ahead.torn_frames,
-            meaning="a commit that a power cut interrupted, which nobody was told of; or a last commit that is damaged",
+            meaning="commits that failed or were interrupted, which nobody was told of; or damage after a power cut",
         )
     if written_ahead.is_damaged:
         return [f"its log has {written_ahead.bad_frames} bad pages amid finished commits, or a bad head"]

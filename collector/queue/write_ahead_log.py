@@ -1,9 +1,11 @@
 """SQLite's write-ahead log, read without SQLite (https://sqlite.org/fileformat2.html#the_write_ahead_log).
 
-SQLite takes the first frame that fails its checksum for the end of the log: right after a power cut, which tears the
-transaction that was being written, and wrong after a flipped bit, for everything behind it was acknowledged and would
-be dropped without a word. The two can be told apart: each frame's checksum continues that of the frame before, as
-stored, so frames behind a bad one can be checked; and a transaction is written only after the one before is on disk.
+SQLite takes the first frame that fails its checksum for the end of the log. That is right behind a commit that was
+interrupted or failed, whose frames may stand there; and wrong after a flipped bit, for everything behind it was
+acknowledged and would be dropped without a word. The log alone does not tell the two apart: each frame's checksum
+continues that of the frame before, and so it does in what a failed commit has left. But the index (the -shm file,
+https://sqlite.org/walformat.html#the_wal_index_file_format) says how many frames are finished, and outlives the process
+that wrote it. What it does not know of, as after a power cut, is left to SQLite.
 """
 
 import struct
@@ -17,6 +19,8 @@ _HEADER = struct.Struct(">8I")
 _FRAME = struct.Struct(">6I")
 _MAGIC = 0x377F0682  # its last bit says in which byte order checksums are computed
 _WORDS = 0xFFFFFFFF
+_INDEX = struct.Struct("=I12xI12x8s2I")  # of 48 bytes: version, frames that are finished, salts, checksum
+_INDEX_VERSION = 3007000
 
 
 class Frame(NamedTuple):
@@ -32,10 +36,10 @@ class Log(NamedTuple):
     frames: list[Frame]
     pages: int
     bad_frames: int
-    """Frames among those that fail their checksum."""
+    """Frames among those that fail their checksum, or are missing."""
     header_is_bad: bool
     torn_frames: int
-    """Frames behind these, of a last transaction that is not whole although its end is there."""
+    """Frames behind these up to the end of some transaction that failed, was interrupted, or is damaged."""
 
     @property
     def is_damaged(self) -> bool:
@@ -74,25 +78,44 @@ def read_log(file: Path) -> Log:
         # After a bad header there is nothing that the first frame's checksum could be held against.
         sound.append(list(frame[2:4]) == salts and (total == frame[4:6] or (header_is_bad and number == 0)))
         before = frame[4:6]
-    return _finished(frames, set(own), sound, offsets, header_is_bad=header_is_bad)
+    known = _known_to_index(file.with_name(file.name.removesuffix("-wal") + "-shm"), content[16:24])
+    return _finished(frames, set(own), sound, offsets, known, header_is_bad=header_is_bad)
+
+
+def _known_to_index(file: Path, salts: bytes) -> int:
+    """How many frames of the log with these salts are finished, as far as the index knows."""
+    try:
+        with file.open("rb") as index:
+            header, copy = index.read(_INDEX.size), index.read(_INDEX.size)
+    except OSError:
+        return 0
+    if header != copy or len(copy) < _INDEX.size:
+        return 0
+    version, finished, its_salts, *total = _INDEX.unpack(header)
+    is_sound = version == _INDEX_VERSION and its_salts == salts and _checksum("=", header[:40], (0, 0)) == tuple(total)
+    return int(finished) if is_sound else 0
 
 
 def _finished(
-    frames: list[tuple[int, ...]], own: set[int], sound: list[bool], offsets: range, *, header_is_bad: bool
+    frames: list[tuple[int, ...]],
+    own: set[int],
+    sound: list[bool],
+    offsets: range,
+    known: int,
+    *,
+    header_is_bad: bool,
 ) -> Log:
-    """The transactions that were finished. A bad frame is forgiven only in the last one, which may be torn."""
+    """The transactions that were finished: those that SQLite would take, and all that are known to be."""
     commits = [number for number in range(len(sound)) if number in own and frames[number][1]]
-    end = commits[-1] + 1 if commits else 0
-    before = commits[-2] + 1 if len(commits) > 1 else 0
-    torn = 0
-    if not all(sound[before:end]):
-        end, torn = before, end - before
+    chain = sound.index(False) if False in sound else len(sound)
+    end = max([known, *(number + 1 for number in commits if number < chain)])
+    there = min(end, len(sound))
     return Log(
-        [Frame(frames[number][0], offsets[number] + _FRAME.size) for number in range(end)],
-        frames[end - 1][1] if end else 0,
-        sound[:end].count(False),
+        [Frame(frames[number][0], offsets[number] + _FRAME.size) for number in range(there)],
+        next((frames[number][1] for number in reversed(commits) if number < there), 0),
+        sound[:there].count(False) + end - there,
         header_is_bad,
-        torn,
+        max(0, commits[-1] + 1 - end) if commits else 0,
     )
 
 

@@ -27,6 +27,9 @@ FULL_SPARE_PAGES = 150
 """Little enough to be used up in a part of that life, and enough for the trial that finds room again."""
 LONG_AGO_SECONDS = -40 * 86_400.0
 
+KEPT = "100ms"
+"""How long delivered events are kept: so that they are, and are deleted, in one short life."""
+
 BY_HAND = "of `collector queue dead`, `export` and `replay`; see tests/queue/test_letters.py"
 
 NOT_TAKEN = {
@@ -112,7 +115,9 @@ async def lives(oracle: Oracle) -> list[Death]:
         Rig(constants=BUSTLE, spare_pages=FULL_SPARE_PAGES),
     ):
         census = oracle.folder / "census"
-        async with oracle.running(msgspec.structs.replace(rig, census=str(census))) as daemon:
+        async with oracle.running(
+            msgspec.structs.replace(rig, census=str(census)), queue__keep_delivered=KEPT
+        ) as daemon:
             async with oracle.load(daemon, may_be_refused=rig.spare_pages is not None):
                 await upstream_in_trouble(oracle)
                 await daemon.metrics()
@@ -158,7 +163,10 @@ async def crash_one_at(oracle: Oracle, death: Death, *, nth: int) -> bool:
         spare_pages=FULL_SPARE_PAGES if death.needs_full_disk else None,
     )
     try:
-        async with oracle.running(rig) as daemon, oracle.load(daemon, may_be_refused=death.needs_full_disk):
+        async with (
+            oracle.running(rig, queue__keep_delivered=KEPT) as daemon,
+            oracle.load(daemon, may_be_refused=death.needs_full_disk),
+        ):
             dead, trouble = asyncio.create_task(daemon.ended()), asyncio.create_task(upstream_in_trouble(oracle))
             await asyncio.wait({dead, trouble}, return_when=asyncio.FIRST_COMPLETED)
             trouble.cancel()

@@ -91,12 +91,7 @@ class Oracle:
         **settings: str,
     ) -> AbstractAsyncContextManager[Daemon]:
         """A daemon for the length of a block; see `tests.e2e.daemon.running`."""
-        ours = {
-            "udp__listen": "127.0.0.1:0",
-            "events__keep_fields": "note",
-            "flush__hold_retry": "50ms",
-            "queue__keep_delivered": "100ms",
-        }
+        ours = {"udp__listen": "127.0.0.1:0", "events__keep_fields": "note", "flush__hold_retry": "50ms"}
         return running(self.folder, self._sandbox.url, rig, variables, wrapper, **(ours | settings))
 
     @asynccontextmanager

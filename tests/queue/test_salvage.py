@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from collector.errors import QueueBroken, QueueInUse, QueueUnavailable
 from collector.queue.database import APPLICATION_ID, FILE_NAME, MIGRATIONS, migrate
+from collector.queue.operations import Put
 from collector.queue.recover import examine, recover
 from collector.queue.salvage import COMPLETE
 from collector.queue.store import Store
@@ -25,6 +27,7 @@ from tests.queue.broken import (
     batch,
     contents,
     copied,
+    done,
     fill,
     left_behind,
     line,
@@ -389,8 +392,9 @@ def test_a_sound_log_is_read_as_sqlite_reads_it(tmp_path: Path, files: Files) ->
         assert connection.execute("PRAGMA wal_checkpoint").fetchone()[1] == len(log.frames)
 
 
-def test_a_last_transaction_that_is_not_whole_is_taken_for_torn_and_said(
-    tmp_path: Path, files: Files, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("has_index", "ends"), [(True, "salvaged"), (False, "torn")], ids=["killed", "power cut"])
+def test_a_last_transaction_that_is_not_whole_is_damaged_where_the_index_knows_that_it_was_finished(
+    tmp_path: Path, files: Files, caplog: pytest.LogCaptureFixture, has_index: bool, ends: str
 ) -> None:
     left, before = files
     directory = copied(left, tmp_path / "queue")
@@ -399,5 +403,32 @@ def test_a_last_transaction_that_is_not_whole_is_taken_for_torn_and_said(
     with wal.open("r+b") as file:
         file.seek(last.offset + 100)
         file.write(b"\xff" * 512)
-    assert read_log(wal).torn_frames > 0
-    assert hold_to_account(directory, before, caplog) == "torn"
+    if not has_index:
+        (directory / f"{FILE_NAME}-shm").unlink()
+    log = read_log(wal)
+    assert (log.is_damaged, log.torn_frames > 0) == (has_index, not has_index)
+    assert hold_to_account(directory, before, caplog) == ends
+
+
+def test_what_a_commit_that_failed_has_left_in_the_log_is_no_damage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was written and undone, and the next one, which is shorter, was written over its beginning."""
+    live, short, left = (tmp_path / name for name in ("live", "short", "left"))
+    store = Store(live, batch_events=BATCH_EVENTS, clock=FakeClock())
+    done(store, Put.of([batch("wiki", range(10))]))
+    shutil.copytree(live, short)
+    done(store, Put.of([batch("wiki", range(10, 10 + BATCH_EVENTS))]))
+    long_log = (live / f"{FILE_NAME}-wal").read_bytes()
+    store.close()
+    with closing(sqlite3.connect(short / FILE_NAME, isolation_level=None)) as connection:
+        connection.execute("UPDATE pruned SET keys = keys + 1")
+        connection.execute("UPDATE pruned SET keys = keys - 1")
+        shutil.copytree(short, left)
+    short_log = (left / f"{FILE_NAME}-wal").read_bytes()
+    (left / f"{FILE_NAME}-wal").write_bytes(short_log + long_log[len(short_log) :])
+    log = read_log(left / f"{FILE_NAME}-wal")
+    assert (log.is_damaged, log.torn_frames > 0) == (False, True)
+    start(left)
+    assert not logged(caplog, "queue.file_salvaged")
+    assert len(contents(left).waiting) == 10
