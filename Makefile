@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help venv demo test check bench fuzz format clean
+.PHONY: help venv demo test check bench bounds fuzz format clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
@@ -31,6 +31,9 @@ check: $(READY)  ## lint, format, strict types, import layers
 
 bench: $(READY)  ## speed beside the limits measured in the same run
 	@$(BIN)/python -m bench
+
+bounds: $(READY)  ## start, memory, log and stalls with ten million events waiting, some minutes
+	@$(BIN)/python -m bench.bounds
 
 fuzz: $(READY)  ## a million hostile inputs, some minutes
 	@$(BIN)/python -m tests.fuzz

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from collector.clock import Clock
+from collector.clock import Clock, WallTime
 from collector.errors import CollectorError, QueueBroken
 from collector.events import KEY_BYTES
 from collector.queue.base import Batch, Burial, Verdict
@@ -85,6 +85,7 @@ class Store:
         self._file = directory / FILE_NAME
         self._batch_events = batch_events
         self._clock = clock
+        self._wall = WallTime(clock)
         self._apps: dict[str, int] = {}
         self._connection = open_writer(directory)
         self._inode = self._file.stat().st_ino
@@ -140,7 +141,7 @@ class Store:
         keys.sort()  # so that neighbours meet in the same page
         lines = b"\n".join([batch.lines for batch in batches])
         try:
-            self._execute(SQL["put_fresh"], (b"".join(keys), self._clock.now_us(), app, len(keys), lines))
+            self._execute(SQL["put_fresh"], (b"".join(keys), self._wall.latest_us(), app, len(keys), lines))
         except sqlite3.IntegrityError:
             return None
         return [
@@ -159,7 +160,7 @@ class Store:
         """Stores what is new of all puts together."""
         if not puts:
             return []
-        stamp = self._clock.now_us()
+        stamp = self._wall.latest_us()
         known = self._remember(list(chain.from_iterable(batch.keys for put in puts for batch in put.batches)), stamp)
         fresh: dict[str, list[tuple[int, bytes]]] = {}
         done = []
