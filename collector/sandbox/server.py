@@ -6,6 +6,7 @@ others. A request for anything else is answered 404 and counted as unexpected: a
 
 import asyncio
 import secrets
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -89,12 +90,13 @@ class Sandbox:
         application.router.add_post("/_sandbox/reset", self._reset)
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
 
-    async def start(self, host: str, port: int) -> None:
-        """Listens. Raises OSError where the address cannot be had."""
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        """Listens, over TLS where that is given. Raises OSError where the address cannot be had."""
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, reuse_address=True).start()
+        await web.TCPSite(self._runner, host, port, reuse_address=True, ssl_context=tls).start()
         bound_host, bound_port = self._runner.addresses[0][:2]
-        self._url = f"http://[{bound_host}]:{bound_port}" if ":" in bound_host else f"http://{bound_host}:{bound_port}"
+        scheme, name = "https" if tls else "http", f"[{bound_host}]" if ":" in bound_host else bound_host
+        self._url = f"{scheme}://{name}:{bound_port}"
 
     @property
     def url(self) -> str:
@@ -176,8 +178,12 @@ class Sandbox:
         answer = await act() if fault.after or not alters else None
         await asyncio.sleep(fault.delay_seconds)
         if fault.cut:
-            if request.transport is not None:
-                request.transport.abort()
+            if isinstance(request.transport, asyncio.Transport):
+                if fault.raw:
+                    request.transport.write(fault.raw.encode("latin-1", "replace"))
+                    request.transport.close()  # once that is sent
+                else:
+                    request.transport.abort()
             raise _ConnectionCut
         if fault.status is not None:
             return web.Response(
