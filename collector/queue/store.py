@@ -265,7 +265,9 @@ class Store:
             (pages,) = self._execute("PRAGMA page_count").fetchone()
             (free,) = self._execute("PRAGMA freelist_count").fetchone()
             if free > max(16 * VACUUM_PAGES, pages // 5):
-                self._execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+                # Not `execute`, which would leave off after the first page: the statement gives a row without columns
+                # for each, and that is the end to it.
+                self._connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
             wal = self._file.with_name(FILE_NAME + "-wal")
             if wal.stat().st_size > WAL_LIMIT_BYTES:
                 self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

@@ -317,7 +317,7 @@ needs_openssl = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl 
 async def test_a_certificate_that_is_not_right_holds_the_app_until_it_is(
     tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch, named: str, trusted: bool, reason: str
 ) -> None:
-    """The operating system's trust and SSL_CERT_FILE's are all there is; it is read once, so the collector is a process of its own."""
+    """SSL_CERT_FILE is read once in the life of a process, so the collector is one of its own here."""
     wrong, other = Certificate(tmp_path, named), Certificate(tmp_path, "localhost")
     books = Books()
     settings = {"flush__hold_retry": "50ms", "stop__deadline": "0s"}
