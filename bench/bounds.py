@@ -38,7 +38,7 @@ START_SECONDS = 2.0
 RSS_BYTES = 150 * MiB
 LEASE_SECONDS = 0.001
 """Of any backlog. From ten thousand events it takes a twentieth of it: everything is in memory."""
-WAL_BYTES = 96 * MiB
+WAL_BYTES = 64 * MiB
 STALL_SECONDS = 0.05
 
 DAY_SECONDS = 86_400.0

@@ -540,6 +540,16 @@ def test_free_pages_go_back_to_the_file_system_in_small_steps(
     assert (tmp_path / FILE_NAME).stat().st_size == left * 4096
 
 
+def test_a_step_of_giving_back_ends_when_its_time_is_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("collector.queue.store.VACUUM_PAGES", 4)
+    monkeypatch.setattr("collector.queue.store.VACUUM_SECONDS", 0.0)
+    put(store, *(batch("wiki", range(begin, begin + 100)) for begin in range(0, 10_000, 100)))
+    transact(store, settlement(store, "wiki", 10_000))
+    (before,) = store._execute("PRAGMA page_count").fetchone()
+    store.shrink()
+    assert before - 2 <= store._execute("PRAGMA page_count").fetchone()[0] < before
+
+
 @pytest.mark.parametrize(("limit_bytes", "is_cut"), [(1000, True), (10**9, False)])
 def test_the_log_is_cut_back_once_it_is_above_its_limit(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, limit_bytes: int, is_cut: bool
