@@ -416,6 +416,7 @@ async def test_an_outage_with_a_backlog_of_many_apps_ends_without_a_stampede(
         # Each app finds out, some of them together; then there is one request for all, every half minute or so.
         assert while_down <= 2 * apps + (clock.monotonic() - began) / 5
         await ledger.close()
-        assert (await state.stats()).requests <= while_down + apps * 2
+        # Two batches an app; a few were begun before all of their events had come, and are not full.
+        assert (await state.stats()).requests <= while_down + apps * 2 + 5
         assert (await state.stats()).received == ledger.accepted, "nothing was sent twice"
     assert not was_held(caplog)
