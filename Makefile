@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help venv demo test check bench soak fuzz simulate format clean
+.PHONY: help venv demo test check bench bounds soak fuzz simulate format clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
@@ -31,6 +31,9 @@ check: $(READY)  ## lint, format, strict types, import layers
 
 bench: $(READY)  ## speed beside the limits measured in the same run
 	@$(BIN)/python -m bench
+
+bounds: $(READY)  ## start, memory, log and stalls with ten million events waiting, some minutes
+	@$(BIN)/python -m bench.bounds
 
 soak: $(READY)  ## ROUNDS=1000 sudden deaths of the daemon, some twenty minutes, and the books
 	@$(BIN)/python -m tests.e2e --rounds $(or $(ROUNDS),1000)

@@ -416,6 +416,7 @@ class Collector:
             self._queue.oldest_waiting_seconds,
         )
         gauge("in_flight_leases", "Leases that are being delivered.", lambda: self._flusher.in_flight)
+        gauge("in_flight_limit", "Leases that upstream bears at one time, as seen.", lambda: self._flusher.limit)
         gauge("held_apps", "Apps whose events wait for a person to act.", lambda: len(self._flusher.held))
         gauge(
             "uncommitted_bytes",

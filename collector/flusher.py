@@ -1,9 +1,12 @@
 """Delivery: lease, send, settle.
 
-One loop decides what is due; each batch is then delivered by a task of its own, at most `max_in_flight` at a time.
-Every app has a lane. A lane that failed waits on its own (backoff) or is held until a person acts (and tried now and
-then, in case somebody did); the others keep their pace. What upstream's answers mean is the publisher's business; it
-arrives here as one of our errors:
+One loop decides what is due; each batch is then delivered by a task of its own, as many at a time as upstream bears
+(concurrency.py) and never more than `max_in_flight`. Every app has a lane. A lane that failed waits on its own
+(backoff) or is held until a person acts (and tried now and then, in case somebody did); the others keep their pace:
+lanes in trouble share one slot apart from theirs. Where several lanes fail in a row and none gets through, upstream is
+down: all lanes in trouble then wait together, and one request at a time finds out whether it is back.
+
+What upstream's answers mean is the publisher's business; it arrives here as one of our errors:
 
 - Retryable: the events wait again, the lane backs off. There is no last attempt.
 - Rejected: the batch is halved until the guilty events stand alone; those are buried with the reason.
@@ -20,6 +23,7 @@ import msgspec
 
 from collector.backoff import delay_seconds
 from collector.clock import Clock
+from collector.concurrency import AdaptiveLimit
 from collector.errors import CollectorError, DeadLettersFull, Rejected, Retryable, TooLarge, Unusable
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
@@ -38,8 +42,11 @@ BATCH_REGROWTH_EVENTS = 10
 class Publisher(Protocol):
     """Whatever delivers a batch."""
 
-    async def publish(self, app_id: str, lines: bytes, events: int) -> None:
-        """Returns when upstream has taken all events. Raises Retryable, Rejected, TooLarge or Unusable if none was."""
+    async def publish(self, app_id: str, lines: bytes, events: int) -> float:
+        """How many seconds upstream took for the request with which it has taken all events.
+
+        Raises Retryable, Rejected, TooLarge or Unusable if it has taken none.
+        """
         ...
 
 
@@ -56,6 +63,32 @@ class _Lane:
         self.not_before = float("-inf")
         self.in_flight = 0
         self.turn = 0
+
+    @property
+    def is_in_trouble(self) -> bool:
+        """Whether the last that was heard is a failure."""
+        return self.failures > 0 or self.held_for is not None
+
+
+class _Outage:
+    """Whether upstream is down for all: the lanes that have failed since the last request that got through."""
+
+    def __init__(self) -> None:
+        self._lanes: set[str] = set()
+        self.failures = 0
+        self.not_before = float("-inf")
+
+    def failed(self, app_id: str) -> bool:
+        """One more failure. True where it is not one lane's own trouble."""
+        self._lanes.add(app_id)
+        if len(self._lanes) > 1:
+            self.failures += 1
+        return self.failures > 0
+
+    def over(self) -> None:
+        """A request got through."""
+        self._lanes.clear()
+        self.failures, self.not_before = 0, float("-inf")
 
 
 class _Outcome(msgspec.Struct):
@@ -97,7 +130,10 @@ class Flusher:
         self._metrics = metrics
         self._random_fraction = random_fraction
         self._lanes: dict[str, _Lane] = {}
+        self._limit = AdaptiveLimit(max_in_flight)
+        self._outage = _Outage()
         self._in_flight = 0
+        self._probes = 0  # of those in flight, the ones of lanes in trouble
         self._turns = 0
         self._draining = False
 
@@ -110,6 +146,11 @@ class Flusher:
     def in_flight(self) -> int:
         """Leases that are being delivered now."""
         return self._in_flight
+
+    @property
+    def limit(self) -> int:
+        """How many may be delivered at one time, as upstream is now."""
+        return self._limit.limit
 
     def drain(self) -> None:
         """From now on nothing lingers; `run` returns when nothing is left that could be delivered without a person."""
@@ -124,7 +165,7 @@ class Flusher:
                 now = self._clock.monotonic()
                 waiting = [(self._lane(backlog.app_id), backlog) for backlog in self._queue.backlog()]
                 due = [lane for lane, backlog in waiting if self._due_at(lane, backlog) <= now]
-                if due and self._in_flight < self._max_in_flight:
+                if due:
                     await self._dispatch(min(due, key=lambda lane: lane.turn), deliveries)
                     continue
                 if self._draining and not self._in_flight and all(lane.held_for is not None for lane, _ in waiting):
@@ -138,17 +179,23 @@ class Flusher:
         return lane
 
     def _due_at(self, lane: _Lane, backlog: Backlog) -> float:
-        """The monotonic second from which the lane's next batch may leave."""
-        if lane.in_flight and (lane.failures or lane.held_for is not None):
-            return float("inf")  # one attempt at a time finds out whether the trouble is over
+        """The monotonic second from which the lane's next batch may leave; infinity where an answer comes before."""
+        if self._in_flight >= self._max_in_flight:
+            return float("inf")
+        if lane.is_in_trouble:
+            if lane.in_flight or self._probes:  # one attempt at a time finds out whether the trouble is over
+                return float("inf")
+            not_before = max(lane.not_before, self._outage.not_before)
+        elif self._in_flight - self._probes >= self._limit.limit:
+            return float("inf")
+        else:
+            not_before = lane.not_before
         full = backlog.events >= lane.batch_events
         ready = float("-inf") if full or self._draining else backlog.waiting_since + self._linger_seconds
-        return max(ready, lane.not_before)
+        return max(ready, not_before)
 
     def _until_next(self, waiting: Iterable[tuple[_Lane, Backlog]], now: float) -> float | None:
         """Seconds until a lane is due by time alone; None where only an arrival or an answer can change anything."""
-        if self._in_flight >= self._max_in_flight:
-            return None
         next_due = min((self._due_at(lane, backlog) for lane, backlog in waiting), default=float("inf"))
         return None if next_due == float("inf") else max(0.0, next_due - now)
 
@@ -161,17 +208,20 @@ class Flusher:
             self._back_off(lane, error)
             return
         if lease is not None:
+            is_probe = lane.is_in_trouble
             self._in_flight += 1
+            self._probes += is_probe
             lane.in_flight += 1
-            deliveries.create_task(self._deliver(lane, lease), name=f"deliver {lane.app_id}")
+            deliveries.create_task(self._deliver(lane, lease, is_probe=is_probe), name=f"deliver {lane.app_id}")
 
-    async def _deliver(self, lane: _Lane, lease: Lease) -> None:
+    async def _deliver(self, lane: _Lane, lease: Lease, *, is_probe: bool) -> None:
         try:
             outcome = await self._send(lane, lease)
             await self._settle(lease, outcome)
             self._learn(lane, outcome)
         finally:
             self._in_flight -= 1
+            self._probes -= is_probe
             lane.in_flight -= 1
             self._queue.arrivals.set()
 
@@ -191,7 +241,7 @@ class Flusher:
                 lines = lease.lines.split(b"\n")
             part = lease.lines if lines is None or whole else b"\n".join(lines[start:end])
             try:
-                await self._publisher.publish(lease.app_id, part, end - start)
+                await self._publish(lane, part, end - start)
             except Rejected as error:
                 if isinstance(error, TooLarge):
                     lane.batch_events = max(1, min(lane.batch_events, (end - start) // 2))
@@ -212,6 +262,22 @@ class Flusher:
             else:
                 outcome.delivered += end - start
         return outcome
+
+    async def _publish(self, lane: _Lane, lines: bytes, events: int) -> None:
+        """One request, from whose answer the limit and the outage learn. Raises what `Publisher.publish` raises."""
+        was_in_trouble = lane.is_in_trouble
+        began = self._limit.began(self._in_flight - self._probes)
+        try:
+            seconds = await self._publisher.publish(lane.app_id, lines, events)
+        except Rejected:
+            self._outage.over()
+            raise
+        except Retryable:
+            if not was_in_trouble:  # later failures of a lane say no more than its first
+                self._limit.failed(began)
+            raise
+        self._outage.over()
+        self._limit.answered(began, seconds=seconds, events=events)
 
     async def _settle(self, lease: Lease, outcome: _Outcome) -> None:
         """Settles until it is on disk: what upstream has taken must not be sent again because our disk is full.
@@ -244,6 +310,9 @@ class Flusher:
             self._hold(lane, outcome.failure)
         elif outcome.failure is not None:
             self._back_off(lane, outcome.failure)
+            if self._outage.failed(lane.app_id):
+                delay = self._delay_seconds(self._outage.failures, None)
+                self._outage.not_before = max(self._outage.not_before, self._clock.monotonic() + delay)
         elif not outcome.returned:
             self._go_on(lane)
 
@@ -281,7 +350,7 @@ class Flusher:
         lane.failures, lane.held_for, lane.not_before = 0, None, float("-inf")
         lane.batch_events = min(self._batch_events, lane.batch_events + BATCH_REGROWTH_EVENTS)
 
-    def _delay_seconds(self, attempt: int, failure: CollectorError) -> float:
+    def _delay_seconds(self, attempt: int, failure: CollectorError | None) -> float:
         return delay_seconds(
             attempt,
             base_seconds=self._backoff_base_seconds,

@@ -24,11 +24,12 @@ class FakeClock(Clock):
     def __init__(self, *, now_ms: int = START_MS) -> None:
         self._start_ms = now_ms
         self._seconds = 0.0
+        self._jumped_seconds = 0.0
         self._timers: list[_Timer] = []
         self._numbers = itertools.count()
 
     def now_us(self) -> int:
-        return self._start_ms * 1000 + round(self._seconds * 1e6)
+        return self._start_ms * 1000 + round((self._seconds + self._jumped_seconds) * 1e6)
 
     def monotonic(self) -> float:
         return self._seconds
@@ -59,6 +60,10 @@ class FakeClock(Clock):
             self._seconds = max(self._seconds, timer.due)
             timer.ring()
         self._seconds = until
+
+    def jump(self, seconds: float) -> None:
+        """Somebody sets the machine's clock; no time passes."""
+        self._jumped_seconds += seconds
 
     def next_due_seconds(self) -> float | None:
         """How long until somebody who waits will be woken; None where nobody waits for a moment."""

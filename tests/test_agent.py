@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
-import msgspec
 import pytest
 
 from collector.agent import Collector
@@ -75,35 +74,6 @@ async def test_an_unknown_app_is_held_alone_and_goes_on_when_it_exists(
         await state.add_app("unknown", "unknown")
         await settled(state, 5)
         await until(collector, "held_apps", 0)
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(Fault(cut=True, after=True, times=1), id="the line is cut after the commit"),
-        pytest.param(Fault(cut=True, times=1), id="the line is cut before the commit"),
-        pytest.param(Fault(status=503, headers={"Retry-After": "0"}, times=3), id="503"),
-        pytest.param(Fault(status=429, times=3), id="429"),
-        pytest.param(Fault(status=401, times=1), id="the token dies early"),
-        pytest.param(Fault(status=200, body='{"success": false}', times=2), id="200 without success"),
-        pytest.param(Fault(status=200, body="<html>", times=2), id="a page of HTML"),
-        pytest.param(Fault(status=413, more_than=100), id="413"),
-        pytest.param(Fault(status=404, times=2), id="404 for a while"),
-        pytest.param(Fault(operation="getAccessToken", status=500, times=2), id="no token for a while"),
-    ],
-)
-async def test_whatever_upstream_does_every_event_arrives_once(
-    tmp_path: Path, upstream: Sandbox, state: State, fault: Fault
-) -> None:
-    upstream.set_faults(fault)
-    async with embedded(tmp_path, upstream.url) as collector:
-        await post(collector, [f"action {number}" for number in range(1500)])
-        await settled(state, 1500)
-        await until(collector, "waiting_events", 0)
-        await until(collector, "delivered_events_total", 1500)  # it is counted a moment after the commit
-        assert metric(collector, "buried_events_total") == 0
-    kept = [msgspec.json.decode(line)["eventName"] for _, line in await state.events()]
-    assert sorted(kept) == sorted(f"action {number}" for number in range(1500))
 
 
 async def test_a_wrong_secret_holds_everything_and_loses_nothing(

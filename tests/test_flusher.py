@@ -57,6 +57,7 @@ class Upstream:
 
     def __init__(self, clock: FakeClock) -> None:
         self.answer: Callable[[str, list[int]], Exception | None] = lambda _app, _numbers: None
+        self.takes_seconds: Callable[[str], float] = lambda _app: 0.0
         self.gate = asyncio.Event()
         self.gate.set()
         self.requests: list[tuple[float, str, list[int]]] = []
@@ -64,15 +65,22 @@ class Upstream:
         self.at_once = 0
         self.most_at_once = 0
         self.behind_gate = 0
+        self.company: list[int] = []
         self._clock = clock
 
-    async def publish(self, app_id: str, lines: bytes, events: int) -> None:
+    async def publish(self, app_id: str, lines: bytes, events: int) -> float:
         numbers = numbers_in(app_id, lines)
         assert len(numbers) == events
         self.requests.append((self._clock.monotonic(), app_id, numbers))
+        began = self._clock.monotonic()
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
+        self.company.append(self.at_once)
         try:
+            if seconds := self.takes_seconds(app_id):
+                self.behind_gate += 1
+                await self._clock.sleep(seconds)
+                self.behind_gate -= 1
             if not self.gate.is_set():
                 self.behind_gate += 1
                 await self.gate.wait()
@@ -82,6 +90,7 @@ class Upstream:
             if error is not None:
                 raise error
             self.taken.setdefault(app_id, []).extend(numbers)
+            return self._clock.monotonic() - began
         finally:
             self.at_once -= 1
 
@@ -120,7 +129,9 @@ class StubbornQueue(SqliteQueue):
 class Rig:
     """A flusher between a real queue and a scripted upstream."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, *, max_in_flight: int = MAX_IN_FLIGHT, backoff_max_seconds: float = 4.0
+    ) -> None:
         self.directory = directory
         self.clock = WatchedClock()
         self.metrics = Metrics()
@@ -141,9 +152,9 @@ class Rig:
             self.upstream,
             batch_events=BATCH_EVENTS,
             linger_seconds=LINGER_SECONDS,
-            max_in_flight=MAX_IN_FLIGHT,
+            max_in_flight=max_in_flight,
             backoff_base_seconds=1.0,
-            backoff_max_seconds=4.0,
+            backoff_max_seconds=backoff_max_seconds,
             hold_retry_seconds=HOLD_RETRY_SECONDS,
             clock=self.clock,
             metrics=self.metrics,
@@ -575,7 +586,7 @@ async def test_apps_take_turns(rig: Rig) -> None:
     rig.upstream.gate.clear()
     for app_id in ("wiki", "crm", "chat"):
         await rig.put(app_id, range(4000))
-    await rig.at_rest()
+        await rig.at_rest()
     rig.upstream.gate.set()
     await until(lambda: rig.queue.waiting_events == 0)
     order = [app_id for _, app_id, _ in rig.upstream.requests]

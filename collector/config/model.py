@@ -239,7 +239,15 @@ class Flush(msgspec.Struct, frozen=True, kw_only=True):
     linger: Annotated[
         Seconds, kinds.duration("How long the oldest event may wait for its batch to fill up.", "0s", "1h")
     ] = Seconds(1.0)
-    max_in_flight: Annotated[int, kinds.integer("Most requests to upstream at one time, over all apps.", 1, 256)] = 4
+    max_in_flight: Annotated[
+        int,
+        kinds.integer(
+            "Most requests to upstream at one time, over all apps. Below this the collector finds by itself how many "
+            "upstream bears: more while answers stay quick, fewer when they become slow or fail.",
+            1,
+            256,
+        ),
+    ] = 16
     backoff_base: Annotated[
         Seconds,
         kinds.duration("Ceiling of the first random wait after a failure; it doubles with each failure.", "1ms", "1h"),

@@ -18,9 +18,10 @@ import asyncio
 import contextlib
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from collector.clock import Clock
+from collector.clock import Clock, WallTime
 from collector.errors import CollectorError, DeadLettersFull, DiskFull, QueueBusy, QueueDamaged, QueueFull, Retryable
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
@@ -42,8 +43,10 @@ FULL_RETRY_AFTER_SECONDS = 5.0
 PRUNE_TICK_SECONDS = 1.0
 PRUNE_PASSES = 24
 """The keys are walked this many times within one retention: a key outlives its retention by at most 1/24."""
-PRUNE_MIN_KEYS, PRUNE_MAX_KEYS = 1_000, 50_000
-"""Bounds of one step: below, a step is hardly worth its commit; above, it would hold up puts for more than 20 ms."""
+PRUNE_MIN_KEYS, PRUNE_MAX_KEYS = 1_000, 10_000
+"""Bounds of one step: below, a step is hardly worth its commit; above, it would hold up puts for more than 5 ms."""
+PRUNE_MAX_STEPS = 20
+"""In one turn, each a transaction of its own with puts in between: 200,000 keys a second are looked at."""
 
 
 class _PruneWalk:
@@ -60,9 +63,10 @@ class _PruneWalk:
             self.reached, self._next_pass = b"", monotonic + self._pass_seconds
         return self.reached is not None
 
-    def step(self, keys: int) -> int:
-        """How many of `keys` keys to look at in one step."""
-        return min(max(PRUNE_MIN_KEYS, int(keys * PRUNE_TICK_SECONDS / self._pass_seconds)), PRUNE_MAX_KEYS)
+    def steps(self, keys: int) -> tuple[int, int]:
+        """How many steps to make in one turn, where there are so many keys, and at how many keys each looks."""
+        due = max(PRUNE_MIN_KEYS, int(keys * PRUNE_TICK_SECONDS / self._pass_seconds))
+        return min(-(-due // PRUNE_MAX_KEYS), PRUNE_MAX_STEPS), min(due, PRUNE_MAX_KEYS)
 
 
 class _Lane:
@@ -110,6 +114,7 @@ class SqliteQueue:
         self._retention_seconds = dedup_retention_seconds
         self._keep_seconds = keep_delivered_seconds
         self._clock = clock
+        self._wall = WallTime(clock)
         self._metrics = metrics
         self._flusher_role = RoleLock(directory, "flusher")
         self._lanes: dict[str, _Lane] = {}
@@ -288,9 +293,11 @@ class SqliteQueue:
         if trouble is not None:
             return  # it is said and shown; nothing else can be done before it ends
         if walk.is_due(self._clock.monotonic()):
-            step = walk.step(await self._writer.run(self._store.remembered_keys))
-            reached, before_us = walk.reached or b"", self._clock.now_us() - int(self._retention_seconds * 1e6)
-            walk.reached = await self._writer.run(lambda: self._store.prune(reached, step, before_us))
+            steps, keys = walk.steps(await self._writer.run(self._store.remembered_keys))
+            before_us = self._wall.earliest_us() - int(self._retention_seconds * 1e6)
+            while steps and walk.reached is not None:
+                prune = partial(self._store.prune, walk.reached, keys, before_us)
+                walk.reached, steps = await self._writer.run(prune), steps - 1
         await self._writer.run(self._store.shrink)
 
     async def stats(self) -> QueueStats:

@@ -29,6 +29,8 @@ class Fault(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=
     delay_seconds: Seconds = 0.0
     cut: bool = False
     """Closes the connection instead of answering."""
+    raw: str = ""
+    """What goes over the line before it is cut, as it is: half an answer, for one, or what is none at all (Latin-1)."""
     status: Annotated[int, msgspec.Meta(ge=200, le=599)] | None = None
     headers: dict[str, str] = {}
     body: str = ""

@@ -5,7 +5,9 @@ another method, 413 for a body that is too large, 403 for an upload URL that is 
 else is answered 404 and counted as unexpected: a test can insist that there is none.
 """
 
+import asyncio
 import functools
+import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
@@ -89,13 +91,14 @@ class Sandbox:
         self._control.add_routes(application.router)
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
 
-    async def start(self, host: str, port: int) -> None:
-        """Listens, and knows its seed. Raises OSError where the address cannot be had."""
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        """Listens, over TLS where that is given, and knows its seed. Raises OSError where the address cannot be had."""
         await plant(self._state, self._seed)
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, reuse_address=True).start()
+        await web.TCPSite(self._runner, host, port, reuse_address=True, ssl_context=tls).start()
         bound_host, bound_port = self._runner.addresses[0][:2]
-        self._url = f"http://[{bound_host}]:{bound_port}" if ":" in bound_host else f"http://{bound_host}:{bound_port}"
+        scheme, name = "https" if tls else "http", f"[{bound_host}]" if ":" in bound_host else bound_host
+        self._url = f"{scheme}://{name}:{bound_port}"
 
     @property
     def url(self) -> str:
@@ -192,8 +195,12 @@ class Sandbox:
         if fault.delay_seconds:
             await self._clock.sleep(fault.delay_seconds)
         if fault.cut:
-            if request.transport is not None:
-                request.transport.abort()
+            if isinstance(request.transport, asyncio.Transport):
+                if fault.raw:
+                    request.transport.write(fault.raw.encode("latin-1", "replace"))
+                    request.transport.close()  # once that is sent
+                else:
+                    request.transport.abort()
             raise _ConnectionCut
         if fault.status is not None:
             return web.Response(

@@ -22,22 +22,28 @@ class UsageEventsPublisher:
         self._clock = clock
         self._metrics = metrics
 
-    async def publish(self, app_id: str, lines: bytes, events: int) -> None:
-        """See `Publisher.publish`. A 401 is tried once more with a new token; a second one is final."""
+    async def publish(self, app_id: str, lines: bytes, events: int) -> float:
+        """See `Publisher.publish`. A 401 is tried once more with a new token; a second one is final.
+
+        The seconds are those of the attempt that was taken alone, without the token's and an earlier one's.
+        """
         try:
-            await self._tokens.authorize(lambda token: self._attempt(token, app_id, lines))
+            seconds = await self._tokens.authorize(lambda token: self._attempt(token, app_id, lines))
         except CollectorError as error:
             self._metrics.deliveries.labels(_outcome(error)).inc()
             raise
         self._metrics.deliveries.labels("delivered").inc()
         self._metrics.batch_events.observe(events)
+        return seconds
 
-    async def _attempt(self, token: str, app_id: str, lines: bytes) -> None:
+    async def _attempt(self, token: str, app_id: str, lines: bytes) -> float:
         request = usage_events_request(self._base_url, self._path, app_id=app_id, lines=lines, token=token)
         started = self._clock.monotonic()
         response = await self._transport.send(request)
-        self._metrics.upstream_seconds.observe(self._clock.monotonic() - started)
+        seconds = self._clock.monotonic() - started
+        self._metrics.upstream_seconds.observe(seconds)
         read_push(response, PUBLISH_USAGE_EVENTS.id, app_id=app_id, now_seconds=self._clock.now_ms() / 1000)
+        return seconds
 
 
 def _outcome(error: CollectorError) -> str:

@@ -17,6 +17,8 @@ MAX_RESPONSE_BYTES = 256 * 1024
 PIECE_BYTES = 2**20
 """A larger body is written in pieces, so that sending it does not hold up the loop; a file is read in such pieces."""
 
+TRUST_REMEDY = "Is the host right? A CA of your own belongs into a file that SSL_CERT_FILE names"
+
 
 class Streamed(NamedTuple):
     """One HTTP answer whose content has yet to come; header names are in lower case."""
@@ -58,8 +60,8 @@ class Transport:
         A request may take the timeout, and one that sends a file may take it for each piece, of which `on_sent` hears.
         Redirects are not followed: they would carry the token elsewhere.
 
-        Raises NotDone where upstream was not reached, Unusable where the file cannot be read, and Retryable where there
-        is no whole answer: then nobody knows whether upstream acted on the request.
+        Raises NotDone where upstream was not reached, Unusable where its certificate is not trusted or the file cannot
+        be read, and Retryable where there is no whole answer: then nobody knows whether upstream acted on the request.
         """
         if self._session is None:
             raise NotDone("the connection to upstream is closed")
@@ -124,6 +126,9 @@ class Transport:
             answer.close()
 
     def _meaning(self, error: Exception, request: Request) -> CollectorError:
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            why = getattr(error.certificate_error, "verify_message", "") or error.certificate_error
+            return Unusable(f"{request.name}: the certificate is not trusted: {why}. {TRUST_REMEDY}")
         if isinstance(error.__cause__, CollectorError):  # raised where the body is read, and wrapped by aiohttp
             return error.__cause__
         if isinstance(error, TimeoutError):

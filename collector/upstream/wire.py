@@ -204,9 +204,14 @@ def _check_success(response: Response, operation: str) -> None:
 def _raise_for_unexpected(response: Response, operation: str, now_seconds: float) -> NoReturn:
     if response.status in {408, 425, 429} or response.status >= 500:
         error = NotDone if response.status == 429 else Retryable
+        told_seconds = _date_seconds(
+            response.headers.get("date", "")
+        )  # a date means upstream's clock; ours may be wrong
         raise error(
             f"{operation}: {response.status}{_said(response)}",
-            retry_after_seconds=retry_after_seconds(response.headers.get("retry-after"), now_seconds=now_seconds),
+            retry_after_seconds=retry_after_seconds(
+                response.headers.get("retry-after"), now_seconds=now_seconds if told_seconds is None else told_seconds
+            ),
         )
     if 300 <= response.status < 400:
         raise Unusable(f"{operation}: {response.status}, a redirect; is the configured URL right?")
@@ -232,15 +237,26 @@ def retry_after_seconds(value: str | None, *, now_seconds: float) -> float | Non
     """Retry-After as seconds from now: a number or an HTTP date (RFC 9110 section 10.2.3); None where it is neither."""
     if value is None:
         return None
-    try:
-        if value.strip().isdigit():
+    if value.strip().isdigit():
+        try:
             seconds = float(value)
-        else:
-            date = parsedate_to_datetime(value)
-            seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now_seconds
+        except ValueError:
+            return None
+    else:
+        date_seconds = _date_seconds(value)
+        if date_seconds is None:
+            return None
+        seconds = date_seconds - now_seconds
+    return min(max(0.0, seconds), MAX_RETRY_AFTER_SECONDS)
+
+
+def _date_seconds(value: str) -> float | None:
+    """An HTTP date in seconds since the epoch; None where it is none."""
+    try:
+        date = parsedate_to_datetime(value)
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     except (ValueError, TypeError, OverflowError):
         return None
-    return min(max(0.0, seconds), MAX_RETRY_AFTER_SECONDS)
 
 
 def _said(response: Response) -> str:

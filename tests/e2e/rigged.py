@@ -140,7 +140,7 @@ def arm(rig: Rig) -> _Rigged:
     for name, value in rig.constants.items():
         for module in ours:
             if hasattr(module, name):
-                setattr(module, name, value)
+                setattr(module, name, type(getattr(module, name))(value))
     real = {name: getattr(owner, attribute) for name, owner, attribute in functions()}
     for step, owner, attribute in list(functions()):
         wrapped = rigged.wrapped(step, real[step])

@@ -19,6 +19,9 @@ from collector.queue.ready import CHECKED_WHOLE_BYTES
 from collector.queue.sqlite import (
     BUSY_RETRY_AFTER_SECONDS,
     FULL_RETRY_AFTER_SECONDS,
+    PRUNE_MAX_KEYS,
+    PRUNE_MAX_STEPS,
+    PRUNE_MIN_KEYS,
     PRUNE_PASSES,
     SqliteQueue,
     _PruneWalk,
@@ -523,6 +526,56 @@ async def test_a_walk_over_more_keys_than_one_step_covers_reaches_them_all(
     assert left[-1] == 50
     assert len(set(left)) > 4  # in steps
     assert set(remembered(tmp_path)) == {key("wiki", number) for number in range(50, 100)}
+    maintenance.cancel()
+    await asyncio.wait([maintenance])
+
+
+@pytest.mark.parametrize("jumps", [[3600], [-3600], [3600, -3600], [-3600, 3600], [-3600, 7200, -3600]], ids=repr)
+async def test_no_key_is_forgotten_early_because_the_clock_was_set(
+    tmp_path: Path, open_queue: Opener, clock: FakeClock, jumps: list[int]
+) -> None:
+    retention = 600.0
+    queue = await open_queue(retention_seconds=retention)
+    maintenance = asyncio.create_task(queue.maintain())
+    put_at: dict[bytes, float] = {}
+    for second in range(int(2.2 * retention)):
+        if second % 50 == 0 and second < retention:
+            await queue.put([batch("wiki", [second])])
+            put_at[key("wiki", second)] = clock.monotonic()
+        if second % 100 == 99 and jumps:
+            clock.jump(jumps.pop(0))
+        await tick(clock)
+        if second % 25 == 0:
+            young = {each for each, when in put_at.items() if clock.monotonic() - when < retention}
+            assert young <= remembered(tmp_path).keys()
+    assert len(put_at) == 12
+    maintenance.cancel()
+    await asyncio.wait([maintenance])
+
+
+@pytest.mark.parametrize("keys", [0, 1_000, 10_000_000, 10**9, 10**12])
+def test_no_step_of_forgetting_looks_at_more_keys_however_many_there_are(keys: int) -> None:
+    for retention_seconds in (1.0, 4_800.0, 30 * 86_400.0):
+        steps, step_keys = _PruneWalk(retention_seconds).steps(keys)
+        assert 1 <= steps <= PRUNE_MAX_STEPS
+        assert PRUNE_MIN_KEYS <= step_keys <= PRUNE_MAX_KEYS
+        assert steps * step_keys >= min(keys * PRUNE_PASSES / retention_seconds, PRUNE_MAX_STEPS * PRUNE_MAX_KEYS) - 1
+
+
+async def test_where_many_keys_are_due_there_are_several_steps_in_a_turn(
+    tmp_path: Path, open_queue: Opener, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("collector.queue.sqlite.PRUNE_MIN_KEYS", 1)
+    monkeypatch.setattr("collector.queue.sqlite.PRUNE_MAX_KEYS", 2)
+    queue = await open_queue(retention_seconds=240)  # a pass takes ten turns, so 10 of a hundred keys are due in each
+    await queue.put([batch("wiki", range(100))])
+    clock.advance(240)
+    maintenance = asyncio.create_task(queue.maintain())
+    left = []
+    for _ in range(3):
+        await tick(clock)
+        left.append(len(remembered(tmp_path)))
+    assert left == [90, 80, 72]
     maintenance.cancel()
     await asyncio.wait([maintenance])
 

@@ -116,8 +116,8 @@ def test_new_faults_replace_the_old(others: Sequence[Fault]) -> None:
 def test_a_script_says_in_json_all_that_a_fault_can_be() -> None:
     script = b"""{"faults": [
         {"operation": "*", "appId": "a", "eventName": "login", "email": "a@example.com", "moreThan": 7,
-         "delaySeconds": 1.5, "cut": true, "status": 503, "headers": {"Retry-After": "1"}, "body": "no", "after": true,
-         "times": 2},
+         "delaySeconds": 1.5, "cut": true, "raw": "HTTP", "status": 503,
+         "headers": {"Retry-After": "1"}, "body": "no", "after": true, "times": 2},
         {}
     ]}"""
     assert read_faults(script) == [
@@ -129,6 +129,7 @@ def test_a_script_says_in_json_all_that_a_fault_can_be() -> None:
             more_than=7,
             delay_seconds=1.5,
             cut=True,
+            raw="HTTP",
             status=503,
             headers={"Retry-After": "1"},
             body="no",

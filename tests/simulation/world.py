@@ -343,7 +343,9 @@ class World:
             (latest,) = connection.execute("SELECT max(stamp) FROM seen").fetchone()
         if latest is None:
             return
-        remaining = max(0.0, (latest - self._clock.now_us()) / 1e6 + retention)
+        assert self._collector is not None
+        now_us = self._collector._queue._wall.earliest_us()  # where wall time has jumped ahead, keys stay for longer
+        remaining = max(0.0, (latest - now_us) / 1e6 + retention)
         before = self._clock.late_seconds
         late = self._clock.late_seconds = max(1.0, (remaining + retention) / 20)
         await asyncio.sleep(remaining + retention / 24 + 5 * late + 2 * before)

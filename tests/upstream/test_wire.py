@@ -275,6 +275,15 @@ def test_what_is_tried_again_is_tried_when_upstream_wishes(
         assert error.retry_after_seconds == seconds
 
 
+@pytest.mark.parametrize("wrong_seconds", [-3600, 0, 3600])
+def test_a_date_is_held_against_upstreams_own_clock_where_it_tells_it(wrong_seconds: int) -> None:
+    headers = {"retry-after": http_date(wrong_seconds + 20), "date": http_date(wrong_seconds)}
+    assert getattr(push_error(503, headers=headers), "retry_after_seconds", None) == 20
+    assert getattr(push_error(503, headers=headers | {"date": "noon"}), "retry_after_seconds", None) == max(
+        0, wrong_seconds + 20
+    ) - max(0, wrong_seconds + 20 - MAX_RETRY_AFTER_SECONDS)
+
+
 # -- words that are shown ----------------------------------------------------------------------------------------------
 
 
