@@ -26,6 +26,8 @@ from collector.flusher import Flusher
 from collector.intake import Intake
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
+from collector.observe.status import Status
+from collector.observer import Observer
 from collector.queue.sqlite import SqliteQueue
 from collector.sources.access import Guard
 from collector.sources.datagrams import DatagramSource, bind_udp
@@ -131,6 +133,7 @@ class Collector:
             ),
             metrics=self.metrics,
             why_unready=self.why_unready,
+            read_status=self.status,
         )
         self._udp_address: Address | None = None
         self._datagrams: dict[str, DatagramSource] = {}
@@ -138,7 +141,16 @@ class Collector:
         self._failure: asyncio.Future[None] | None = None
         self._open = contextlib.AsyncExitStack()
         self._stopping = False
-        self._register_gauges()
+        self._observer = Observer(
+            config,
+            queue=self._queue,
+            flusher=self._flusher,
+            http=self._http,
+            datagrams=self._datagrams,
+            clock=self._clock,
+            metrics=self.metrics,
+            why_unready=self.why_unready,
+        )
 
     async def start(self) -> None:
         """Everything runs: what is posted from now on is stored, what waits is being delivered.
@@ -157,6 +169,7 @@ class Collector:
                 opened.push_async_callback(tokens.close)
             self._watch("queue.maintain", self._queue.maintain(), opened)
             self._watch("flusher.run", self._flusher.run(), opened)
+            self._watch("observer.run", self._observer.run(), opened)
             await self._open_sources(opened)
             self._open = opened.pop_all()
         log.info(
@@ -230,6 +243,10 @@ class Collector:
         dead = [name for name, task in self._tasks.items() if task.done()]
         return f"{dead[0]} has died" if dead else None
 
+    async def status(self) -> Status:
+        """The status document, at most a second old; while the collector runs."""
+        return await self._observer.status()
+
     async def _open_sources(self, opened: contextlib.AsyncExitStack) -> None:
         config = self._config
         self.reload()
@@ -289,36 +306,3 @@ class Collector:
             f"{task.get_name()} has died: {error!r}; this is a defect or a broken queue, the log has the details"
         )
         self._failure.set_exception(error if isinstance(error, CollectorError) else failure)
-
-    def _register_gauges(self) -> None:
-        gauge = self.metrics.gauge
-        gauge("waiting_events", "Events that wait for delivery.", lambda: self._queue.waiting_events)
-        gauge(
-            "oldest_waiting_seconds",
-            "How long the oldest event that is not being delivered has waited.",
-            self._queue.oldest_waiting_seconds,
-        )
-        gauge("in_flight_leases", "Leases that are being delivered.", lambda: self._flusher.in_flight)
-        gauge("held_apps", "Apps whose events wait for a person to act.", lambda: len(self._flusher.held))
-        gauge(
-            "uncommitted_bytes",
-            "Bytes of events that wait in memory for their commit.",
-            lambda: self._queue.uncommitted_bytes,
-        )
-        gauge("http_connections", "Connections to the HTTP source.", lambda: self._http.connections)
-        gauge("http_in_flight_requests", "Requests being received or stored.", lambda: self._http.requests_in_flight)
-        gauge(
-            "http_held_bytes",
-            "Bytes of request bodies in memory whose events are not stored yet.",
-            lambda: self._http.held_bytes,
-        )
-        gauge(
-            "datagram_held_bytes",
-            "Bytes of datagrams in memory whose events are not stored yet.",
-            lambda: sum(source.unstored_bytes for source in self._datagrams.values()),
-        )
-        gauge(
-            "udp_kernel_drops",
-            "Datagrams that the kernel dropped because its receive buffer was full.",
-            lambda: sum(source.count_kernel_drops() for source in self._datagrams.values()),
-        )

@@ -35,8 +35,12 @@ class UsageEventsPublisher:
     async def _attempt(self, token: str, app_id: str, lines: bytes) -> None:
         request = usage_events_request(self._base_url, self._path, app_id=app_id, lines=lines, token=token)
         started = self._clock.monotonic()
-        response = await self._transport.send(request)
-        self._metrics.upstream_seconds.observe(self._clock.monotonic() - started)
+        try:
+            response = await self._transport.send(request)
+        except Retryable:
+            self._metrics.observe_upstream(self._clock.monotonic() - started, None)
+            raise
+        self._metrics.observe_upstream(self._clock.monotonic() - started, response.status)
         read_push(response, PUBLISH_USAGE_EVENTS.id, app_id=app_id, now_seconds=self._clock.now_ms() / 1000)
 
 
