@@ -59,8 +59,9 @@ class Collector:
     only if it cannot go on.
     """
 
-    def __init__(self, config: Config, *, clock: Clock | None = None) -> None:
+    def __init__(self, config: Config, *, clock: Clock | None = None, config_source: str = "the host program") -> None:
         self._config = config
+        self._config_source = config_source
         self._clock = clock or Clock()
         self.metrics = Metrics()
         self._queue = SqliteQueue(
@@ -175,10 +176,12 @@ class Collector:
         log.info(
             "agent.started",
             version=__version__,
+            config=self._config_source,
             http=str(self.http_address),
             udp=str(self.udp_address) if self.udp_address else None,
             queue=str(self._config.queue.path),
             waiting_events=self._queue.waiting_events,
+            oldest_waiting_seconds=round(self._queue.oldest_waiting_seconds(), 3),
             upstream=self._config.upstream.base_url,
         )
 

@@ -10,7 +10,7 @@ from collector.clock import Clock
 from collector.config import Config
 from collector.errors import CollectorError
 from collector.flusher import Flusher
-from collector.observe.logs import SAMPLER, get_logger
+from collector.observe.logs import SAMPLER, get_logger, without_addresses
 from collector.observe.metrics import Metrics, counts
 from collector.observe.outages import Trouble
 from collector.observe.status import (
@@ -27,7 +27,8 @@ from collector.observe.status import (
     UpstreamStatus,
     problems,
 )
-from collector.queue.base import AppStats, QueueStats
+from collector.queue.base import AppStats
+from collector.queue.figures import app_status, queue_status
 from collector.queue.sqlite import SqliteQueue
 from collector.sources.datagrams import DatagramSource
 from collector.sources.http import HttpSource
@@ -149,7 +150,7 @@ class Observer:
             url,
             "failing",
             since_seconds=round(now - since, 1),
-            reason=max(failing, key=lambda trouble: trouble.again_at).reason,
+            reason=without_addresses(max(failing, key=lambda trouble: trouble.again_at).reason),
             again_in_seconds=round(max(0.0, min(trouble.again_at for trouble in failing) - now), 1),
             last_delivery_ms=self._last_delivery_ms,
         )
@@ -160,7 +161,7 @@ class Observer:
         now = self._clock.monotonic()
         order = {"held": 0, "failing": 1}
         return sorted(
-            (app_status(app, troubles.get(app.app_id), now) for app in self._apps_in_file),
+            (_app_status(app, troubles.get(app.app_id), now) for app in self._apps_in_file),
             key=lambda app: (order.get(app.state, 2), -app.waiting_events, app.app_id),
         )
 
@@ -259,31 +260,13 @@ class Observer:
         )
 
 
-def queue_status(stats: QueueStats, path: str) -> QueueStatus:
-    """What the queue's file says of all apps together."""
-    return QueueStatus(
-        path,
-        waiting_events=stats.waiting_events,
-        waiting_bytes=stats.waiting_bytes,
-        oldest_age_seconds=None if stats.oldest_age_ms is None else stats.oldest_age_ms / 1000,
-        dead_events=stats.dead_events,
-        remembered_keys=stats.remembered_keys,
-        file_bytes=stats.file_bytes,
-        wal_bytes=stats.wal_bytes,
-    )
-
-
-def app_status(app: AppStats, trouble: Trouble | None, now: float) -> AppStatus:
-    """What the queue's file says of one app, and what delivery suffers from at the monotonic second `now`."""
-    age = None if app.oldest_age_ms is None else app.oldest_age_ms / 1000
-    figures = (app.waiting_events, app.waiting_bytes, age, app.dead_events)
+def _app_status(app: AppStats, trouble: Trouble | None, now: float) -> AppStatus:
     if trouble is None:
-        return AppStatus(app.app_id, "waiting" if app.waiting_events else "idle", *figures)
-    return AppStatus(
-        app.app_id,
+        return app_status(app, "waiting" if app.waiting_events else "idle")
+    return app_status(
+        app,
         "held" if trouble.is_held else "failing",
-        *figures,
         since_seconds=round(now - trouble.since, 1),
-        reason=trouble.reason,
+        reason=without_addresses(trouble.reason),
         again_in_seconds=round(max(0.0, trouble.again_at - now), 1),
     )

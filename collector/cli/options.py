@@ -1,7 +1,8 @@
-"""What several commands share: the --config option, and addresses on the command line."""
+"""What several commands share: the --config option, where a collector is, and addresses on the command line."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -14,6 +15,35 @@ config_option = click.option(
     envvar="COLLECTOR_CONFIG",
     help="TOML file; COLLECTOR_… variables win over it.",
 )
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def place_options(command: Command) -> Command:
+    """Where to ask, for commands that look at a running collector."""
+    for option in (
+        click.option(
+            "--timeout",
+            type=click.FloatRange(0, min_open=True),
+            default=3.0,
+            show_default=True,
+            help="Seconds to wait.",
+        ),
+        click.option(
+            "--token-file",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="File whose first token is shown to the collector; default: access.tokens_file.",
+        ),
+        click.option(
+            "--url",
+            metavar="URL",
+            help="http://HOST:PORT or unix:PATH; default: where the configuration says that it listens.",
+        ),
+        config_option,
+    ):
+        command = option(command)
+    return command
 
 
 class AddressType(click.ParamType[Address]):

@@ -90,10 +90,15 @@ def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         if any(word in name.lower() for word in SECRET_WORDS):
             event[name] = "***"
         elif isinstance(value, str):
-            event[name] = SECRET_VALUES.sub("***", value)
+            event[name] = without_addresses(value)
         elif isinstance(value, dict):
             event[name] = redact(_logger, _method, dict(value))
     return event
+
+
+def without_addresses(text: str) -> str:
+    """The text without people's addresses and without tokens."""
+    return SECRET_VALUES.sub("***", text)
 
 
 def configure(level: str, log_format: str) -> None:

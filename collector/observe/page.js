@@ -38,6 +38,8 @@ function brief(seconds) {
   return seconds < 172800 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} d`;
 }
 
+const ahead = (seconds) => (seconds < 1 ? "now" : `in ${duration(seconds)}`);
+
 function say(id, text) {
   const node = at(id);
   if (node.textContent !== text) node.textContent = text;
@@ -101,8 +103,8 @@ function showUpstream(upstream, nowMs) {
   say("upstream-last", upstream.lastDeliveryMs === null ? "none since the start"
     : `${clock(upstream.lastDeliveryMs)} (${duration((nowMs - upstream.lastDeliveryMs) / 1000)} ago)`);
   const failing = upstream.state === "failing";
-  say("upstream-next", failing ? `in ${duration(upstream.againInSeconds)}` : "when there is something to deliver");
-  say("upstream-reason", failing ? `${upstream.reason} (for ${duration(upstream.sinceSeconds)})` : "–");
+  say("upstream-next-name", failing ? `Fails for ${duration(upstream.sinceSeconds)}, next attempt` : "Next attempt");
+  say("upstream-next", failing ? ahead(upstream.againInSeconds) : "when something waits");
 }
 
 function showApps(status) {
@@ -115,7 +117,9 @@ function showApps(status) {
     const node = row(make("span", "", app.appId), state, number(count(app.waitingEvents)),
       number(brief(app.oldestAgeSeconds)), make("span", "number dead-count", count(app.deadEvents)));
     if (app.reason !== null) {
-      node.append(make("span", "why", `For ${brief(app.sinceSeconds)}: ${app.reason}. Next attempt in ${brief(app.againInSeconds)}.`));
+      const next = `For ${duration(app.sinceSeconds)}, next attempt ${ahead(app.againInSeconds)}`;
+      node.append(make("span", "why", app.state === "held" ? `${next}: ${app.reason}` : next));
+      node.title = app.reason;
     }
     return node;
   });
@@ -126,7 +130,7 @@ function showApps(status) {
 function showDead(status) {
   const { reasons, latest } = status.deadLetters;
   say("dead-total", status.queue.deadEvents ? count(status.queue.deadEvents) : "");
-  show("dead", reasons.map((reason) => row(number(count(reason.events)), make("span", "", reason.reason),
+  show("dead", reasons.map((reason) => row(make("b", "", count(reason.events)), make("span", "", reason.reason),
     make("span", "number when muted", clock(reason.latestMs)))), "None: upstream has refused nothing for good.");
   show("letters", latest.map((letter) => row(make("span", "muted", new Date(letter.buriedMs).toLocaleString("en-GB")),
     make("span", "", letter.appId), make("span", "", letter.reason))), "None.");

@@ -68,11 +68,14 @@ class UpstreamStatus(msgspec.Struct, frozen=True, rename="camel"):
     last_delivery_ms: int | None = None
 
 
+AppState = Literal["idle", "waiting", "failing", "held", "unknown"]
+
+
 class AppStatus(msgspec.Struct, frozen=True, rename="camel"):
     """One app: `held` waits for a person, `failing` for upstream; else it is `waiting` for its turn, or `idle`."""
 
     app_id: str
-    state: Literal["idle", "waiting", "failing", "held", "unknown"]
+    state: AppState
     waiting_events: int
     waiting_bytes: int
     oldest_age_seconds: float | None
@@ -239,6 +242,6 @@ def _losses(status: Status) -> Iterator[Problem]:
     dead, drops = status.queue.dead_events, status.totals.kernel_drops
     if dead:
         letters = "event is a dead letter" if dead == 1 else "events are dead letters"
-        yield Problem(Severity.WARNING, f"{dead:,} {letters}: upstream refused them for good.")
+        yield Problem(Severity.WARNING, f"{dead:,} {letters}, refused by upstream for good.")
     if drops:
         yield Problem(Severity.WARNING, f"The kernel dropped {drops:,} datagrams because its buffer was full.")
