@@ -606,3 +606,22 @@ async def test_a_hold_stands_when_a_batch_beside_it_fails_in_passing(rig: Rig) -
     assert rig.flusher.held == {"wiki": "404"}
     await rig.advance(HOLD_RETRY_SECONDS - 1)
     assert len(rig.upstream.requests) == 3
+
+
+async def test_an_outage_of_many_retries_is_two_lines_in_the_log(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "collector")
+    rig.upstream.fail(12, Retryable("503"))
+    await rig.put("wiki", range(1500))
+    await rig.put("crm", range(1000))
+    await rig.at_rest()
+    while rig.flusher.outages.failing_since is not None or len(rig.upstream.times()) < 7:
+        await rig.advance_to_next()
+    await rig.advance(LINGER_SECONDS)
+    assert rig.waiting("wiki") == rig.waiting("crm") == []
+    lines = [record for record in caplog.records if record.getMessage().startswith("flusher.")]
+    assert [(line.levelname, line.getMessage()) for line in lines] == [
+        ("WARNING", "flusher.outage_began"),
+        ("INFO", "flusher.outage_ended"),
+    ]
+    assert vars(lines[1])["waited_events"] == 2500
+    assert vars(lines[1])["seconds"] > 0

@@ -59,7 +59,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="collector")
 def main() -> None:
-    r"""Collects usage events from local apps and delivers them to Productiv, each exactly once.
+    """Collects usage events from local apps and delivers them to Productiv, each exactly once.
 
     \b
     collector check-config                every problem of the configuration at once
@@ -71,4 +71,4 @@ def main() -> None:
     [upstream] client_id is COLLECTOR_UPSTREAM__CLIENT_ID. `collector COMMAND --help` says more.
 
     Exit codes: 0 done, 1 failed (the message says why), 2 wrong usage, 78 wrong configuration.
-    """
+    """  # noqa: D301 - click keeps the lines after \b as they are

@@ -18,12 +18,12 @@ from collector.config import load
 def command(
     config_file: Path | None, url: str | None, token_file: Path | None, timeout: float, ready: bool, as_json: bool
 ) -> None:
-    r"""Ask the collector whether it lives. Exit code 0 if it does, 1 otherwise.
+    """Ask the collector whether it lives. Exit code 0 if it does, 1 otherwise.
 
     \b
     In a container:
       HEALTHCHECK CMD ["collector", "healthcheck"]
-    """
+    """  # noqa: D301 - click keeps the lines after \b as they are
     where = place(url, token_file, lambda: load(config_file, with_credentials=False))
     try:
         status, body = ask(where, "/readyz" if ready else "/healthz", timeout_seconds=timeout)

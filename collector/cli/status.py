@@ -25,7 +25,7 @@ EXIT_NOT_RUNNING = 69  # EX_UNAVAILABLE of sysexits
 @place_options
 @click.option("--json", "as_json", is_flag=True, help="The document that GET /status.json answers.")
 def command(config_file: Path | None, url: str | None, token_file: Path | None, timeout: float, as_json: bool) -> None:
-    r"""Show how the collector is: what comes in and goes out, what waits and why, upstream, dead letters, limits.
+    """Show how the collector is: what comes in and goes out, what waits and why, upstream, dead letters, limits.
 
     Without a running collector it says so and shows what the queue's files say.
 
@@ -33,7 +33,7 @@ def command(config_file: Path | None, url: str | None, token_file: Path | None, 
     Exit code: 0   nothing keeps events from being taken and delivered
                1   something does; it is listed first
                69  no collector answers
-    """
+    """  # noqa: D301 - click keeps the lines after \b as they are
     where, status = look(config_file, url, token_file, timeout)
     click.echo(msgspec.json.encode(status) if as_json else screen(status, str(where)))
     sys.exit(exit_code(status))
