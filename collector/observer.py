@@ -93,27 +93,27 @@ class Observer:
     async def status(self) -> Status:
         """The status document, at most a second old."""
         if self._status is None or self._clock.monotonic() >= self._status_until:
-            await self._look_at_file()
+            await self._look_at_file(with_letters=True)
             self._status = self._compose()
             self._status_until = self._clock.monotonic() + FRESH_SECONDS
         return self._status
 
     def _record(self) -> None:
-        totals = self._totals()
-        if totals.delivered > self._delivered:
-            self._delivered, self._last_delivery_ms = totals.delivered, self._clock.now_ms()
+        [(_, delivered)] = counts(self._metrics.delivered)
+        if delivered > self._delivered:
+            self._delivered, self._last_delivery_ms = delivered, self._clock.now_ms()
         self._history.record(
             self._clock.monotonic(),
-            accepted=totals.accepted,
-            delivered=totals.delivered,
+            accepted=self._verdicts()["accepted"],
+            delivered=delivered,
             waiting=self._queue.waiting_events,
         )
 
-    async def _look_at_file(self) -> None:
+    async def _look_at_file(self, *, with_letters: bool = False) -> None:
         try:
             stats = await self._queue.stats()
-            if stats.dead_events != self._in_file.dead_events:
-                self._dead_letters = await self._queue.dead_letters()
+            if with_letters:
+                self._dead_letters = await self._queue.dead_letters() if stats.dead_events else DeadLetters()
             self._in_file, self._apps_in_file = queue_status(stats, self._in_file.path), stats.apps
         except CollectorError as error:  # the disk fails, or it is about to: others say so
             log.debug("observer.look_failed", error=str(error))
@@ -165,10 +165,14 @@ class Observer:
             key=lambda app: (order.get(app.state, 2), -app.waiting_events, app.app_id),
         )
 
-    def _totals(self) -> Totals:
+    def _verdicts(self) -> dict[str, int]:
         verdicts = dict.fromkeys(("accepted", "duplicate", "rejected"), 0)
         for labels, count in counts(self._metrics.events):
             verdicts[labels["verdict"]] += count
+        return verdicts
+
+    def _totals(self) -> Totals:
+        verdicts = self._verdicts()
         [(_, delivered)], [(_, buried)] = counts(self._metrics.delivered), counts(self._metrics.buried)
         return Totals(
             accepted=verdicts["accepted"],
