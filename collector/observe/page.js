@@ -174,7 +174,7 @@ function smooth(values) {
 function nice(value) {
   if (value <= 10) return 10;
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 2.5, 5, 10].map((step) => step * power).find((top) => top >= value);
+  return [1, 1.5, 2, 3, 4, 6, 8, 10].map((step) => step * power).find((top) => top >= value);
 }
 
 function line(values, top) {
