@@ -10,7 +10,7 @@ from collector.clock import Clock
 from collector.config import Config
 from collector.errors import CollectorError
 from collector.flusher import Flusher
-from collector.observe.logs import SAMPLER, get_logger, without_addresses
+from collector.observe.logs import get_logger, say_left_out, without_addresses
 from collector.observe.metrics import Metrics, counts
 from collector.observe.outages import Trouble
 from collector.observe.status import (
@@ -84,7 +84,7 @@ class Observer:
         looks = 0
         while True:
             self._record()
-            SAMPLER.say_left_out()
+            say_left_out()
             if looks % FILE_LOOKS == 0:
                 await self._look_at_file()
             looks += 1

@@ -34,7 +34,11 @@ def command(config_file: Path | None, url: str | None, token_file: Path | None, 
                1   something does; it is listed first
                69  no collector answers
     """  # noqa: D301 - click keeps the lines after \b as they are
-    where, status = look(config_file, url, token_file, timeout)
+    try:
+        where, status = look(config_file, url, token_file, timeout)
+    except Unreachable as error:
+        click.echo(f"collector: {error}", err=True)
+        sys.exit(EXIT_NOT_RUNNING)
     click.echo(msgspec.json.encode(status) if as_json else screen(status, str(where)))
     sys.exit(exit_code(status))
 
@@ -49,7 +53,7 @@ def exit_code(status: Status) -> int:
 def look(config_file: Path | None, url: str | None, token_file: Path | None, timeout: float) -> tuple[Place, Status]:
     """Where was asked, and the status: the collector's own, or from the files of the configuration's queue.
 
-    With `url` no files are read. Exits with 69 where there is neither.
+    With `url` no files are read. Raises Unreachable where there is neither.
     """
 
     def config() -> Config:
@@ -59,13 +63,12 @@ def look(config_file: Path | None, url: str | None, token_file: Path | None, tim
     try:
         return where, _ask(where, timeout)
     except Unreachable as error:
+        if url is not None:
+            raise
         try:
-            if url is None:
-                return where, _status_of_files(config(), Clock())
-            click.echo(f"collector: {error}", err=True)
+            return where, _status_of_files(config(), Clock())
         except CollectorError as problem:
-            click.echo(f"collector: {error}, and {problem}", err=True)
-        sys.exit(EXIT_NOT_RUNNING)
+            raise Unreachable(f"{error}, and {problem}") from problem
 
 
 def _ask(where: Place, timeout_seconds: float) -> Status:

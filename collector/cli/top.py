@@ -1,5 +1,6 @@
 """`collector top`: the status, live."""
 
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -11,8 +12,9 @@ from rich.live import Live
 from rich.text import Text
 
 from collector.cli.options import place_options
-from collector.cli.screen import screen
-from collector.cli.status import exit_code, look
+from collector.cli.reach import Unreachable
+from collector.cli.screen import plain, screen
+from collector.cli.status import EXIT_NOT_RUNNING, exit_code, look
 
 
 @click.command("top", short_help="Show how the collector is, live.")
@@ -42,18 +44,13 @@ def command(
     try:
         if live is not None:
             live.start()
-        looks = 0
-        while True:
-            where, status = look(config_file, url, token_file, timeout)
-            code = exit_code(status)
-            if as_json:
-                click.echo(msgspec.json.encode(status))
-            elif live is not None:
-                live.update(Text.from_ansi(screen(status, str(where))), refresh=True)
+        for look_number in itertools.count(1):
+            code, text = _look(config_file, url, token_file, timeout, as_json)
+            if live is not None:
+                live.update(Text.from_ansi(text), refresh=True)
             else:
-                click.echo(screen(status, str(where)) + "\n")
-            looks += 1
-            if looks == count:
+                click.echo(text)
+            if look_number == count:
                 break
             time.sleep(interval)
     except KeyboardInterrupt:
@@ -62,3 +59,16 @@ def command(
         if live is not None:
             live.stop()
     sys.exit(code)
+
+
+def _look(
+    config_file: Path | None, url: str | None, token_file: Path | None, timeout: float, as_json: bool
+) -> tuple[int, str]:
+    """Exit code and text of one look; a collector that is gone may come back."""
+    try:
+        where, status = look(config_file, url, token_file, timeout)
+    except Unreachable as error:
+        said = plain(str(error))
+        return EXIT_NOT_RUNNING, msgspec.json.encode({"isRunning": False, "said": said}).decode() if as_json else said
+    text = msgspec.json.encode(status).decode() if as_json else screen(status, str(where)) + "\n"
+    return exit_code(status), text

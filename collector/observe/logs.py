@@ -33,29 +33,28 @@ PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 """What journald files a line under that begins with <N> (sd-daemon(3))."""
 
 
-class Sampler:
+class Sampler(logging.Filter):
     """Lets through so many lines a second of one event and app, source or task, and says how many it left out.
 
     Debugging is not sampled: who asks for that wants all of it.
     """
 
     def __init__(self, lines_a_second: int = LINES_A_SECOND, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
         self._lines_a_second = lines_a_second
         self._now = now
         self._second = 0
         self._lines: dict[tuple[str, ...], int] = {}
 
-    def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-        """See structlog's processors. Raises DropEvent."""
-        if method == "debug":
-            return event
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See logging.Filter."""
+        if record.levelno <= logging.DEBUG:
+            return True
         if int(self._now()) != self._second:
             self.say_left_out()
-        key = (str(event["event"]), *(str(event.get(field, "")) for field in SAMPLED_BY))
+        key = (str(record.msg), *(str(getattr(record, field, "")) for field in SAMPLED_BY))
         count = self._lines[key] = self._lines.get(key, 0) + 1
-        if count > self._lines_a_second:
-            raise structlog.DropEvent
-        return event
+        return count <= self._lines_a_second
 
     def say_left_out(self) -> None:
         """A line for each flood of a second that is over. To be called about once a second, as floods end unseen."""
@@ -69,7 +68,12 @@ class Sampler:
                 get_logger(__name__).warning("logs.left_out", of=event, lines=count - self._lines_a_second, **known)
 
 
-SAMPLER = Sampler()
+def say_left_out() -> None:
+    """See `Sampler`; where a host program's own handlers get the records, nothing is left out."""
+    for handler in logging.getLogger().handlers:
+        for sampler in handler.filters:
+            if isinstance(sampler, Sampler):
+                sampler.say_left_out()
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
@@ -79,7 +83,7 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
         structlog.wrap_logger(
             logging.getLogger(name),
             wrapper_class=structlog.stdlib.BoundLogger,
-            processors=[structlog.stdlib.filter_by_level, SAMPLER, redact, structlog.stdlib.render_to_log_kwargs],
+            processors=[structlog.stdlib.filter_by_level, redact, structlog.stdlib.render_to_log_kwargs],
         ),
     )
 
@@ -117,6 +121,7 @@ def configure(level: str, log_format: str) -> None:
     if to_journal:
         renderer = _with_priority(renderer)
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(Sampler())
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[*final, renderer]))
     root = logging.getLogger()
     root.handlers[:] = [handler]

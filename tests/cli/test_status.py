@@ -114,6 +114,15 @@ async def test_top_looks_again_and_again(tmp_path: Path) -> None:
         assert (await run(*words)).out.count("collector 0.1.0") == 2
 
 
+async def test_top_goes_on_where_the_collector_is_gone() -> None:
+    words = ("top", "--count", "2", "--interval", "0.1", "--url", NOWHERE)
+    ended = await run(*words)
+    assert (ended.status, ended.err) == (69, "")
+    assert ended.out.count("does not answer") == 2
+    said = [msgspec.json.decode(line) for line in (await run(*words, "--json")).out.splitlines()]
+    assert [line["isRunning"] for line in said] == [False, False]
+
+
 # -- healthcheck -------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,6 @@ import textwrap
 from typing import Any
 
 import pytest
-import structlog
 
 from collector.observe.logs import SECRET_WORDS, Sampler, get_logger, is_journal, redact
 
@@ -245,12 +244,9 @@ def test_no_traceback_keeps_a_persons_address() -> None:
     assert line["exception"].endswith("ValueError: no such user ***")
 
 
-def passed(sampler: Sampler, method: str = "warning", **fields: object) -> bool:
-    try:
-        sampler(None, method, {"event": "part.failed", **fields})
-    except structlog.DropEvent:
-        return False
-    return True
+def passed(sampler: Sampler, level: int = logging.WARNING, **fields: object) -> bool:
+    record = logging.makeLogRecord({"msg": "part.failed", "levelno": level, **fields})
+    return bool(sampler.filter(record))
 
 
 def test_of_a_flood_some_lines_a_second_are_heard_and_the_others_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -287,7 +283,31 @@ def test_a_flood_that_goes_on_is_counted_each_second(caplog: pytest.LogCaptureFi
 
 def test_who_asks_for_debugging_gets_all_of_it() -> None:
     sampler = Sampler(lines_a_second=1, now=lambda: 0.0)
-    assert all(passed(sampler, "debug") for _ in range(100))
+    assert all(passed(sampler, logging.DEBUG) for _ in range(100))
+
+
+def test_the_command_lines_logs_are_sampled() -> None:
+    lines = logged(
+        """
+        from collector.observe import logs
+        configure("info", "json")
+        seconds = iter([1.0] * 51 + [2.0] * 9)
+        logging.getLogger().handlers[0].filters[0]._now = lambda: next(seconds)
+        for number in range(50):
+            get_logger("collector.part").warning("part.failed", app="wiki", error="person@example.com")
+        next(seconds)
+        logs.say_left_out()
+        """
+    )
+    assert [line["event"] for line in lines] == ["part.failed"] * 10 + ["logs.left_out"]
+    assert (lines[-1]["of"], lines[-1]["lines"], lines[-1]["app"]) == ("part.failed", 40, "wiki")
+
+
+def test_a_host_programs_records_are_not_sampled(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "collector"):
+        for _ in range(50):
+            get_logger("collector.part").warning("part.failed")
+    assert len(caplog.records) == 50
 
 
 # -- the journal -------------------------------------------------------------------------------------------------------
