@@ -160,6 +160,7 @@ class Flusher:
         try:
             lease = await self._queue.lease(lane.app_id, lane.batch_events)
         except Retryable as error:
+            log.warning("flusher.lease_failed", app=lane.app_id, error=str(error))
             self._back_off(lane, error)
             return
         if lease is not None:
@@ -239,6 +240,12 @@ class Flusher:
             self._hold(lane, outcome.failure)
         elif outcome.failure is not None:
             self._back_off(lane, outcome.failure)
+            self.outages.fail(
+                lane.app_id,
+                lane.held_for or str(outcome.failure),
+                again_in_seconds=lane.not_before - self._clock.monotonic(),
+                waiting_events=self._waiting_events(lane),
+            )
         else:
             self._go_on(lane)
 
@@ -259,12 +266,6 @@ class Flusher:
             lane.failures += 1
         delay = self._delay_seconds(lane.failures, failure)
         lane.not_before = max(lane.not_before, now + delay)  # a hold, or a longer Retry-After, stands
-        self.outages.fail(
-            lane.app_id,
-            lane.held_for or str(failure),
-            again_in_seconds=lane.not_before - now,
-            waiting_events=self._waiting_events(lane),
-        )
         log.debug(
             "flusher.delivery_failed",
             app=lane.app_id,

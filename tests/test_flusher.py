@@ -543,6 +543,7 @@ async def test_a_lease_that_the_queue_cannot_give_is_asked_for_again(rig: Rig, m
     await rig.at_rest()
     for _ in range(3):
         assert rig.upstream.requests == []
+        assert rig.flusher.outages.failing_since is None, "it is our disk, and no outage of upstream"
         await rig.advance_to_next()
     assert rig.upstream.times() == [0.5 + 1.0 + 2.0]
     assert rig.upstream.taken == {"wiki": list(range(1000))}

@@ -111,7 +111,8 @@ async def test_top_looks_again_and_again(tmp_path: Path) -> None:
         first, second = (msgspec.json.decode(line, type=Status) for line in ended.out.splitlines())
         assert ended.status == 0
         assert second.now_ms - first.now_ms >= 900
-        assert (await run(*words)).out.count("collector 0.1.0") == 2
+        ended = await run("top", "--count", "2", "--interval", "0.1", "--url", daemon.url)
+        assert ended.out.count("collector 0.1.0") == 2
 
 
 async def test_top_goes_on_where_the_collector_is_gone() -> None:
