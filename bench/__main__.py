@@ -185,7 +185,7 @@ def by_datagram(folder: Path, target: str, rate: float, seed: int) -> Sample:
         started = time.perf_counter() - sample.seconds
         while True:
             stored = int(running.metric("collector_events_total"))
-            sample.lost = int(running.metric("collector_udp_kernel_drops"))
+            sample.lost = int(running.metric("collector_udp_kernel_drops_total"))
             if stored + sample.lost == sample.events:
                 break
             assert time.perf_counter() - started < DEADLINE_SECONDS, f"{stored} of {sample.events} stored"

@@ -29,6 +29,8 @@ from collector.flusher import Flusher
 from collector.intake import Intake, Report
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
+from collector.observe.status import Status
+from collector.observer import Observer
 from collector.queue.sqlite import SqliteQueue
 from collector.queue.step_thread import StepThread
 from collector.sources.access import Guard
@@ -84,11 +86,13 @@ class Collector:
         *,
         listens: bool = False,
         delivery: Delivery = Delivery.ELECTED,
+        config_source: str = "the host program",
         clock: Clock | None = None,
         transport: Transport | None = None,
         new_thread: Callable[[str], StepThread] = StepThread,
     ) -> None:
         self._config = config
+        self._config_source = config_source
         self._listens = listens
         self._delivery = delivery
         self._process = os.getpid()
@@ -173,6 +177,7 @@ class Collector:
             ),
             metrics=self.metrics,
             why_unready=self.why_unready,
+            read_status=self.status,
         )
         self._udp_address: Address | None = None
         self._datagrams: dict[str, DatagramSource] = {}
@@ -181,7 +186,16 @@ class Collector:
         self._open = contextlib.AsyncExitStack()
         self._stopping = False
         self._stop_asked = asyncio.Event()
-        self._register_gauges()
+        self._observer = Observer(
+            config,
+            queue=self._queue,
+            flusher=self._flusher,
+            http=self._http,
+            datagrams=self._datagrams,
+            clock=self._clock,
+            metrics=self.metrics,
+            why_unready=self.why_unready,
+        )
 
     async def start(self) -> None:
         """Everything runs: what is posted from now on is stored, what waits is being delivered.
@@ -201,16 +215,19 @@ class Collector:
             self._watch("queue.maintain", self._queue.maintain(), opened)
             self._watch("flusher.run", self._deliver(), opened)
             self._watch("recorder.run", self._recorder.run(), opened)
+            self._watch("observer.run", self._observer.run(), opened)
             if self._listens:
                 await self._open_sources(opened)
             self._open = opened.pop_all()
         log.info(
             "agent.started",
             version=__version__,
+            config=self._config_source,
             http=str(self.http_address) if self._listens else None,
             udp=str(self.udp_address) if self.udp_address else None,
             queue=str(self._config.queue.path),
             waiting_events=self._queue.waiting_events,
+            oldest_waiting_seconds=round(self._queue.oldest_waiting_seconds(), 3),
             upstream=self._config.upstream.base_url,
         )
 
@@ -326,7 +343,6 @@ class Collector:
             self._stand_for_delivery()
             if self._queue.is_flusher and not await self._has_caught_up():
                 self._queue.release_flusher_role()
-        log.info("agent.delivers")
         await self._flusher.run()
 
     async def _has_caught_up(self) -> bool:
@@ -336,6 +352,7 @@ class Collector:
         except Retryable as error:
             log.warning("agent.not_elected", error=str(error))
             return False
+        log.info("agent.elected", waiting_events=self._queue.waiting_events)
         return True
 
     def _stand_for_delivery(self) -> None:
@@ -346,6 +363,10 @@ class Collector:
         except QueueInUse:
             if self._delivery is Delivery.EXCLUSIVE:
                 raise
+
+    async def status(self) -> Status:
+        """The status document, at most a second old; while the collector runs."""
+        return await self._observer.status()
 
     async def _open_sources(self, opened: contextlib.AsyncExitStack) -> None:
         config = self._config
@@ -406,42 +427,3 @@ class Collector:
             f"{task.get_name()} has died: {error!r}; this is a defect or a broken queue, the log has the details"
         )
         self._failure.set_exception(error if isinstance(error, CollectorError) else failure)
-
-    def _register_gauges(self) -> None:
-        gauge = self.metrics.gauge
-        gauge("waiting_events", "Events that wait for delivery.", lambda: self._queue.waiting_events)
-        gauge(
-            "oldest_waiting_seconds",
-            "How long the oldest event that is not being delivered has waited.",
-            self._queue.oldest_waiting_seconds,
-        )
-        gauge("in_flight_leases", "Leases that are being delivered.", lambda: self._flusher.in_flight)
-        gauge("in_flight_limit", "Leases that upstream bears at one time, as seen.", lambda: self._flusher.limit)
-        gauge("held_apps", "Apps whose events wait for a person to act.", lambda: len(self._flusher.held))
-        gauge(
-            "uncommitted_bytes",
-            "Bytes of events that wait in memory for their commit.",
-            lambda: self._queue.uncommitted_bytes,
-        )
-        gauge(
-            "queue_unavailable",
-            "1 while the disk (full, read-only, failing) keeps the queue from taking events, else 0.",
-            lambda: self._queue.trouble is not None,
-        )
-        gauge("http_connections", "Connections to the HTTP source.", lambda: self._http.connections)
-        gauge("http_in_flight_requests", "Requests being received or stored.", lambda: self._http.requests_in_flight)
-        gauge(
-            "http_held_bytes",
-            "Bytes of request bodies in memory whose events are not stored yet.",
-            lambda: self._http.held_bytes,
-        )
-        gauge(
-            "datagram_held_bytes",
-            "Bytes of datagrams in memory whose events are not stored yet.",
-            lambda: sum(source.unstored_bytes for source in self._datagrams.values()),
-        )
-        gauge(
-            "udp_kernel_drops",
-            "Datagrams that the kernel dropped because its receive buffer was full.",
-            lambda: sum(source.count_kernel_drops() for source in self._datagrams.values()),
-        )

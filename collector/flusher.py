@@ -27,6 +27,7 @@ from collector.concurrency import AdaptiveLimit
 from collector.errors import CollectorError, DeadLettersFull, Rejected, Retryable, TooLarge, Unusable
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
+from collector.observe.outages import Outages
 from collector.queue.base import Backlog, Burial, Lease, Queue
 
 log = get_logger(__name__)
@@ -129,6 +130,7 @@ class Flusher:
         self._clock = clock
         self._metrics = metrics
         self._random_fraction = random_fraction
+        self.outages = Outages(clock)
         self._lanes: dict[str, _Lane] = {}
         self._limit = AdaptiveLimit(max_in_flight)
         self._outage = _Outage()
@@ -205,6 +207,7 @@ class Flusher:
         try:
             lease = await self._queue.lease(lane.app_id, lane.batch_events)
         except Retryable as error:
+            log.warning("flusher.lease_failed", app=lane.app_id, error=str(error))
             self._back_off(lane, error)
             return
         if lease is not None:
@@ -313,19 +316,25 @@ class Flusher:
             if self._outage.failed(lane.app_id):
                 delay = self._delay_seconds(self._outage.failures, None)
                 self._outage.not_before = max(self._outage.not_before, self._clock.monotonic() + delay)
+            self.outages.fail(
+                lane.app_id,
+                lane.held_for or str(outcome.failure),
+                again_in_seconds=lane.not_before - self._clock.monotonic(),
+                waiting_events=self._waiting_events(lane),
+            )
         elif not outcome.returned:
             self._go_on(lane)
 
     def _hold(self, lane: _Lane, failure: Unusable) -> None:
-        lane.not_before = max(lane.not_before, self._clock.monotonic() + self._hold_retry_seconds)
-        if lane.held_for != str(failure):
-            log.error(
-                "flusher.app_held",
-                app=lane.app_id,
-                reason=str(failure),
-                tried_again_every_seconds=self._hold_retry_seconds,
-            )
+        now = self._clock.monotonic()
+        lane.not_before = max(lane.not_before, now + self._hold_retry_seconds)
         lane.held_for = str(failure)
+        self.outages.hold(
+            lane.app_id,
+            str(failure),
+            again_in_seconds=lane.not_before - now,
+            waiting_events=self._waiting_events(lane),
+        )
 
     def _back_off(self, lane: _Lane, failure: CollectorError) -> None:
         now = self._clock.monotonic()
@@ -333,8 +342,7 @@ class Flusher:
             lane.failures += 1
         delay = self._delay_seconds(lane.failures, failure)
         lane.not_before = max(lane.not_before, now + delay)  # a hold, or a longer Retry-After, stands
-        say = log.warning if lane.failures == 1 else log.debug
-        say(
+        log.debug(
             "flusher.delivery_failed",
             app=lane.app_id,
             error=str(failure),
@@ -345,10 +353,12 @@ class Flusher:
     def _go_on(self, lane: _Lane) -> None:
         if self._clock.monotonic() < lane.not_before:
             return  # it was sent before another batch failed, and says nothing about that
-        if lane.failures or lane.held_for is not None:
-            log.info("flusher.delivery_resumed", app=lane.app_id, after_failures=lane.failures)
+        self.outages.end(lane.app_id)
         lane.failures, lane.held_for, lane.not_before = 0, None, float("-inf")
         lane.batch_events = min(self._batch_events, lane.batch_events + BATCH_REGROWTH_EVENTS)
+
+    def _waiting_events(self, lane: _Lane) -> int:
+        return sum(backlog.events for backlog in self._queue.backlog() if backlog.app_id == lane.app_id)
 
     def _delay_seconds(self, attempt: int, failure: CollectorError | None) -> float:
         return delay_seconds(

@@ -577,6 +577,7 @@ async def test_a_lease_that_the_queue_cannot_give_is_asked_for_again(rig: Rig, m
     await rig.at_rest()
     for _ in range(3):
         assert rig.upstream.requests == []
+        assert rig.flusher.outages.failing_since is None, "it is our disk, and no outage of upstream"
         await rig.advance_to_next()
     assert rig.upstream.times() == [0.5 + 1.0 + 2.0]
     assert rig.upstream.taken == {"wiki": list(range(1000))}
@@ -689,3 +690,22 @@ async def test_a_lease_that_comes_after_its_app_was_told_to_wait_is_not_sent(
     await rig.advance(10.0)
     await until(lambda: rig.queue.waiting_events == 0)
     assert sorted(rig.upstream.taken["wiki"]) == list(range(2000))
+
+
+async def test_an_outage_of_many_retries_is_two_lines_in_the_log(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "collector")
+    rig.upstream.fail(12, Retryable("503"))
+    await rig.put("wiki", range(1500))
+    await rig.put("crm", range(1000))
+    await rig.at_rest()
+    while rig.flusher.outages.failing_since is not None or len(rig.upstream.times()) < 7:
+        await rig.advance_to_next()
+    await rig.advance(LINGER_SECONDS)
+    assert rig.waiting("wiki") == rig.waiting("crm") == []
+    lines = [record for record in caplog.records if record.getMessage().startswith("flusher.")]
+    assert [(line.levelname, line.getMessage()) for line in lines] == [
+        ("WARNING", "flusher.outage_began"),
+        ("INFO", "flusher.outage_ended"),
+    ]
+    assert vars(lines[1])["waited_events"] == 2500
+    assert vars(lines[1])["seconds"] > 0

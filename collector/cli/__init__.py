@@ -30,12 +30,16 @@ EXIT_CONFIG = 78
 COMMANDS = {
     "api": ("collector.cli.api", "Call the operations of the Productiv Developer API."),
     "check-config": ("collector.cli.check_config", "Check the configuration and list every problem."),
+    "completion": ("collector.cli.completion", "Print a shell's completion script."),
     "demo": ("collector.cli.demo", "Show the main job: sandbox, collector, an outage, and the books."),
+    "healthcheck": ("collector.cli.healthcheck", "Ask whether the collector lives, or takes events."),
     "push": ("collector.cli.push", "Send events from NDJSON files to a running collector."),
     "queue": ("collector.cli.queue", "Look into the queue, and mend it: dead letters, broken files."),
     "replay": ("collector.cli.replay", "Send delivered events once more."),
     "run": ("collector.cli.run", "Run the collector until SIGTERM or SIGINT."),
     "sandbox": ("collector.cli.sandbox", "Run a local server of the Productiv Developer API."),
+    "status": ("collector.cli.status", "Show how the collector is, on one screen."),
+    "top": ("collector.cli.top", "Show how the collector is, live."),
 }
 
 
@@ -67,4 +71,16 @@ def exit_code(error: BaseException | None) -> int:
 @click.group(cls=_Main, modules=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="collector")
 def main() -> None:
-    """Collects usage events from local apps and delivers them to Productiv, each exactly once."""
+    """Collects usage events from local apps and delivers them to Productiv, each exactly once.
+
+    \b
+    collector check-config                every problem of the configuration at once
+    collector run --config FILE           the daemon; apps post to http://127.0.0.1:8787/v1/events
+    collector status                      how it is; http://127.0.0.1:8787/ shows the same in a browser
+    collector push events.ndjson.gz       sends files of events
+
+    Settings come from a TOML file (--config, COLLECTOR_CONFIG) and from the environment, which wins:
+    [upstream] client_id is COLLECTOR_UPSTREAM__CLIENT_ID. `collector COMMAND --help` says more.
+
+    Exit codes: 0 done, 1 failed (the message says why), 2 wrong usage, 78 wrong configuration.
+    """  # noqa: D301 - click keeps the lines after \b as they are

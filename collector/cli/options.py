@@ -1,12 +1,13 @@
-"""What several commands share: the --config option, and addresses, times and durations on the command line."""
+"""What several commands share: --config, where a collector is, and addresses, times and durations."""
 
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from collector.clock import Clock
 from collector.config.kinds import Address, Refused, Seconds, duration, parse_address, seconds
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -18,6 +19,35 @@ config_option = click.option(
     envvar="COLLECTOR_CONFIG",
     help="TOML file; COLLECTOR_… variables win over it.",
 )
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def place_options(command: Command) -> Command:
+    """Where to ask, for commands that look at a running collector."""
+    for option in (
+        click.option(
+            "--timeout",
+            type=click.FloatRange(0, min_open=True),
+            default=3.0,
+            show_default=True,
+            help="Seconds to wait.",
+        ),
+        click.option(
+            "--token-file",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="File whose first token is shown to the collector; default: access.tokens_file.",
+        ),
+        click.option(
+            "--url",
+            metavar="URL",
+            help="http://HOST:PORT or unix:PATH; default: where the configuration says that it listens.",
+        ),
+        config_option,
+    ):
+        command = option(command)
+    return command
 
 
 class AddressType(click.ParamType[Address]):
@@ -48,7 +78,7 @@ class TimeType(click.ParamType[int]):
             return value
         try:
             if value.startswith("-"):
-                return Clock().now_ms() - round(seconds(value[1:]) * 1000)
+                return time.time_ns() // 10**6 - round(seconds(value[1:]) * 1000)
             instant = datetime.fromisoformat(value)
             return round((instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp() * 1000)
         except (ValueError, OverflowError):
@@ -69,7 +99,7 @@ class MomentType(click.ParamType[datetime]):
         """The instant that the text stands for, to the millisecond."""
         if isinstance(value, datetime):
             return value
-        instant_ms = Clock().now_ms() if value == "now" else TimeType().convert(value, param, ctx)
+        instant_ms = time.time_ns() // 10**6 if value == "now" else TimeType().convert(value, param, ctx)
         try:
             return EPOCH + timedelta(milliseconds=instant_ms)
         except OverflowError:

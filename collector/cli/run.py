@@ -16,6 +16,8 @@ from collector.observe.logs import configure, get_logger
 
 log = get_logger(__name__)
 
+LEVELS = ("debug", "info", "warning", "error")
+
 SWITCH_INTERVAL_SECONDS = 0.00005
 """How long a thread may keep the interpreter from the others. The default of 5 ms is what each of a commit's few hops
 between Python and SQLite would cost the writer's thread under load. The process is ours alone, so this may be set."""
@@ -23,21 +25,27 @@ between Python and SQLite would cost the writer's thread under load. The process
 
 @click.command("run", short_help="Run the collector.")
 @config_option
-def command(config_file: Path | None) -> None:
+@click.option("--log-level", type=click.Choice(LEVELS), help="Least severe level that is logged; wins over log.level.")
+def command(config_file: Path | None, log_level: str | None) -> None:
     """Run the collector until SIGTERM or SIGINT.
 
     The first signal stops accepting, delivers until stop.deadline, and says what remains in the queue. A second one
     ends the process at once; nothing acknowledged is lost by that. SIGHUP reads the tokens' file again.
     """
     config = load(config_file)
-    configure(config.log.level, config.log.format)
+    configure(log_level or config.log.level, config.log.format)
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    run(_serve(config))
+    run(_serve(config, str(config_file or "defaults")))
 
 
-async def _serve(config: Config) -> None:
+async def _serve(config: Config, config_source: str) -> None:
     stop_asked = asyncio.create_task(stop_signals().wait())
-    collector = Collector(config, listens=True, delivery=Delivery.EXCLUSIVE)
+    collector = Collector(
+        config,
+        listens=True,
+        delivery=Delivery.EXCLUSIVE,
+        config_source=f"{config_source} and the environment",
+    )
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, collector)
     async with collector:
         failed = asyncio.create_task(collector.failed())

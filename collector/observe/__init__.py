@@ -1,1 +1,1 @@
-"""What the collector says of itself: metrics and logs."""
+"""What the collector says of itself: metrics, logs, status."""

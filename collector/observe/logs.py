@@ -6,7 +6,11 @@ event as the message and the fields as the record's attributes. `configure` is f
 
 import json
 import logging
+import os
+import re
 import sys
+import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
@@ -18,6 +22,58 @@ ROOT = "collector"
 logging.getLogger(ROOT).addHandler(logging.NullHandler())
 
 SECRET_WORDS = ("secret", "token", "authorization", "password")
+SECRET_VALUES = re.compile(r"[^\s@<>()\"',:;=]+@[^\s@<>()\"',:;=]+|(?<=Bearer )\S+")
+"""People's addresses, which upstream's reasons may hold, and tokens."""
+
+LINES_A_SECOND = 10
+SAMPLED_BY = ("app", "source", "task")
+"""The fields that tell one flood from another, beside the event's name."""
+
+PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+"""What journald files a line under that begins with <N> (sd-daemon(3))."""
+
+
+class Sampler(logging.Filter):
+    """Lets through so many lines a second of one event and app, source or task, and says how many it left out.
+
+    Debugging is not sampled: who asks for that wants all of it.
+    """
+
+    def __init__(self, lines_a_second: int = LINES_A_SECOND, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._lines_a_second = lines_a_second
+        self._now = now
+        self._second = 0
+        self._lines: dict[tuple[str, ...], int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See logging.Filter."""
+        if record.levelno <= logging.DEBUG:
+            return True
+        if int(self._now()) != self._second:
+            self.say_left_out()
+        key = (str(record.msg), *(str(getattr(record, field, "")) for field in SAMPLED_BY))
+        count = self._lines[key] = self._lines.get(key, 0) + 1
+        return count <= self._lines_a_second
+
+    def say_left_out(self) -> None:
+        """A line for each flood of a second that is over. To be called about once a second, as floods end unseen."""
+        second = int(self._now())
+        if second == self._second:
+            return
+        self._second, lines, self._lines = second, self._lines, {}
+        for (event, *fields), count in lines.items():
+            if count > self._lines_a_second:
+                known = {name: value for name, value in zip(SAMPLED_BY, fields, strict=True) if value}
+                get_logger(__name__).warning("logs.left_out", of=event, lines=count - self._lines_a_second, **known)
+
+
+def say_left_out() -> None:
+    """See `Sampler`; where a host program's own handlers get the records, nothing is left out."""
+    for handler in logging.getLogger().handlers:
+        for sampler in handler.filters:
+            if isinstance(sampler, Sampler):
+                sampler.say_left_out()
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
@@ -33,11 +89,20 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """No field whose name speaks of a secret keeps its value."""
-    for name in event:
+    """No field whose name speaks of a secret keeps its value, and no text a person's address."""
+    for name, value in event.items():
         if any(word in name.lower() for word in SECRET_WORDS):
             event[name] = "***"
+        elif isinstance(value, str):
+            event[name] = without_addresses(value)
+        elif isinstance(value, dict):
+            event[name] = redact(_logger, _method, dict(value))
     return event
+
+
+def without_addresses(text: str) -> str:
+    """The text without people's addresses and without tokens."""
+    return SECRET_VALUES.sub("***", text)
 
 
 def configure(level: str, log_format: str) -> None:
@@ -46,20 +111,38 @@ def configure(level: str, log_format: str) -> None:
     renderer: Any = (
         structlog.dev.ConsoleRenderer() if as_console else structlog.processors.JSONRenderer(serializer=_json)
     )
-    shared: list[Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.ExtraAdder(),
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
+    to_journal = is_journal(sys.stderr.fileno(), os.environ.get("JOURNAL_STREAM", ""))
+    shared: list[Processor] = [structlog.stdlib.add_log_level, structlog.stdlib.ExtraAdder()]
+    if not to_journal:  # the journal has its own
+        shared.append(structlog.processors.TimeStamper(fmt="iso", utc=True))
     final: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if not as_console:
-        final.append(structlog.processors.format_exc_info)
+        final += [structlog.processors.format_exc_info, redact]
+    if to_journal:
+        renderer = _with_priority(renderer)
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(Sampler())
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[*final, renderer]))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger(ROOT).setLevel(level.upper())
+
+
+def is_journal(descriptor: int, journal_stream: str) -> bool:
+    """Whether what is written there goes to journald, by what systemd says in JOURNAL_STREAM (systemd.exec(5))."""
+    try:
+        stat = os.fstat(descriptor)
+    except OSError:
+        return False
+    return journal_stream == f"{stat.st_dev}:{stat.st_ino}"
+
+
+def _with_priority(render: Callable[..., str]) -> Processor:
+    def line(logger: WrappedLogger, method: str, event: EventDict) -> str:
+        return f"<{PRIORITIES.get(event.get('level', ''), 6)}>{render(logger, method, event)}"
+
+    return line
 
 
 def _json(event: EventDict, **_: Any) -> str:

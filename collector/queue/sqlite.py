@@ -25,6 +25,7 @@ from collector.clock import Clock, WallTime
 from collector.errors import CollectorError, DeadLettersFull, DiskFull, QueueBusy, QueueDamaged, QueueFull, Retryable
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
+from collector.observe.status import DeadLetters
 from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verdict
 from collector.queue.database import FILE_NAME, damaged
 from collector.queue.group_commit import GroupCommit
@@ -175,6 +176,11 @@ class SqliteQueue:
         return sum(lane.waiting_events for lane in self._lanes.values())
 
     @property
+    def waiting_bytes(self) -> int:
+        """Bytes of their lines."""
+        return self._waiting_bytes
+
+    @property
     def uncommitted_bytes(self) -> int:
         """Bytes of events that wait in memory for their commit."""
         return self._commits.uncommitted_bytes
@@ -303,6 +309,10 @@ class SqliteQueue:
     async def stats(self) -> QueueStats:
         """The queue at this instant, as `collector queue stats` shows it."""
         return await self._reader.run(lambda: self._view.stats(self._clock))
+
+    async def dead_letters(self) -> DeadLetters:
+        """Why events became dead letters, and the latest of them."""
+        return await self._reader.run(self._view.dead_letters)
 
     async def close(self) -> None:
         """Returns after every put and settle that was begun is on disk, the file is closed and the role is free.

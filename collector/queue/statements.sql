@@ -86,6 +86,15 @@ DELETE FROM segment WHERE segment = 0;
 -- name: remembered
 SELECT (SELECT coalesce(sum(stored_events), 0) FROM app) - (SELECT keys FROM pruned);
 
+-- name: dead_reasons
+-- Of the latest ?1 dead letters: each reason, how many have it, and when the latest was buried.
+SELECT reason, count(*), max(buried_ms) FROM (SELECT reason, buried_ms FROM dead ORDER BY dead DESC LIMIT ?1)
+GROUP BY reason ORDER BY count(*) DESC, reason LIMIT ?2;
+
+-- name: latest_dead
+SELECT name, buried_ms, reason FROM (SELECT app, buried_ms, reason, dead FROM dead ORDER BY dead DESC LIMIT ?1)
+JOIN app USING (app) ORDER BY dead DESC;
+
 -- name: app_stats
 SELECT name, waiting_events, waiting_bytes, dead_events, dead_bytes, kept_events,
        (SELECT stamp FROM segment WHERE segment > (app << 40) AND segment < ((app + 1) << 40) ORDER BY segment LIMIT 1)

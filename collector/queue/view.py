@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from collector.clock import Clock
 from collector.errors import QueueUnavailable
+from collector.observe.status import REASON_LETTERS, SHOWN_LETTERS, SHOWN_REASONS, DeadLetters, Letter, Reason
 from collector.queue.base import AppStats, QueueStats
 from collector.queue.database import FILE_NAME, SQL, damaged, open_reader, translate
 from collector.queue.soundness import lines_crc
@@ -97,6 +98,15 @@ class View:
             raise damaged(self._file, f"segments {first} to {last} do not match their checksums")
         following = self._execute(SQL["next_stamp"], (last, end)).fetchone()
         return Run(first, last, events, lines, following[0] if following else None)
+
+    def dead_letters(self) -> DeadLetters:
+        """Why events became dead letters, and the latest. Costs the same however many there are."""
+        try:
+            reasons = self._execute(SQL["dead_reasons"], (REASON_LETTERS, SHOWN_REASONS)).fetchall()
+            latest = self._execute(SQL["latest_dead"], (SHOWN_LETTERS,)).fetchall()
+        except sqlite3.Error as error:
+            raise translate(error, self._file) from error
+        return DeadLetters([Reason(*row) for row in reasons], [Letter(*row) for row in latest])
 
     def stats(self, clock: Clock) -> QueueStats:
         """The queue at this instant. Costs the same however many events wait or are remembered."""

@@ -6,6 +6,8 @@ headers, so a preflight never succeeds; and where no token is asked for, `Host` 
 that a name which the page's owner points at 127.0.0.1 (DNS rebinding) is of no use.
 """
 
+import base64
+import binascii
 import functools
 import hashlib
 import hmac
@@ -46,12 +48,40 @@ class Guard:
                 {"WWW-Authenticate": "Bearer"},
             )
 
+    def check_viewer(self, headers: Mapping[str, str]) -> None:
+        """Raises Refusal for who may not post, and so may not see names and reasons either.
+
+        A browser asks its user for the token, as a password with any name. It sends that password again by itself, also
+        where another site makes it: so it serves for looking only.
+        """
+        authorization = headers.get("authorization", "")
+        if self._digests and not self._knows(_bearer_of_basic(authorization) or authorization):
+            raise Refusal(
+                401,
+                "Authorization: missing or unknown; expected one of access.tokens_file's tokens, as Bearer or as "
+                "password",
+                "token",
+                {"WWW-Authenticate": 'Basic realm="collector", Bearer'},
+            )
+
     def _knows(self, authorization: str) -> bool:
         scheme, _, token = authorization.partition(" ")
         presented = _digest(token.strip().encode("latin-1", "replace"))  # the bytes that came
         # All are compared, and digests of one length, so that the time taken tells nothing.
         matches = [hmac.compare_digest(presented, digest) for digest in self._digests]
         return scheme.lower() == "bearer" and any(matches)
+
+
+def _bearer_of_basic(authorization: str) -> str | None:
+    """Basic credentials (RFC 7617) as Bearer ones, by their password; None for others."""
+    scheme, _, credentials = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        _, _, password = base64.b64decode(credentials, validate=True).decode("latin-1").partition(":")
+    except binascii.Error:
+        return None
+    return f"Bearer {password}"
 
 
 def _digest(token: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Events in over HTTP, and what the collector says of itself: health, readiness, metrics.
+"""Events in over HTTP, and what the collector says of itself: health, readiness, metrics, status.
 
 `POST /services/push/v1/customer/apps/{appId}/usage-events` takes what upstream's publishUsageEvents takes, so that a
 client of the real API works when it is pointed here; `POST /v1/events` takes events in more shapes and for many apps.
@@ -12,6 +12,7 @@ import functools
 import math
 import re
 import socket
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
@@ -22,6 +23,7 @@ from collector.errors import CollectorError, DiskFull, MalformedBody, QueueUnava
 from collector.intake import Intake, Report
 from collector.observe.logs import get_logger
 from collector.observe.metrics import CONTENT_TYPE, Metrics, Verdicts
+from collector.observe.status import Status
 from collector.sources.access import Guard
 from collector.sources.encodings import ENCODINGS
 from collector.sources.gateway import Gateway, Route
@@ -29,6 +31,7 @@ from collector.sources.http1 import Limits
 from collector.sources.http_body import Body, BodyLimits, Memory
 from collector.sources.http_message import Answer, ClientGone, Refusal, Request, header_lines, path_name
 from collector.sources.http_server import Server
+from collector.sources.status_page import StatusPage
 
 log = get_logger(__name__)
 
@@ -74,6 +77,7 @@ class HttpSource:
         gateway: Gateway,
         metrics: Metrics,
         why_unready: Callable[[], str | None],
+        read_status: Callable[[], Awaitable[Status]],
     ) -> None:
         self._intake = intake
         self._listen = listen
@@ -82,12 +86,15 @@ class HttpSource:
         self._gateway = gateway
         self._metrics = metrics
         self._why_unready = why_unready
+        self._status_page = StatusPage(read_status)
         self._verdicts = Verdicts(metrics.events, SOURCE)
         self._routes: dict[str, tuple[str, Handler]] = {
             EVENTS_PATH: ("POST", self._post_events),
             "/healthz": ("GET", self._healthz),
             "/readyz": ("GET", self._readyz),
             "/metrics": ("GET", self._expose_metrics),
+            "/": ("GET", self._show_status),
+            "/status.json": ("GET", self._tell_status),
         }
         self._server = Server(self, connection_limits)
         self._listeners: list[asyncio.Server] = []
@@ -196,6 +203,7 @@ class HttpSource:
     async def _take(
         self, request: Request, report: Report, formats: Mapping[str, BodyFormat], app_id: str | None
     ) -> Answer:
+        started = time.perf_counter()
         headers = request.headers
         if not request.is_local:
             self._guard.check_sender(headers)
@@ -213,6 +221,7 @@ class HttpSource:
         finally:
             body.release()
             self._verdicts.count(report.accepted, report.duplicates, report.rejected)
+        self._metrics.acknowledgement_seconds.observe(time.perf_counter() - started)
         return Answer(400 if report.rejected else 200, _encode(report), JSON_TYPE)
 
     def _body(self, request: Request) -> Body:
@@ -233,6 +242,16 @@ class HttpSource:
 
     async def _expose_metrics(self, _request: Request, _report: Report) -> Answer:
         return Answer(200, self._metrics.exposition(), METRICS_TYPE)
+
+    async def _show_status(self, request: Request, _report: Report) -> Answer:
+        if not request.is_local:
+            self._guard.check_viewer(request.headers)
+        return self._status_page.page(request)
+
+    async def _tell_status(self, request: Request, _report: Report) -> Answer:
+        if not request.is_local:
+            self._guard.check_viewer(request.headers)
+        return await self._status_page.document()
 
 
 def _retry_after(seconds: float | None) -> dict[str, str]:

@@ -55,11 +55,15 @@ class Answer(NamedTuple):
 
     def head(self, date_line: bytes, *, version: str, is_last: bool) -> bytes:
         """All that comes before the content, to a client of this version of HTTP."""
-        if isinstance(self.content, bytes):
+        ends_by_itself = True
+        if self.status == 304:  # it has no content, and a length would be that of a 200 (RFC 9110 section 8.6)
+            framing = b""
+        elif isinstance(self.content, bytes):
             framing = b"Content-Length: %d\r\n" % len(self.content)
         else:
-            framing = b"Transfer-Encoding: chunked\r\n" if version == "1.1" else b""
-        if is_last or not framing:
+            ends_by_itself = version == "1.1"
+            framing = b"Transfer-Encoding: chunked\r\n" if ends_by_itself else b""
+        if is_last or not ends_by_itself:
             framing += b"Connection: close\r\n"
         elif version == "1.0":
             framing += b"Connection: keep-alive\r\n"

@@ -39,9 +39,13 @@ class UsageEventsPublisher:
     async def _attempt(self, token: str, app_id: str, lines: bytes) -> float:
         request = usage_events_request(self._base_url, self._path, app_id=app_id, lines=lines, token=token)
         started = self._clock.monotonic()
-        response = await self._transport.send(request)
+        try:
+            response = await self._transport.send(request)
+        except Retryable:
+            self._metrics.observe_upstream(self._clock.monotonic() - started, None)
+            raise
         seconds = self._clock.monotonic() - started
-        self._metrics.upstream_seconds.observe(seconds)
+        self._metrics.observe_upstream(seconds, response.status)
         read_push(response, PUBLISH_USAGE_EVENTS.id, app_id=app_id, now_seconds=self._clock.now_ms() / 1000)
         return seconds
 

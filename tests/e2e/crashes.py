@@ -30,6 +30,7 @@ LONG_AGO_SECONDS = -40 * 86_400.0
 KEPT = "100ms"
 """How long delivered events are kept: so that they are, and are deleted, in one short life."""
 
+SHOWN = "of the status page, which writes nothing"
 BY_HAND = "of `collector queue dead`, `export` and `replay`; see tests/queue/test_letters.py"
 
 NOT_TAKEN = {
@@ -46,8 +47,9 @@ NOT_TAKEN = {
     "sql.newest_kept": BY_HAND,
     "sql.newest_letter": BY_HAND,
     "sql.waiting_after": BY_HAND,
-    "sql.app_stats": "of `collector queue stats`, which writes nothing",
-    "sqlite.SqliteQueue.stats": "of hosts that embed the collector; it writes nothing",
+    "sql.dead_reasons": SHOWN,
+    "sql.latest_dead": SHOWN,
+    "sqlite.SqliteQueue.dead_letters": SHOWN,
 }
 """Steps that a daemon does not take, and why. What is new and neither taken nor named here fails every round."""
 

@@ -11,6 +11,7 @@ import pytest
 from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
+from tests.cli.child import started
 from tests.e2e.books import Books, Event, settled
 from tests.e2e.daemon import command, environment, running
 
@@ -134,3 +135,28 @@ async def test_neither_secret_nor_token_nor_address_reaches_the_log(
         assert "person@example.com" not in daemon.output
         assert "Bearer" not in daemon.output
         assert not any(token in daemon.output for token in sandbox._grants.tokens)
+
+
+async def test_one_line_at_the_start_says_what_runs_and_what_waits(tmp_path: Path) -> None:
+    async with running(tmp_path, NOWHERE, stop__deadline="0s") as daemon, aiohttp.ClientSession() as session:
+        await Books().post(session, daemon.url, events(7))
+        await daemon.stop()
+    async with running(tmp_path, NOWHERE) as daemon:
+        [said] = daemon.log("agent.started")
+    assert said["version"] == "0.1.0"
+    assert said["config"] == "defaults and the environment"
+    assert said["queue"] == str(tmp_path / "queue")
+    assert said["upstream"] == NOWHERE
+    assert said["waiting_events"] == 7
+    assert isinstance(said["oldest_waiting_seconds"], float)
+
+
+async def test_the_command_lines_log_level_wins(tmp_path: Path) -> None:
+    env = environment(tmp_path, NOWHERE, log__level="error")
+    async with started("run", "--log-level", "info", env=env) as process:
+        assert process.stderr is not None
+        async with asyncio.timeout(30):
+            assert b"agent.started" in await process.stderr.readline()
+    status, _, err = await run("run", "--log-level", "loud", env=env)
+    assert status == 2
+    assert "'debug', 'info', 'warning', 'error'" in err

@@ -17,6 +17,7 @@ from collector.errors import ConfigInvalid, Rejected
 from collector.events import UsageEvent
 from collector.intake import Intake
 from collector.observe.metrics import Metrics
+from collector.observe.status import QueueStatus, Status, UpstreamStatus
 from collector.queue.base import Backlog, Batch, Verdict
 from collector.sources.access import Guard
 from collector.sources.gateway import Gateway
@@ -160,6 +161,10 @@ class _Transport:
     pause_reading = resume_reading = write_eof
 
 
+async def _no_status() -> Status:
+    return Status("0", is_running=True, now_ms=0, queue=QueueStatus(""), upstream=UpstreamStatus("", "unknown"))
+
+
 ANSWERS = {100, 200, 400, 401, 403, 404, 405, 408, 413, 415, 421, 431, 501, 503}
 
 
@@ -186,6 +191,7 @@ class Http:
             gateway=Gateway((), unused, metrics),
             metrics=metrics,
             why_unready=lambda: None,
+            read_status=_no_status,
         )
 
     async def __call__(self, seed: int) -> None:

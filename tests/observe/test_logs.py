@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from collector.observe.logs import SECRET_WORDS, get_logger, redact
+from collector.observe.logs import SECRET_WORDS, Sampler, get_logger, is_journal, redact
 
 
 def child(program: str) -> subprocess.CompletedProcess[str]:
@@ -211,3 +211,125 @@ def test_without_a_terminal_the_format_is_json_unless_it_was_asked_to_be_readabl
     assert "part.happened" in line
     assert "hunter2" not in line
     assert line.startswith("{") == is_json
+
+
+# -- addresses and floods ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("400: no such user person@example.com", "400: no such user ***"),
+        ('{"email":"a.b+c@mail.example.com","x":1}', '{"email":"***","x":1}'),
+        ("<person@example.com>, (x@y)", "<***>, (***)"),
+        ("sent with Bearer abc.def", "sent with Bearer ***"),
+        ("nothing @ all", "nothing @ all"),
+    ],
+)
+def test_no_text_keeps_a_persons_address_or_a_token(value: str, kept: str) -> None:
+    assert redact(None, "info", {"error": value}) == {"error": kept}
+    assert redact(None, "info", {"held_apps": {"wiki": value}}) == {"held_apps": {"wiki": kept}}
+
+
+def test_no_traceback_keeps_a_persons_address() -> None:
+    [line] = logged(
+        """
+        configure("info", "json")
+        try:
+            raise ValueError("no such user person@example.com")
+        except ValueError:
+            get_logger("collector.part").exception("part.failed")
+        """
+    )
+    assert line["exception"].endswith("ValueError: no such user ***")
+
+
+def passed(sampler: Sampler, level: int = logging.WARNING, **fields: object) -> bool:
+    record = logging.makeLogRecord({"msg": "part.failed", "levelno": level, **fields})
+    return bool(sampler.filter(record))
+
+
+def test_of_a_flood_some_lines_a_second_are_heard_and_the_others_counted(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.5]
+    sampler = Sampler(lines_a_second=3, now=lambda: now[0])
+    with caplog.at_level(logging.INFO, "collector"):
+        assert [passed(sampler, app="wiki") for _ in range(10)] == [True] * 3 + [False] * 7
+        assert passed(sampler, app="crm"), "one app's flood hides no other's line"
+        assert passed(sampler, source="udp")
+        assert caplog.records == []
+        now[0] = 1.5
+        sampler.say_left_out()
+        sampler.say_left_out()
+    [record] = caplog.records
+    assert (record.levelname, record.getMessage()) == ("WARNING", "logs.left_out")
+    assert {name: vars(record).get(name) for name in ("of", "app", "lines")} == {
+        "of": "part.failed",
+        "app": "wiki",
+        "lines": 7,
+    }
+    assert passed(sampler, app="wiki"), "the next second begins anew"
+
+
+def test_a_flood_that_goes_on_is_counted_each_second(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    sampler = Sampler(lines_a_second=1, now=lambda: now[0])
+    with caplog.at_level(logging.INFO, "collector"):
+        for second in range(4):
+            now[0] = float(second)
+            for _ in range(5):
+                passed(sampler)
+    assert [vars(record)["lines"] for record in caplog.records] == [4, 4, 4]
+
+
+def test_who_asks_for_debugging_gets_all_of_it() -> None:
+    sampler = Sampler(lines_a_second=1, now=lambda: 0.0)
+    assert all(passed(sampler, logging.DEBUG) for _ in range(100))
+
+
+def test_the_command_lines_logs_are_sampled() -> None:
+    lines = logged(
+        """
+        from collector.observe import logs
+        configure("info", "json")
+        seconds = iter([1.0] * 51 + [2.0] * 9)
+        logging.getLogger().handlers[0].filters[0]._now = lambda: next(seconds)
+        for number in range(50):
+            get_logger("collector.part").warning("part.failed", app="wiki", error="person@example.com")
+        next(seconds)
+        logs.say_left_out()
+        """
+    )
+    assert [line["event"] for line in lines] == ["part.failed"] * 10 + ["logs.left_out"]
+    assert (lines[-1]["of"], lines[-1]["lines"], lines[-1]["app"]) == ("part.failed", 40, "wiki")
+
+
+def test_a_host_programs_records_are_not_sampled(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "collector"):
+        for _ in range(50):
+            get_logger("collector.part").warning("part.failed")
+    assert len(caplog.records) == 50
+
+
+# -- the journal -------------------------------------------------------------------------------------------------------
+
+
+def test_the_journal_gets_a_priority_and_no_time_of_ours() -> None:
+    ended = child(
+        """
+        import os, sys
+        stat = os.fstat(2)
+        os.environ["JOURNAL_STREAM"] = f"{stat.st_dev}:{stat.st_ino}"
+        configure("info", "json")
+        for level in ("info", "warning", "error"):
+            getattr(get_logger("collector.part"), level)("part.happened")
+        """
+    )
+    lines = [line[:3] for line in ended.stderr.splitlines()]
+    assert lines == ["<6>", "<4>", "<3>"]
+    assert json.loads(ended.stderr.splitlines()[0][3:]) == {"event": "part.happened", "level": "info"}
+
+
+@pytest.mark.parametrize("stream", ["", "rubbish", "1:2"])
+def test_what_does_not_go_to_the_journal_is_not_taken_for_it(stream: str) -> None:
+    assert not is_journal(2, stream)
+    assert not is_journal(-1, stream)

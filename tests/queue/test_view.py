@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collector.errors import QueueUnavailable
+from collector.observe.status import SHOWN_LETTERS, DeadLetters, Letter
 from collector.queue.base import AppStats, Batch, Burial
 from collector.queue.database import FILE_NAME
-from collector.queue.operations import Put, Settle
+from collector.queue.operations import Done, Put, Settle
 from collector.queue.store import Store
-from collector.queue.view import LEASE_BATCHES, Run, View, best_reach
+from collector.queue.view import APP_SHIFT, LEASE_BATCHES, Run, View, best_reach
 from tests.fake_clock import FakeClock
 from tests.queue.samples import batch, lines, numbers_in, opened, remembered, stored
 
@@ -307,3 +308,22 @@ def test_lines_are_joined_byte_for_byte(store: Store, view: View) -> None:
 def test_the_view_cannot_write(view: View) -> None:
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         view._execute("DELETE FROM segment")
+
+
+def test_dead_letters_are_counted_by_reason_over_the_latest_thousand(
+    store: Store, view: View, clock: FakeClock
+) -> None:
+    assert view.dead_letters() == DeadLetters()
+    for number in range(1, 122):
+        put_segments(store, "wiki", [10])
+        clock.advance(1)
+        reason = "old" if number == 1 else "frequent" if number % 10 else "rare"
+        burials = [(Burial(position, reason), b"{}") for position in range(10)]
+        first = (1 << APP_SHIFT) + number
+        [done] = store.transact([Settle("wiki", first, first, 10, dead=burials)])
+        assert isinstance(done, Done)
+    letters = view.dead_letters()
+    assert [(reason.reason, reason.events) for reason in letters.reasons] == [("frequent", 900), ("rare", 100)]
+    assert len(letters.latest) == SHOWN_LETTERS
+    assert letters.latest[0] == Letter("wiki", clock.now_ms(), "frequent")
+    assert letters.reasons[0].latest_ms == clock.now_ms()

@@ -1,5 +1,6 @@
 """Who may post, and what a page in a browser on this machine tries in vain."""
 
+import base64
 from collections.abc import Mapping
 
 import pytest
@@ -216,3 +217,36 @@ def test_a_guard_shows_no_token() -> None:
     guard = Guard(tokens=[TOKEN])
     assert TOKEN not in repr(guard)
     assert TOKEN not in repr(vars(guard))
+
+
+# -- who may look ------------------------------------------------------------------------------------------------------
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+@pytest.mark.parametrize("authorization", [f"Bearer {TOKEN}", basic("", TOKEN), basic("anybody", TOKEN)])
+def test_a_viewer_shows_a_token_or_gives_it_as_password(authorization: str) -> None:
+    Guard(tokens=[OTHER, TOKEN]).check_viewer({"authorization": authorization})
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    ["", "Bearer wrong", TOKEN, basic(TOKEN, ""), basic("x", "wrong"), f"Basic {TOKEN}", "Basic !", "Basic", "Basic ="],
+)
+def test_a_viewer_without_a_token_is_asked_for_one(authorization: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        Guard(tokens=[TOKEN]).check_viewer({"authorization": authorization})
+    assert refused.value.status == 401
+    assert refused.value.headers["WWW-Authenticate"].startswith("Basic ")
+
+
+def test_where_no_token_is_asked_for_everybody_may_look() -> None:
+    Guard().check_viewer({})
+
+
+def test_a_browsers_password_is_not_enough_to_post() -> None:
+    refusal = refusal_of_sender(Guard(tokens=[TOKEN]), {"authorization": basic("x", TOKEN)})
+    assert refusal is not None
+    assert refusal.status == 401

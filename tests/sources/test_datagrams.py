@@ -225,7 +225,7 @@ async def test_an_array_without_events_is_no_loss(door: Door) -> None:
 
 async def test_every_datagram_of_a_burst_of_a_thousand_is_accounted_for(door: Door) -> None:
     await door.send_on(one_each(range(1000)))
-    await until(lambda: door.events("accepted") + door.metric("udp_kernel_drops") == 1000)
+    await until(lambda: door.events("accepted") + door.metric("udp_kernel_drops_total") == 1000)
     if door.name == "unix":
         assert door.events("accepted") == 1000
     assert door.metric("waiting_events") == door.events("accepted")
@@ -466,19 +466,19 @@ async def test_what_the_kernel_drops_while_nothing_is_read_is_counted_to_the_dat
                 while door.source._is_reading:
                     door.send(event(next(numbers)))
                     await asyncio.sleep(0)
-            assert door.metric("udp_kernel_drops") == 0
+            assert door.metric("udp_kernel_drops_total") == 0
             door.send(*(event(next(numbers)) for _ in range(1_000)))
-            drops_at_first = door.metric("udp_kernel_drops")
+            drops_at_first = door.metric("udp_kernel_drops_total")
             door.send(*(event(next(numbers)) for _ in range(10)))
-            drops = door.metric("udp_kernel_drops")
+            drops = door.metric("udp_kernel_drops_total")
             assert 0 < drops_at_first == drops - 10
             gate.let_pass()
             sent = next(numbers)
             await until(lambda: door.events("accepted") == sent - drops)
-            assert door.metric("udp_kernel_drops") == door.refused("kernel_drop") == drops
+            assert door.metric("udp_kernel_drops_total") == door.refused("kernel_drop") == drops
     [lost] = said(caplog, "datagrams.lost")
     assert lost["kernel_drop"] == drops
-    assert door.metric("udp_kernel_drops") == drops, "the count is there also after the end"
+    assert door.metric("udp_kernel_drops_total") == drops, "the count is there also after the end"
 
 
 class Scripted(Intake):
@@ -717,7 +717,7 @@ async def test_while_storing_hangs_memory_stays_within_its_limit_and_reading_goe
         await until(lambda: gate.tries == 2)
         gate.let_pass()
         await sending
-        await until(lambda: door.events("accepted") + door.metric("udp_kernel_drops") == 400)
+        await until(lambda: door.events("accepted") + door.metric("udp_kernel_drops_total") == 400)
         assert max(held) <= MAX_UNSTORED_BYTES + size
         await until(lambda: door.source.unstored_bytes == 0)
         assert door.source._is_reading

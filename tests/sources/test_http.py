@@ -364,7 +364,7 @@ async def test_a_preflight_gets_no_permission(client: Client) -> None:
     assert not [name for name in answered if name.lower().startswith("access-control-")]
 
 
-@pytest.mark.parametrize("path", ["/v1/events", "/metrics", "/readyz", "/healthz"])
+@pytest.mark.parametrize("path", ["/v1/events", "/metrics", "/readyz", "/healthz", "/", "/status.json"])
 async def test_a_name_that_was_rebound_to_this_machine_is_refused(client: Client, path: str) -> None:
     method = "POST" if path == "/v1/events" else "GET"
     status, said, _ = await client.request(method, path, headers={**JSON, "Host": "evil.example.com:8787"})
@@ -480,3 +480,11 @@ async def test_a_stop_answers_the_requests_that_are_under_way(tmp_path: Path) ->
         await asyncio.gather(*posts, return_exceptions=True)
         assert answered
         assert all(said == answer(1) for said in answered)
+
+
+async def test_each_answer_to_a_post_is_timed_once_however_many_events_it_has(client: Client) -> None:
+    await client.post("/v1/events", [event(number) for number in range(100)])
+    await client.post("/v1/events", [event(1), {}])
+    await client.post("/v1/events", b"rubbish")
+    count = client.collector.metrics.registry.get_sample_value("collector_acknowledgement_seconds_count")
+    assert count == 2, "what was refused as a whole was not acknowledged"

@@ -99,7 +99,7 @@ async def test_a_batch_arrives_whole_and_is_counted(delivery: Delivery, sandbox:
     assert (await sandbox.stats()).tokens == 1
     assert delivery.counted("deliveries_total", outcome="delivered") == 2
     assert delivery.counted("batch_events_sum") == 1001
-    assert delivery.counted("upstream_seconds_count") == 2
+    assert delivery.counted("upstream_seconds_count", status="2xx") == 2
 
 
 async def test_batches_of_many_apps_share_one_token(delivery: Delivery, sandbox: Sandbox) -> None:
@@ -140,7 +140,8 @@ async def test_a_refused_token_is_replaced_and_the_batch_delivered(delivery: Del
     assert await received(sandbox) == (3, 2)
     assert (await sandbox.stats()).tokens == 2
     assert delivery.counted("deliveries_total", outcome="delivered") == 2
-    assert delivery.counted("upstream_seconds_count") == 3
+    assert delivery.counted("upstream_seconds_count", status="2xx") == 2
+    assert delivery.counted("upstream_seconds_count", status="4xx") == 1
 
 
 async def test_many_batches_with_a_refused_token_need_one_new_token_in_all(

@@ -1,0 +1,105 @@
+"""How the commands that look at a running collector reach it: over its Unix socket, or HTTP.
+
+Only the standard library: what a container runs every few seconds must start in a moment.
+"""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from collector.config import Config
+from collector.config.tokens import read_tokens
+from collector.errors import CollectorError, ConfigInvalid, Unusable
+
+ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask who listens there
+MAX_ANSWER_BYTES = 64 * 2**20
+
+
+class Unreachable(CollectorError):
+    """No collector answers there."""
+
+
+class Place(NamedTuple):
+    """Where a collector listens: a Unix socket's path, or host and port; with the token that it asks for, if any."""
+
+    unix: Path | None
+    host: str
+    port: int
+    token: str | None = None
+
+    def __str__(self) -> str:
+        if self.unix is not None:
+            return f"unix:{self.unix}"
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
+
+def place(url: str | None, token_file: Path | None, config: Callable[[], Config]) -> Place:
+    """Where to ask: what the command line says, else what the configuration does, which is read only then.
+
+    A Unix socket goes first, as it asks for no token. Raises Unusable and ConfigInvalid.
+    """
+    token = _first_token(token_file)
+    if url is not None:
+        return _place_of_url(url, token)
+    settings = config()
+    if settings.unix.stream is not None and settings.unix.stream.exists():
+        return Place(settings.unix.stream, "localhost", 0)
+    host, port = settings.http.listen
+    return Place(None, ANYWHERE.get(host, host), port, token or _first_token(settings.access.tokens_file))
+
+
+def _place_of_url(url: str, token: str | None) -> Place:
+    if url.startswith("unix:"):
+        return Place(Path(url.removeprefix("unix:")), "localhost", 0)
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise Unusable(f"{url}: {error}; expected http://HOST:PORT or unix:PATH") from None
+    if parts.scheme != "http" or not parts.hostname:
+        raise Unusable(f"{url} is not http://HOST:PORT or unix:PATH")
+    return Place(None, parts.hostname, port or 80, token)
+
+
+def ask(at: Place, path: str, *, timeout_seconds: float) -> tuple[int, bytes]:
+    """Status and body of GET `path`. Raises Unreachable."""
+    authorization = f"Authorization: Bearer {at.token}\r\n" if at.token else ""
+    host = at.host if ":" not in at.host else f"[{at.host}]"
+    request = f"GET {path} HTTP/1.0\r\nHost: {host}:{at.port}\r\n{authorization}\r\n"
+    try:
+        with _connected(at, timeout_seconds) as connection:
+            connection.sendall(request.encode("latin-1", "replace"))
+            answer = bytearray()
+            while (part := connection.recv(2**16)) and len(answer) < MAX_ANSWER_BYTES:
+                answer += part
+    except OSError as error:
+        raise Unreachable(f"{at} does not answer: {error.strerror or error}") from error
+    head, _, body = bytes(answer).partition(b"\r\n\r\n")
+    words = head.split(b" ", 2)
+    if not head.startswith(b"HTTP/1.") or len(words) < 2 or not words[1].isdigit():
+        raise Unreachable(f"{at} does not answer as a collector does")
+    return int(words[1]), body
+
+
+def _connected(at: Place, timeout_seconds: float) -> socket.socket:
+    if at.unix is None:
+        return socket.create_connection((at.host, at.port), timeout_seconds)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(timeout_seconds)
+        connection.connect(str(at.unix))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _first_token(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return next((token.reveal() for token in read_tokens(file)), None)
+    except ConfigInvalid:
+        return None  # it may not be for us to read; the collector will say that it wants one

@@ -1,0 +1,128 @@
+"""The status document as one screen of text. What strangers wrote is shown without what a terminal would obey."""
+
+from collections.abc import Iterator, Sequence
+
+import click
+
+from collector.observe.status import AppStatus, Severity, Status
+
+WIDTH = 78
+APPS = 10
+LINE_SECONDS = 5
+BARS = " ▁▂▃▄▅▆▇█"
+NAME = 14
+
+COLOURS = {"ok": "green", "waiting": "green", "failing": "red", "held": "red"}
+
+
+def screen(status: Status, place: str) -> str:
+    """All of it, with colours, which `click.echo` drops where there is no terminal."""
+    return "\n".join([*_head(status, place), "", *_figures(status), "", *_apps(status), *_dead_letters(status)])
+
+
+def _head(status: Status, place: str) -> Iterator[str]:
+    errors = any(problem.severity is Severity.ERROR for problem in status.problems)
+    colour = "red" if errors else "yellow" if status.problems else "green"
+    up = f"up {duration(status.uptime_seconds)}" if status.is_running else "not running"
+    yield f"{click.style('●', fg=colour)} {click.style('collector', bold=True)} {status.version}  {up}  {plain(place)}"
+    for problem in status.problems:
+        fg = "red" if problem.severity is Severity.ERROR else "yellow"
+        yield f"  {click.style(f'{problem.severity.value:<7}', fg=fg)}  {plain(problem.text)}"
+    if not status.problems:
+        yield "  Nothing keeps events from being taken and delivered."
+
+
+def _figures(status: Status) -> Iterator[str]:
+    queue, rates, upstream = status.queue, status.rates, status.upstream
+    if status.is_running:
+        top = max([*rates.accepted, *rates.delivered], default=0.0)
+        yield _figure("in", f"{rates.accepted_now:,.1f} events/s", _bars(rates.accepted, top))
+        yield _figure("out", f"{rates.delivered_now:,.1f} events/s", _bars(rates.delivered, top))
+    waiting = f"{queue.waiting_events:,} events"
+    yield _figure("waiting", waiting, _bars(rates.waiting, max(rates.waiting, default=0)))
+    yield _figure("", f"{size(queue.waiting_bytes)}, the oldest for {_age(queue.oldest_age_seconds)}")
+    again = "" if upstream.again_in_seconds is None else f", again in {duration(upstream.again_in_seconds)}"
+    since = "" if upstream.since_seconds is None else f" for {duration(upstream.since_seconds)}"
+    state = click.style(upstream.state, fg=COLOURS.get(upstream.state))
+    yield _figure("upstream", f"{state}{since}{again}  {plain(upstream.url)}")
+    yield _figure("files", f"{size(queue.file_bytes)} + log {size(queue.wal_bytes)}  {plain(queue.path)}")
+    for limit in status.limits:
+        if limit.used / limit.maximum >= 0.01:
+            write = size if limit.unit == "bytes" else "{:,}".format
+            yield _figure("limit", f"{limit.key}: {write(limit.used)} of {write(limit.maximum)}")
+    if status.refusals:
+        said = ", ".join(f"{refusal.source} {refusal.reason} {refusal.count:,}" for refusal in status.refusals[:5])
+        yield _figure("refused", plain(said))
+
+
+def _apps(status: Status) -> Iterator[str]:
+    if not status.apps:
+        return
+    width = min(32, max(len("app"), *(len(plain(app.app_id)) for app in status.apps[:APPS])))
+    yield click.style(f"  {'app':<{width}}  {'state':<8}{'waiting':>12}{'oldest':>14}{'dead':>8}", dim=True)
+    for app in status.apps[:APPS]:
+        yield _app(app, width)
+        if app.state == "held" and app.reason is not None:
+            yield f"  {'':<{width}}  {plain(app.reason)}"
+    more = len(status.apps) - APPS + status.apps_left_out
+    if more > 0:
+        yield f"  and {more:,} more"
+
+
+def _app(app: AppStatus, width: int) -> str:
+    state = click.style(f"{app.state:<8}", fg=COLOURS.get(app.state))
+    name = plain(app.app_id)[:width]
+    return f"  {name:<{width}}  {state}{app.waiting_events:>12,}{_age(app.oldest_age_seconds):>14}{app.dead_events:>8,}"
+
+
+def _dead_letters(status: Status) -> Iterator[str]:
+    if status.dead_letters.reasons:
+        yield ""
+        yield click.style("  dead letters, by reason", dim=True)
+        for reason in status.dead_letters.reasons[:5]:
+            yield f"  {reason.events:>8,}  {plain(reason.reason)}"
+
+
+def _figure(name: str, value: str, bars: str = "") -> str:
+    return f"  {name:<10}{value:<24}{bars}".rstrip() if bars else f"  {name:<10}{value}"
+
+
+def _bars(values: Sequence[float], top: float) -> str:
+    """Means over some seconds each, the latest last."""
+    room = (WIDTH - 36) * LINE_SECONDS
+    latest = values[-room:]
+    first = len(latest) % LINE_SECONDS
+    means = [
+        sum(latest[start : start + LINE_SECONDS]) / LINE_SECONDS for start in range(first, len(latest), LINE_SECONDS)
+    ]
+    return "".join(BARS[min(8, -int(-8 * mean // top))] if top else " " for mean in means)
+
+
+def plain(text: str) -> str:
+    """The text without control characters, which could move the cursor or worse."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def duration(seconds: float) -> str:
+    """For people, in the largest two units."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86_400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:,.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"
+
+
+def _age(seconds: float | None) -> str:
+    return "-" if seconds is None else duration(seconds)

@@ -1,0 +1,105 @@
+"""`collector status`: one screen that says how the collector is."""
+
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+
+from collector.cli.options import place_options
+from collector.cli.reach import Place, Unreachable, ask, place
+from collector.cli.screen import screen
+from collector.clock import Clock
+from collector.config import Config, load
+from collector.errors import CollectorError, Unusable
+from collector.observe.status import SHOWN_APPS, Severity, Status, UpstreamStatus, problems
+from collector.queue.figures import app_status, queue_status
+from collector.queue.view import View
+from collector.version import __version__
+
+EXIT_TROUBLE = 1
+EXIT_NOT_RUNNING = 69  # EX_UNAVAILABLE of sysexits
+
+
+@click.command("status", short_help="Show how the collector is, on one screen.")
+@place_options
+@click.option("--json", "as_json", is_flag=True, help="The document that GET /status.json answers.")
+def command(config_file: Path | None, url: str | None, token_file: Path | None, timeout: float, as_json: bool) -> None:
+    """Show how the collector is: what comes in and goes out, what waits and why, upstream, dead letters, limits.
+
+    Without a running collector it says so and shows what the queue's files say.
+
+    \b
+    Exit code: 0   nothing keeps events from being taken and delivered
+               1   something does; it is listed first
+               69  no collector answers
+    """  # noqa: D301 - click keeps the lines after \b as they are
+    try:
+        where, status = look(config_file, url, token_file, timeout)
+    except Unreachable as error:
+        click.echo(f"collector: {error}", err=True)
+        sys.exit(EXIT_NOT_RUNNING)
+    click.echo(msgspec.json.encode(status) if as_json else screen(status, str(where)))
+    sys.exit(exit_code(status))
+
+
+def exit_code(status: Status) -> int:
+    """What a script is told."""
+    if not status.is_running:
+        return EXIT_NOT_RUNNING
+    return EXIT_TROUBLE if any(problem.severity is Severity.ERROR for problem in status.problems) else 0
+
+
+def look(config_file: Path | None, url: str | None, token_file: Path | None, timeout: float) -> tuple[Place, Status]:
+    """Where was asked, and the status: the collector's own, or from the files of the configuration's queue.
+
+    With `url` no files are read. Raises Unreachable where there is neither.
+    """
+
+    def config() -> Config:
+        return load(config_file, with_credentials=False)
+
+    where = place(url, token_file, config)
+    try:
+        return where, _ask(where, timeout)
+    except Unreachable as error:
+        if url is not None:
+            raise
+        try:
+            return where, _status_of_files(config(), Clock())
+        except CollectorError as problem:
+            raise Unreachable(f"{error}, and {problem}") from problem
+
+
+def _ask(where: Place, timeout_seconds: float) -> Status:
+    status, body = ask(where, "/status.json", timeout_seconds=timeout_seconds)
+    if status == 401:
+        raise Unusable(f"{where} wants to see a token; --token-file says which")
+    if status != 200:
+        raise Unusable(f"{where} answered {status}; is it a collector of this version?")
+    try:
+        return msgspec.json.decode(body, type=Status)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Unusable(f"{where} answered what this version does not understand: {error}") from None
+
+
+def _status_of_files(config: Config, clock: Clock) -> Status:
+    view = View(config.queue.path)
+    try:
+        stats, dead_letters = view.stats(clock), view.dead_letters()
+    finally:
+        view.close()
+    apps = [app_status(app, "unknown") for app in stats.apps]
+    apps.sort(key=lambda app: (-app.waiting_events, app.app_id))
+    status = Status(
+        version=__version__,
+        is_running=False,
+        now_ms=clock.now_ms(),
+        queue=queue_status(stats, str(config.queue.path)),
+        upstream=UpstreamStatus(config.upstream.base_url, "unknown"),
+        apps=apps[:SHOWN_APPS],
+        apps_left_out=max(0, len(apps) - SHOWN_APPS),
+        dead_letters=dead_letters,
+    )
+    status.problems.extend(problems(status))
+    return status

@@ -1,0 +1,74 @@
+"""`collector top`: the status, live."""
+
+import itertools
+import sys
+import time
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from collector.cli.options import place_options
+from collector.cli.reach import Unreachable
+from collector.cli.screen import plain, screen
+from collector.cli.status import EXIT_NOT_RUNNING, exit_code, look
+
+
+@click.command("top", short_help="Show how the collector is, live.")
+@place_options
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
+@click.option("--count", type=click.IntRange(1), help="End after so many looks; default: on Ctrl+C.")
+@click.option("--json", "as_json", is_flag=True, help="The document as one JSON object a line.")
+def command(
+    config_file: Path | None,
+    url: str | None,
+    token_file: Path | None,
+    timeout: float,
+    interval: float,
+    count: int | None,
+    as_json: bool,
+) -> None:
+    """Show what `collector status` shows, again and again. The exit code is that of the last look."""
+    code = 0
+    console = Console()
+    live = Live(console=console, screen=True, auto_refresh=False) if console.is_terminal and not as_json else None
+    try:
+        if live is not None:
+            live.start()
+        for look_number in itertools.count(1):
+            code, text = _look(config_file, url, token_file, timeout, as_json)
+            if live is not None:
+                live.update(Text.from_ansi(text), refresh=True)
+            else:
+                click.echo(text)
+            if look_number == count:
+                break
+            time.sleep(interval)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if live is not None:
+            live.stop()
+    sys.exit(code)
+
+
+def _look(
+    config_file: Path | None, url: str | None, token_file: Path | None, timeout: float, as_json: bool
+) -> tuple[int, str]:
+    """Exit code and text of one look; a collector that is gone may come back."""
+    try:
+        where, status = look(config_file, url, token_file, timeout)
+    except Unreachable as error:
+        said = plain(str(error))
+        return EXIT_NOT_RUNNING, msgspec.json.encode({"isRunning": False, "said": said}).decode() if as_json else said
+    text = msgspec.json.encode(status).decode() if as_json else screen(status, str(where)) + "\n"
+    return exit_code(status), text
