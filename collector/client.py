@@ -128,7 +128,6 @@ class Client:
         self._room = max_events
         self._blocking = blocking
         self._timeout_seconds = timeout_seconds
-        self._closing = threading.Event()
         self._begin()
         if blocking and isinstance(self._transport, _Datagrams):
             raise ValueError("url: nobody acknowledges datagrams; blocking needs http: or unix:")
@@ -223,6 +222,9 @@ class Client:
         self._waiting: deque[Event] = deque()
         self._some = threading.Event()  # something waits
         self._hurry = threading.Event()  # do not linger
+        self._closing = threading.Event()
+        if not self._room:  # the parent had closed it
+            self._closing.set()
         self._progress = threading.Condition()
         self._sending = threading.Lock()  # of a blocking client: one request at a time
         self._thread: threading.Thread | None = None
@@ -236,7 +238,7 @@ class Client:
     def _forget(self) -> None:
         """This is a forked child: what was begun belongs to the parent."""
         self._transport.abandon()
-        _inherited.append((self._transport, self._progress, self._thread))
+        _inherited.append(self._transport)
         self._begin()
 
     def _wake(self) -> None:
@@ -345,8 +347,8 @@ class Client:
 class _Http:
     """NDJSON posted over one connection: each line is judged on its own, so one odd event never costs the others.
 
-    As `_Datagrams`: `send` says what became of the first events, at least one, or raises with none of them settled. What
-    it needs it opens, again after a failure. `abandon` is for a forked child: the parent's connection stays as it is.
+    As with `_Datagrams`, `send` says what became of the first events, at least one, or raises with none of them
+    settled, and opens what it needs. `abandon` is for a forked child: the parent's connection stays as it is.
     """
 
     def __init__(self, connection: http.client.HTTPConnection, token: str | None) -> None:
