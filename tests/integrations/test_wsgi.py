@@ -65,7 +65,12 @@ def test_a_request_is_recorded_with_what_the_application_knows(
 
 
 def environ_of(path: str) -> "WSGIEnvironment":
-    environ: WSGIEnvironment = {"PATH_INFO": path, "SCRIPT_NAME": "", "QUERY_STRING": "", "usage.email": "user@example.com"}
+    environ: WSGIEnvironment = {
+        "PATH_INFO": path,
+        "SCRIPT_NAME": "",
+        "QUERY_STRING": "",
+        "usage.email": "user@example.com",
+    }
     setup_testing_defaults(environ)
     return environ
 
