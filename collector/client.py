@@ -106,10 +106,10 @@ class Sent(NamedTuple):
 class Client:
     """Records events at the collector that `url` names. Every method may be called from any thread.
 
-    `max_events` bounds what waits in memory, each as its JSON and 40 bytes: 10,000 ordinary events are 1.5 MB, and 15 MB
-    with the longest texts that a collector takes by default. `blocking` is for scripts: `record` then returns when the
-    event is on the collector's disk (`http:` and `unix:` only). `timeout_seconds` is for one answer; a blocking
-    `record` also tries again for so long.
+    `max_events` bounds what waits in memory, each as its JSON and 40 bytes: 10,000 ordinary events take 1.5 MB, and
+    15 MB with the longest texts that a collector takes by default. `blocking` is for scripts: `record` then returns
+    when the event is on the collector's disk (`http:` and `unix:` only). `timeout_seconds` is for one answer; a
+    blocking `record` also tries again for so long.
     Raises ValueError for an address or a token that cannot be.
     """
 
