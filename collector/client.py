@@ -237,7 +237,6 @@ class Client:
     def _forget(self) -> None:
         """This is a forked child: what was begun belongs to the parent."""
         self._transport.abandon()
-        _inherited.append(self._transport)
         self._begin()
 
     def _wake(self) -> None:
@@ -548,8 +547,6 @@ def _said(error: Exception) -> str:
 
 
 _all: weakref.WeakSet[Client] = weakref.WeakSet()
-_inherited: list[object] = []
-"""In a child: what is of the parent. It is never freed, because freeing may wait for a lock that nobody frees here."""
 
 
 def _close_all() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from collector.agent import Collector
-from collector.client import BATCH_EVENTS, Client, Counters, Rejected, Retryable, Unusable
+from collector.client import BATCH_EVENTS, MAX_RETRY_AFTER_SECONDS, Client, Counters, Rejected, Retryable, Unusable
 from tests.embedded import embedded
 
 NOWHERE = "http://127.0.0.1:9"
@@ -284,7 +284,7 @@ async def scripted(*answers: bytes) -> AsyncIterator[tuple[str, list[int]]]:
         http(400, b"Bad Request"),
         http(404, b""),
         http(301, b"", more=b"Location: http://127.0.0.1:1/\r\n"),
-        http(503, b"", more=b"Retry-After: 99999999999999999999\r\n"),
+        http(503, b"", more=b"Retry-After: 999999999\r\n"),
         http(503, b"", more=b"Retry-After: Wed, 21 Oct 2015 07:28:00 GMT\r\n"),
     ],
     ids=range(15),
@@ -310,15 +310,16 @@ async def test_a_connection_that_was_closed_while_idle_is_opened_again_at_once()
         assert requests == [1, 1]
 
 
-async def test_a_retry_after_is_waited_for() -> None:
+@pytest.mark.parametrize(("asked", "seconds"), [(b"1", 1), (b"999999999", MAX_RETRY_AFTER_SECONDS)])
+async def test_a_retry_after_is_waited_for_within_reason(asked: bytes, seconds: float) -> None:
     full = b'{"accepted":0,"duplicates":0,"rejected":0,"errors":[{"reason":"full"}]}'
-    async with scripted(http(503, full, more=b"Retry-After: 1\r\n")) as (url, requests):
+    async with scripted(http(503, full, more=b"Retry-After: %b\r\n" % asked)) as (url, requests):
         with (
             Client(url, blocking=True, timeout_seconds=0.5) as client,
             pytest.raises(Retryable, match="answered 503: full") as raised,
         ):
             await asyncio.to_thread(client.record, email="user@example.com", event_name="saved")
-        assert raised.value.retry_after_seconds == 1
+        assert raised.value.retry_after_seconds == seconds
         assert requests == [1]
 
 
@@ -411,6 +412,21 @@ async def test_many_events_share_a_request_and_a_few_do_not_wait_long() -> None:
         assert sum(requests) == BATCH_EVENTS * 3 + 1
         assert max(requests) == BATCH_EVENTS
         assert len(requests) <= 6
+
+
+@pytest.mark.parametrize("ends", ["a full batch", "a flush", "a close"])
+async def test_nothing_lingers_behind(monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
+    monkeypatch.setattr("collector.client.LINGER_SECONDS", 3600.0)
+    async with scripted() as (url, _):
+        client = Client(url)
+        for number in range(BATCH_EVENTS if ends == "a full batch" else 1):
+            client.record(email="user@example.com", event_name="saved", timestamp_ms=number)
+        if ends == "a flush":
+            assert await flushed(client)
+        if ends != "a close":
+            await until(lambda: client.counters.waiting == 0)
+        assert await closed(client)
+        assert client.counters.waiting == 0
 
 
 # -- addresses ---------------------------------------------------------------------------------------------------------

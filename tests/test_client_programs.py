@@ -57,6 +57,12 @@ async def test_forked_children_start_afresh_and_the_parent_goes_on(tmp_path: Pat
     """Each process sends its own events once: no buffer is sent twice, no connection is shared, no thread missing."""
     async with listening(tmp_path) as collector:
         source = """
+import stat
+def is_socket(file):
+    try:
+        return stat.S_ISSOCK(os.fstat(file).st_mode)
+    except OSError:
+        return False
 record(0)
 assert client.flush(20)  # a connection is open, a thread runs
 record(1)  # and this one waits
@@ -65,6 +71,7 @@ for number in range(1, 4):
     child = os.fork()
     if not child:
         assert client.counters == (0,) * 9, client.counters
+        assert not any(map(is_socket, range(3, 100)))
         record(number * 10)
         assert client.flush(20)
         record(number * 10 + 1)
@@ -104,6 +111,44 @@ for number in range(20):
         await said(tmp_path, url_of(collector, tmp_path, "http"), source)
         await stored(collector, 20 * 201)
         assert collector._queue.waiting_events == 20 * 201
+
+
+async def test_a_fork_amid_an_answer_leaves_no_child_hanging(tmp_path: Path) -> None:
+    """What reads the answer holds a lock, which nobody frees in the child: the child must not ask for it."""
+    is_forked = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+        await is_forked.wait()
+        writer.close()
+
+    async with await asyncio.start_unix_server(serve, str(tmp_path / "slow.sock")):
+        source = """
+import gc, logging, time
+logging.disable()
+record(0)
+def is_reading():
+    frames = sys._current_frames()
+    frame = frames.get(client._thread.ident)
+    while frame is not None:
+        if frame.f_code.co_name == "_post" and "response" in frame.f_locals:
+            return True
+        frame = frame.f_back
+    return False
+while not is_reading():
+    time.sleep(0.01)
+child = os.fork()
+if not child:
+    gc.collect()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+os._exit(0)
+"""
+        try:
+            await said(tmp_path, f"unix:{tmp_path / 'slow.sock'}", source)
+        finally:
+            is_forked.set()
 
 
 async def test_the_end_of_the_program_does_not_wait_long_for_a_collector_that_is_away(tmp_path: Path) -> None:
