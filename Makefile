@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help venv demo test check bench bounds soak fuzz simulate format clean
+.PHONY: help venv demo test check bench bench-host bounds soak fuzz simulate format clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
@@ -31,6 +31,10 @@ check: $(READY)  ## lint, format, strict types, import layers
 
 bench: $(READY)  ## speed beside the limits measured in the same run
 	@$(BIN)/python -m bench
+
+bench-host: $(READY)  ## what recording costs the host program, beside other libraries
+	@$(PYTHON) -m pip --python $(BIN)/python --quiet --disable-pip-version-check install --constraint constraints.txt --editable '.[bench]'
+	@$(BIN)/python -m bench.host_cost
 
 bounds: $(READY)  ## start, memory, log and stalls with ten million events waiting, some minutes
 	@$(BIN)/python -m bench.bounds

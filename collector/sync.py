@@ -280,6 +280,10 @@ class _Storing:
                     said = str(error)
                     log.warning("recorder.waits", events=len(self.waiting) + len(events), error=said)
                 time.sleep(HURRIED_SECONDS if self._is_over else RETRY_SECONDS)
+            except Exception:
+                self._lost_events += len(events)
+                log.exception("recorder.crashed", events=len(events))  # a defect; others shall be stored all the same
+                return
             else:
                 if report.rejected:
                     log.warning("recorder.rejected", events=report.rejected, reason=report.errors[0].reason)

@@ -62,6 +62,7 @@ async def test_an_event_without_a_time_is_stamped_at_the_call(tmp_path: Path, cl
         ({"email": ""}, "email"),
         ({"event_name": ""}, "eventName"),
         ({"timestamp_ms": 2**63}, "timestamp"),
+        ({"timestamp_ms": 10**5000}, "number of thousands"),
         ({"app_id": ".."}, "appId"),
         ({"email": "\ud800@example.com"}, "lone surrogate"),
     ],

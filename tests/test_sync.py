@@ -120,6 +120,13 @@ def test_a_flush_returns_in_time_also_where_the_queue_takes_nothing(tmp_path: Pa
     assert collector.stop().lost_events == taken.count(True)
 
 
+def test_an_event_that_is_none_costs_its_neighbours_nothing(tmp_path: Path, collector: SyncCollector) -> None:
+    for stamp in (1, 10**5000, 2):
+        assert collector.record_nowait(email="user@example.com", event_name="saved", timestamp_ms=stamp)
+    assert collector.flush(30)
+    assert waiting(tmp_path) == 2
+
+
 def test_a_start_that_fails_says_why_and_the_next_one_may_succeed(tmp_path: Path) -> None:
     (tmp_path / "queue").write_text("no directory")
     collector = collector_of(tmp_path)

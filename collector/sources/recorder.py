@@ -127,5 +127,5 @@ def _line(event: UsageEvent) -> bytes:
     """The event as JSON, for the same judgement as everybody's events."""
     try:
         return _encode(event)
-    except UnicodeEncodeError:
-        return b'"text with a lone surrogate"'  # is rejected, with this as what was sent
+    except ValueError:  # is rejected, with this as what was sent
+        return b'"text with a lone surrogate, or a number of thousands of digits"'

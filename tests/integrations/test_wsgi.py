@@ -1,0 +1,163 @@
+"""The WSGI middleware around applications of Flask and Django, and around bare ones."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+from wsgiref.util import setup_testing_defaults
+from wsgiref.validate import validator
+
+import flask
+import httpx
+import pytest
+from django.core.wsgi import get_wsgi_application
+
+from collector.integrations.recording import Recorder
+from collector.integrations.wsgi import UsageMiddleware
+from tests.integrations import django_site
+from tests.integrations.recorders import ListRecorder, NowaitRecorder
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+
+def usage(environ: "WSGIEnvironment", status: int) -> tuple[str, str] | None:
+    """What the application said of its user, with the status."""
+    email = environ.get("usage.email")
+    return (email, f"{environ['PATH_INFO']} {status}") if email else None
+
+
+def flask_app(recorder: Recorder) -> "WSGIApplication":
+    app = flask.Flask(__name__)
+    app.wsgi_app = UsageMiddleware(app.wsgi_app, recorder=recorder, usage=usage)  # type: ignore[method-assign]
+
+    @app.post("/saved")
+    def saved() -> tuple[str, int]:
+        flask.request.environ["usage.email"] = "user@example.com"
+        return "saved", 201
+
+    @app.get("/stranger")
+    def stranger() -> str:
+        return "hello"
+
+    return app
+
+
+def django_app(recorder: Recorder) -> "WSGIApplication":
+    django_site.configure()
+    return UsageMiddleware(get_wsgi_application(), recorder=recorder, usage=usage)
+
+
+def asked(app: "WSGIApplication", method: str, path: str) -> httpx.Response:
+    with httpx.Client(transport=httpx.WSGITransport(app), base_url="http://wiki.example.com") as client:
+        return client.request(method, path)
+
+
+@pytest.mark.parametrize("make_app", [flask_app, django_app])
+@pytest.mark.parametrize("make_recorder", [ListRecorder, NowaitRecorder])
+def test_a_request_is_recorded_with_what_the_application_knows(
+    make_app: "Callable[[Recorder], WSGIApplication]", make_recorder: Callable[[], ListRecorder]
+) -> None:
+    recorder = make_recorder()
+    app = make_app(recorder)
+    assert asked(app, "POST", "/saved").status_code == 201
+    assert asked(app, "GET", "/stranger").status_code == 200
+    assert asked(app, "GET", "/nothing").status_code == 404
+    assert recorder.usages == [("user@example.com", "/saved 201")]
+
+
+def environ_of(path: str) -> "WSGIEnvironment":
+    environ: WSGIEnvironment = {
+        "PATH_INFO": path,
+        "SCRIPT_NAME": "",
+        "QUERY_STRING": "",
+        "usage.email": "user@example.com",
+    }
+    setup_testing_defaults(environ)
+    return environ
+
+
+class Parts:
+    """A response of two parts that starts with the first and says what happens to it."""
+
+    def __init__(self, start_response: "StartResponse", happened: list[str]) -> None:
+        self._start_response = start_response
+        self._happened = happened
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._start_response("200 OK", [("Content-Type", "text/plain")])
+        for part in (b"a", b"b"):
+            self._happened.append(part.decode())
+            yield part
+
+    def close(self) -> None:
+        self._happened.append("closed")
+
+
+def ignore(*_: object) -> Callable[[bytes], object]:
+    return lambda _: None
+
+
+def test_the_event_is_recorded_when_the_response_is_closed_and_only_once() -> None:
+    recorder = ListRecorder()
+    happened: list[str] = []
+
+    def app(_: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        return Parts(start_response, happened)
+
+    response = UsageMiddleware(app, recorder=recorder, usage=usage, app_id="wiki")(environ_of("/"), ignore)
+    assert not happened
+    for _ in response:
+        assert not recorder.events
+    response.close()  # type: ignore[attr-defined]  # servers look whether there is one
+    response.close()  # type: ignore[attr-defined]
+    assert happened == ["a", "b", "closed"]
+    assert [(event.event_name, event.app_id) for event in recorder.events] == [("/ 200", "wiki")]
+
+
+def test_it_keeps_to_the_protocol_on_both_sides() -> None:
+    recorder = ListRecorder()
+
+    def app(_: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"hello"]
+
+    wrapped = validator(UsageMiddleware(validator(app), recorder=recorder, usage=usage))
+    response = wrapped(environ_of("/"), ignore)
+    assert list(response) == [b"hello"]
+    response.close()  # type: ignore[attr-defined]
+    assert recorder.usages == [("user@example.com", "/ 200")]
+
+
+def test_the_status_that_replaces_another_counts_and_a_response_that_never_started_does_not() -> None:
+    recorder = ListRecorder()
+
+    def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/replaced":
+            start_response("200 OK", [])
+            start_response("500 Oh", [], (None, None, None))
+        return []
+
+    wrapped = UsageMiddleware(app, recorder=recorder, usage=usage)
+    for path in ("/replaced", "/never"):
+        wrapped(environ_of(path), ignore).close()  # type: ignore[attr-defined]
+    assert recorder.usages == [("user@example.com", "/replaced 500")]
+
+
+@pytest.mark.parametrize("status", ["200 OK", "strange"])
+def test_a_callable_that_fails_is_logged_once_and_breaks_no_request(
+    caplog: pytest.LogCaptureFixture, status: str
+) -> None:
+    def broken(environ: "WSGIEnvironment", status: int) -> tuple[str, str] | None:
+        raise KeyError(f"{environ['PATH_INFO']} {status}")
+
+    def app(_: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        start_response(status, [])
+        return [b"hello"]
+
+    recorder = ListRecorder()
+    wrapped = UsageMiddleware(app, recorder=recorder, usage=broken)
+    for _ in range(3):
+        response = wrapped(environ_of("/"), ignore)
+        assert list(response) == [b"hello"]
+        response.close()  # type: ignore[attr-defined]
+    assert not recorder.events
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
