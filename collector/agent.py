@@ -11,8 +11,6 @@ import contextlib
 import os
 from collections.abc import Callable, Coroutine, Iterable
 from enum import Enum
-from pathlib import Path
-from socket import SOCK_DGRAM, SOCK_STREAM, SocketKind, socket
 from typing import Any, Self
 
 import msgspec
@@ -21,26 +19,20 @@ from collector.bodies import BodyParser
 from collector.clock import Clock
 from collector.config import Config
 from collector.config.kinds import Address
-from collector.config.tokens import read_tokens
 from collector.contract.operations import SCOPE_WRITE
 from collector.errors import CollectorError, QueueInUse, Retryable, Unusable
 from collector.events import UsageEvent
 from collector.flusher import Flusher
 from collector.intake import Intake, Report
+from collector.listeners import Listeners
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.status import Status
 from collector.observer import Observer
 from collector.queue.sqlite import SqliteQueue
 from collector.queue.step_thread import StepThread
-from collector.sources.access import Guard
-from collector.sources.datagrams import DatagramSource, bind_udp
 from collector.sources.gateway import Gateway
-from collector.sources.http import HttpSource
-from collector.sources.http1 import Limits
-from collector.sources.http_body import BodyLimits
 from collector.sources.recorder import Recorded, Recorder, event_of
-from collector.sources.unix import UnixSocket
 from collector.upstream.auth import token_sources
 from collector.upstream.passage import Passage
 from collector.upstream.publisher import UsageEventsPublisher
@@ -151,36 +143,19 @@ class Collector:
             clock=self._clock,
             metrics=self.metrics,
         )
-        self._guard = Guard(allowed_hosts=config.access.allowed_hosts)
-        self._http = HttpSource(
+        self._listeners = Listeners(
+            config,
             self._intake,
-            listen=config.http.listen,
-            connection_limits=Limits(
-                head_bytes=config.http.max_header_bytes,
-                head_seconds=config.http.header_timeout,
-                body_seconds=config.http.body_timeout,
-                idle_seconds=config.http.idle_timeout,
-                connections=config.http.max_connections,
-                requests_in_flight=config.http.max_in_flight,
-            ),
-            body_limits=BodyLimits(
-                sent_bytes=config.http.max_request_bytes,
-                decompressed_bytes=config.http.max_decompressed_bytes,
-                stream_bytes=config.http.max_stream_bytes,
-                held_bytes=config.http.max_held_bytes,
-            ),
-            guard=self._guard,
-            gateway=Gateway(
+            Gateway(
                 config.gateway.operations,
                 Passage(self._transport, self._tokens, base_url=config.upstream.base_url),
                 self.metrics,
             ),
+            clock=self._clock,
             metrics=self.metrics,
             why_unready=self.why_unready,
             read_status=self.status,
         )
-        self._udp_address: Address | None = None
-        self._datagrams: dict[str, DatagramSource] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failure: asyncio.Future[None] | None = None
         self._open = contextlib.AsyncExitStack()
@@ -190,8 +165,8 @@ class Collector:
             config,
             queue=self._queue,
             flusher=self._flusher,
-            http=self._http,
-            datagrams=self._datagrams,
+            http=self._listeners.http,
+            datagrams=self._listeners.datagrams,
             clock=self._clock,
             metrics=self.metrics,
             why_unready=self.why_unready,
@@ -217,14 +192,15 @@ class Collector:
             self._watch("recorder.run", self._recorder.run(), opened)
             self._watch("observer.run", self._observer.run(), opened)
             if self._listens:
-                await self._open_sources(opened)
+                await self._listeners.open()
+                opened.push_async_callback(self._listeners.close)
             self._open = opened.pop_all()
         log.info(
             "agent.started",
             version=__version__,
             config=self._config_source,
             http=str(self.http_address) if self._listens else None,
-            udp=str(self.udp_address) if self.udp_address else None,
+            udp=None if self.udp_address is None else str(self.udp_address),
             queue=str(self._config.queue.path),
             waiting_events=self._queue.waiting_events,
             oldest_waiting_seconds=round(self._queue.oldest_waiting_seconds(), 3),
@@ -241,10 +217,7 @@ class Collector:
         if flushing is None:
             return StopReport(0, {})
         deadline = self._clock.monotonic() + self._config.stop.deadline
-        if self._listens:
-            await self._http.stop()
-        for source in self._datagrams.values():
-            await source.stop()
+        await self._listeners.close()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._recorder.flush(), self._config.stop.deadline)
         self._flusher.drain()
@@ -268,12 +241,12 @@ class Collector:
 
         Raises Rejected with the reason, Retryable where the queue cannot take it now, TypeError.
         """
-        self._check_process()
+        self._check_runs()
         return await self._recorder.record(event_of(self._clock, email, event_name, timestamp_ms, app_id))
 
     async def record_many(self, events: Iterable[UsageEvent]) -> Report:
         """What became of the events, after the commit that holds all that were accepted. Raises Retryable."""
-        self._check_process()
+        self._check_runs()
         return await self._recorder.record_many(events)
 
     def record_nowait(
@@ -283,7 +256,7 @@ class Collector:
 
         For the loop's own thread. Until its commit an event dies with the process. Raises TypeError.
         """
-        self._check_process()
+        self._check_runs()
         return self._recorder.offer(event_of(self._clock, email, event_name, timestamp_ms, app_id))
 
     async def flush(self) -> None:
@@ -292,11 +265,7 @@ class Collector:
 
     def reload(self) -> None:
         """Reads `access.tokens_file` again. Raises ConfigInvalid, with the tokens of before still in force."""
-        file = self._config.access.tokens_file
-        if file is not None:
-            tokens = read_tokens(file)
-            self._guard.use_tokens(token.reveal() for token in tokens)
-            log.info("agent.tokens_loaded", count=len(tokens))
+        self._listeners.reload_tokens()
 
     async def failed(self) -> None:
         """Raises, once a part of the collector has died and it cannot go on; never returns before."""
@@ -315,12 +284,12 @@ class Collector:
         """Where the HTTP source listens. Raises Unusable where it does not."""
         if not self._listens:
             raise Unusable("this collector does not listen")
-        return self._http.address
+        return self._listeners.http.address
 
     @property
     def udp_address(self) -> Address | None:
         """Where the UDP source listens, if there is one."""
-        return self._udp_address
+        return self._listeners.udp_address
 
     def why_unready(self) -> str | None:
         """Why events should not be sent here now; None where they may."""
@@ -331,9 +300,15 @@ class Collector:
             return f"{dead[0]} has died"
         return None if self._queue.trouble is None else str(self._queue.trouble)
 
-    def _check_process(self) -> None:
+    def _check_runs(self) -> None:
         if self._process != os.getpid():
             raise Unusable("this Collector belongs to the process that made it; make another one after a fork")
+        if not self._tasks:
+            raise Unusable("this Collector does not run: start it first")
+
+    async def status(self) -> Status:
+        """The status document, at most a second old; while the collector runs."""
+        return await self._observer.status()
 
     async def _deliver(self) -> None:
         """Delivers, from when it falls to this process until the stop."""
@@ -363,45 +338,6 @@ class Collector:
         except QueueInUse:
             if self._delivery is Delivery.EXCLUSIVE:
                 raise
-
-    async def status(self) -> Status:
-        """The status document, at most a second old; while the collector runs."""
-        return await self._observer.status()
-
-    async def _open_sources(self, opened: contextlib.AsyncExitStack) -> None:
-        config = self._config
-        self.reload()
-        stream = None if config.unix.stream is None else self._unix_socket(config.unix.stream, SOCK_STREAM, opened)
-        try:
-            await self._http.start(stream)
-        except OSError as error:
-            raise Unusable(f"http.listen: cannot listen on {config.http.listen}: {error.strerror}") from error
-        opened.push_async_callback(self._http.stop)
-        if config.udp.listen is not None:
-            try:
-                bound = bind_udp(config.udp.listen, receive_buffer_bytes=config.udp.receive_buffer)
-            except OSError as error:
-                raise Unusable(f"udp.listen: cannot listen on {config.udp.listen}: {error.strerror}") from error
-            self._udp_address = Address(*bound.getsockname()[:2])
-            self._start_datagrams("udp", bound, opened, holds_senders=False)
-        if config.unix.datagram is not None:
-            bound = self._unix_socket(config.unix.datagram, SOCK_DGRAM, opened)
-            self._start_datagrams("unix", bound, opened, holds_senders=True)
-
-    def _unix_socket(self, path: Path, kind: SocketKind, opened: contextlib.AsyncExitStack) -> socket:
-        made = UnixSocket(path, kind, mode=self._config.unix.mode, owner=self._config.unix.owner)
-        opened.callback(made.close)
-        return made.socket
-
-    def _start_datagrams(
-        self, name: str, bound: socket, opened: contextlib.AsyncExitStack, *, holds_senders: bool
-    ) -> None:
-        source = DatagramSource(
-            name, self._intake, holds_senders=holds_senders, clock=self._clock, metrics=self.metrics
-        )
-        source.start(bound)
-        opened.push_async_callback(source.stop)
-        self._datagrams[name] = source
 
     def _watch(self, name: str, work: Coroutine[Any, Any, None], opened: contextlib.AsyncExitStack) -> None:
         """Runs `work` until the stop, and takes its end before then as the end of the agent."""

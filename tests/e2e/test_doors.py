@@ -112,7 +112,7 @@ async def test_sighup_changes_the_tokens_and_a_broken_file_changes_nothing_and_n
         tokens.write_text(f"{NEW}\n{OTHER}\n", encoding="ascii")
         assert (await statuses())[NEW] == 401, "nobody has asked for it yet"
         daemon.send(signal.SIGHUP)
-        await logs_again(daemon, "agent.tokens_loaded", 2)
+        await logs_again(daemon, "listeners.tokens_loaded", 2)
         changed = {OLD: 401, OTHER: 200, NEW: 200, None: 401, "unknown": 401}
         assert await statuses() == changed
 
@@ -133,7 +133,7 @@ async def test_sighup_changes_the_tokens_and_a_broken_file_changes_nothing_and_n
 
         tokens.write_text(f"{OLD}\n", encoding="ascii")
         daemon.send(signal.SIGHUP)
-        await logs_again(daemon, "agent.tokens_loaded", 3)
+        await logs_again(daemon, "listeners.tokens_loaded", 3)
         assert (await statuses())[OLD] == 200
 
         async with aiohttp.ClientSession() as session, session.get(f"{daemon.url}/metrics") as answer:
@@ -150,7 +150,7 @@ async def test_how_many_tokens_there_are_is_said(
 ) -> None:
     caplog.set_level(logging.INFO, "collector")
     async with embedded(tmp_path, NOWHERE, stop__deadline="0s", access__tokens_file=str(tokens)):
-        [loaded] = [record for record in caplog.records if record.getMessage() == "agent.tokens_loaded"]
+        [loaded] = [record for record in caplog.records if record.getMessage() == "listeners.tokens_loaded"]
     assert 2 in {value for value in vars(loaded).values() if isinstance(value, int)}
 
 

@@ -328,9 +328,9 @@ class World:
         assert collector._flusher.held == {}, f"held with nothing left to deliver: {collector._flusher.held}"
         held = {
             "uncommitted bytes": collector._queue.uncommitted_bytes,
-            "bytes of bodies": collector._http.held_bytes,
-            "requests": collector._http.requests_in_flight,
-            "connections": collector._http.connections,
+            "bytes of bodies": collector._listeners.http.held_bytes,
+            "requests": collector._listeners.http.requests_in_flight,
+            "connections": collector._listeners.http.connections,
         }
         assert not any(held.values()), f"still held at rest: {held}"
         check_counts(self._disk.directory, 0, 0)

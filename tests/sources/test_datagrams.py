@@ -68,7 +68,7 @@ class Door:
         self.path = path
         self.collector = collector
         self.sender = sender
-        self.source = collector._datagrams[name]
+        self.source = collector._listeners.datagrams[name]
 
     def send(self, *contents: object) -> None:
         """The loop has not run when this returns: nothing of it has been read. Up to ten fit into a Unix socket."""
