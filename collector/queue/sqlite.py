@@ -211,8 +211,11 @@ class SqliteQueue:
                 "their commit",
                 retry_after_seconds=BUSY_RETRY_AFTER_SECONDS,
             )
-        with self._noticing_damage():
+        try:  # in place of _noticing_damage, which costs each put a microsecond or two
             return await self._commits.submit(put)
+        except QueueDamaged as error:
+            self._notice(error)
+            raise
 
     def backlog(self) -> Iterable[Backlog]:
         """See `Queue.backlog`. Reads memory only."""
@@ -343,11 +346,14 @@ class SqliteQueue:
         try:
             yield
         except QueueDamaged as error:
-            if self._damage is None:
-                doubt(self._directory)
-                self._damage = error
-            self._damage_found.set()
+            self._notice(error)
             raise
+
+    def _notice(self, error: QueueDamaged) -> None:
+        if self._damage is None:
+            doubt(self._directory)
+            self._damage = error
+        self._damage_found.set()
 
     def _apply(self, group: Sequence[tuple[Put | Settle, Done]]) -> None:
         """Brings memory up to date with a commit."""
