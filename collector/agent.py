@@ -9,8 +9,9 @@ whole agent down, loudly; nothing stays "healthy" while it does nothing.
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from enum import Enum
+from socket import socket
 from typing import Any, Self
 
 import msgspec
@@ -18,7 +19,9 @@ import msgspec
 from collector.bodies import BodyParser
 from collector.clock import Clock
 from collector.config import Config
+from collector.config.changes import Changes, changes
 from collector.config.kinds import Address
+from collector.config.model import Events
 from collector.contract.operations import SCOPE_WRITE
 from collector.errors import CollectorError, QueueInUse, Retryable, Unusable
 from collector.events import UsageEvent
@@ -33,7 +36,7 @@ from collector.queue.sqlite import SqliteQueue
 from collector.queue.step_thread import StepThread
 from collector.sources.gateway import Gateway
 from collector.sources.recorder import Recorded, Recorder, event_of
-from collector.upstream.auth import token_sources
+from collector.upstream.auth import token_sources, use_settings
 from collector.upstream.passage import Passage
 from collector.upstream.publisher import UsageEventsPublisher
 from collector.upstream.transport import Transport
@@ -68,8 +71,8 @@ class Collector:
 
     `async with Collector(config) as collector:` starts it and stops it; `await collector.failed()` in between returns
     only if it cannot go on. It takes what the program records, and where it `listens`, also what others send to the
-    configured sources. Any number of processes can use one queue, in the way that `delivery` says. Time, the way to
-    upstream and the queue's threads can be others than the machine's own.
+    configured sources, or to `sockets` that are bound already. Any number of processes can use one queue, in the way
+    that `delivery` says. Time, the way to upstream and the queue's threads can be others than the machine's own.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Collector:
         config: Config,
         *,
         listens: bool = False,
+        sockets: Sequence[socket] = (),
         delivery: Delivery = Delivery.ELECTED,
         config_source: str = "the host program",
         clock: Clock | None = None,
@@ -105,29 +109,24 @@ class Collector:
         self._intake = Intake(
             self._queue,
             default_app=config.apps.default,
-            parser=BodyParser(
-                keep_fields=config.events.keep_fields,
-                max_events=config.events.max_per_request,
-                max_email_chars=config.events.max_email_chars,
-                max_event_name_chars=config.events.max_event_name_chars,
-                max_kept_bytes=config.events.max_kept_bytes,
-            ),
+            parser=_parser(config.events),
             batch_events=config.flush.batch_events,
             max_event_bytes=config.events.max_event_bytes,
             metrics=self.metrics,
         )
         self._transport = transport or Transport(timeout_seconds=config.upstream.timeout)
         self._tokens = token_sources(self._transport, config.upstream, clock=self._clock, metrics=self.metrics)
+        self._publisher = UsageEventsPublisher(
+            self._transport,
+            self._tokens[SCOPE_WRITE],
+            base_url=config.upstream.base_url,
+            path=config.upstream.usage_events_path,
+            clock=self._clock,
+            metrics=self.metrics,
+        )
         self._flusher = Flusher(
             self._queue,
-            UsageEventsPublisher(
-                self._transport,
-                self._tokens[SCOPE_WRITE],
-                base_url=config.upstream.base_url,
-                path=config.upstream.usage_events_path,
-                clock=self._clock,
-                metrics=self.metrics,
-            ),
+            self._publisher,
             batch_events=config.flush.batch_events,
             linger_seconds=config.flush.linger,
             max_in_flight=config.flush.max_in_flight,
@@ -143,14 +142,13 @@ class Collector:
             clock=self._clock,
             metrics=self.metrics,
         )
+        self._passage = Passage(self._transport, self._tokens, base_url=config.upstream.base_url)
+        self._gateway = Gateway(config.gateway.operations, self._passage, self.metrics)
         self._listeners = Listeners(
             config,
             self._intake,
-            Gateway(
-                config.gateway.operations,
-                Passage(self._transport, self._tokens, base_url=config.upstream.base_url),
-                self.metrics,
-            ),
+            self._gateway,
+            passed=sockets,
             clock=self._clock,
             metrics=self.metrics,
             why_unready=self.why_unready,
@@ -199,8 +197,8 @@ class Collector:
             "agent.started",
             version=__version__,
             config=self._config_source,
-            http=str(self.http_address) if self._listens else None,
-            udp=None if self.udp_address is None else str(self.udp_address),
+            http=_shown(self._listeners.http.address),
+            udp=_shown(self.udp_address),
             queue=str(self._config.queue.path),
             waiting_events=self._queue.waiting_events,
             oldest_waiting_seconds=round(self._queue.oldest_waiting_seconds(), 3),
@@ -263,9 +261,52 @@ class Collector:
         """Returns when everything that was recorded without waiting is on disk, or was rejected."""
         await self._recorder.flush()
 
-    def reload(self) -> None:
-        """Reads `access.tokens_file` again. Raises ConfigInvalid, with the tokens of before still in force."""
-        self._listeners.reload_tokens()
+    def reload(self, config: Config) -> Changes:
+        """What of `config` is in force from now on, and what keeps its value until a restart; no connection is dropped.
+
+        The tokens' file is read again. Held apps are tried at once where upstream's settings have changed. Raises
+        ConfigInvalid, with everything as it was.
+        """
+        found = changes(self._config, config)
+        config = found.config
+        if self._listens:
+            self._listeners.reload(config)
+        self._config = config
+        flush, queue, upstream = config.flush, config.queue, config.upstream
+        self._intake.use_rules(
+            default_app=config.apps.default,
+            parser=_parser(config.events),
+            max_event_bytes=config.events.max_event_bytes,
+        )
+        self._recorder.use_limit(config.events.max_recorded)
+        self._queue.use_limits(
+            max_bytes=queue.max_bytes,
+            max_uncommitted_bytes=queue.max_uncommitted,
+            max_dead_bytes=queue.max_dead_bytes,
+            keep_delivered_seconds=queue.keep_delivered,
+        )
+        self._flusher.use_pace(
+            linger_seconds=flush.linger,
+            max_in_flight=flush.max_in_flight,
+            backoff_base_seconds=flush.backoff_base,
+            backoff_max_seconds=flush.backoff_max,
+            hold_retry_seconds=flush.hold_retry,
+        )
+        self._transport.use_timeout(upstream.timeout)
+        self._publisher.use_address(base_url=upstream.base_url, path=upstream.usage_events_path)
+        self._passage.use_address(upstream.base_url)
+        self._gateway.use_operations(config.gateway.operations)
+        use_settings(self._tokens, upstream)
+        if any(key.startswith("upstream.") for key in found.in_force):
+            self._flusher.try_held()
+        self._observer.use_config(config)
+        log.info("agent.reloaded", in_force=list(found.in_force), need_restart=list(found.need_restart))
+        return found
+
+    async def round_trip(self) -> str:
+        """How it is in one line, after a way through this loop and the queue's writer; never, where either hangs."""
+        await self._queue.round_trip()
+        return self._observer.summary()
 
     async def failed(self) -> None:
         """Raises, once a part of the collector has died and it cannot go on; never returns before."""
@@ -282,7 +323,7 @@ class Collector:
     @property
     def http_address(self) -> Address:
         """Where the HTTP source listens. Raises Unusable where it does not."""
-        if not self._listens:
+        if self._listeners.http.address is None:
             raise Unusable("this collector does not listen")
         return self._listeners.http.address
 
@@ -363,3 +404,17 @@ class Collector:
             f"{task.get_name()} has died: {error!r}; this is a defect or a broken queue, the log has the details"
         )
         self._failure.set_exception(error if isinstance(error, CollectorError) else failure)
+
+
+def _parser(events: Events) -> BodyParser:
+    return BodyParser(
+        keep_fields=events.keep_fields,
+        max_events=events.max_per_request,
+        max_email_chars=events.max_email_chars,
+        max_event_name_chars=events.max_event_name_chars,
+        max_kept_bytes=events.max_kept_bytes,
+    )
+
+
+def _shown(address: Address | None) -> str | None:
+    return None if address is None else str(address)

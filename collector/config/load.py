@@ -1,7 +1,8 @@
 """Configuration from a TOML file and the environment, in one pass that finds every problem at once.
 
 Order, later wins: defaults, file, environment (`COLLECTOR_<SECTION>__<KEY>`). The client secret comes from its key,
-else from `client_secret_file`, else from systemd's credentials directory.
+else from `client_secret_file`, else from systemd's credentials directory, where the tokens of those who may send can be
+as well.
 """
 
 import difflib
@@ -14,12 +15,15 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 import msgspec
 
 from collector.config.kinds import Kind, Refused, Secret
-from collector.config.model import Config, Upstream
+from collector.config.model import Access, Config, Upstream
 from collector.config.tokens import read_tokens
 from collector.errors import ConfigInvalid
 
 ENVIRONMENT_PREFIX = "COLLECTOR_"
 SECRET_CREDENTIAL = "client_secret"  # noqa: S105 - the name of a file
+TOKENS_CREDENTIAL = "ingest_tokens"
+NO_TOKENS = b"none"
+"""A credential that must be there, as a unit cannot leave it out, can be this word."""
 
 
 class Problem(NamedTuple):
@@ -65,12 +69,16 @@ def keys() -> list[Key]:
 
 
 def load(
-    file: Path | None = None, environment: Mapping[str, str] | None = None, *, with_credentials: bool = True
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    with_credentials: bool = True,
+    with_listeners: bool | None = None,
 ) -> Config:
     """The configuration of `file` (none: defaults only) under that of `environment` (default: the process's own).
 
-    Who only looks at a queue, or sends to a collector, can do without credentials. Raises ConfigInvalid with every
-    problem, one a line.
+    Who only looks at a queue, or sends to a collector, can do without credentials, and what only listeners need is not
+    looked at then either, unless they are asked for. Raises ConfigInvalid with every problem, one a line.
     """
     environment = os.environ if environment is None else environment
     known = {key.dotted: key for key in keys()}
@@ -100,7 +108,12 @@ def load(
         if upstream.client_id is None and not _named("upstream.client_id", problems):
             problems.append(Problem("upstream.client_id", "missing", "give the OAuth2 client ID that Productiv issued"))
         config = msgspec.structs.replace(config, upstream=upstream)
+    if with_credentials if with_listeners is None else with_listeners:
+        config = msgspec.structs.replace(config, access=_with_tokens(config.access, environment))
         problems += _open_doors(config)
+        if config.gateway.operations and not with_credentials:
+            listed = ", ".join(config.gateway.operations)
+            problems.append(Problem("gateway.operations", listed, "cannot be passed on without upstream's credentials"))
     if problems:
         raise ConfigInvalid("\n".join(map(str, problems)))
     return config
@@ -204,6 +217,19 @@ def _with_secret(upstream: Upstream, environment: Mapping[str, str], problems: l
     if not content:
         problems.append(Problem(key, f"{str(file)!r} is empty", "allowed: a file that holds the secret"))
     return msgspec.structs.replace(upstream, client_secret=Secret(content))
+
+
+def _with_tokens(access: Access, environment: Mapping[str, str]) -> Access:
+    directory = environment.get("CREDENTIALS_DIRECTORY")
+    if access.tokens_file is not None or not directory:
+        return access
+    file = Path(directory, TOKENS_CREDENTIAL)
+    try:
+        if not file.exists() or file.read_bytes().strip() == NO_TOKENS:
+            return access
+    except OSError:
+        pass  # whoever reads the tokens will say so
+    return msgspec.structs.replace(access, tokens_file=file)
 
 
 def _named(dotted: str, problems: list[Problem]) -> bool:
