@@ -5,7 +5,9 @@ else from `client_secret_file`, else from systemd's credentials directory, where
 as well.
 """
 
+import contextlib
 import difflib
+import errno
 import os
 import tomllib
 from collections.abc import Mapping
@@ -198,7 +200,7 @@ def _with_secret(upstream: Upstream, environment: Mapping[str, str], problems: l
     directory = environment.get("CREDENTIALS_DIRECTORY")
     if file is None and directory:
         file, key = Path(directory, SECRET_CREDENTIAL), f"systemd credential {SECRET_CREDENTIAL}"
-    if file is None or (key.startswith("systemd") and not file.exists()):
+    if file is None or (key.startswith("systemd") and _is_missing(file)):
         if not _named("upstream.client_secret", problems):
             problems.append(
                 Problem(
@@ -224,12 +226,19 @@ def _with_tokens(access: Access, environment: Mapping[str, str]) -> Access:
     if access.tokens_file is not None or not directory:
         return access
     file = Path(directory, TOKENS_CREDENTIAL)
-    try:
-        if not file.exists() or file.read_bytes().strip() == NO_TOKENS:
+    with contextlib.suppress(OSError):  # whoever reads the tokens will say it
+        if _is_missing(file) or file.read_bytes().strip() == NO_TOKENS:
             return access
-    except OSError:
-        pass  # whoever reads the tokens will say so
     return msgspec.structs.replace(access, tokens_file=file)
+
+
+def _is_missing(file: Path) -> bool:
+    """Whether there certainly is no such file; of one that may not even be looked at, reading it will tell more."""
+    try:
+        file.stat()
+    except OSError as error:
+        return error.errno in {errno.ENOENT, errno.ENOTDIR}
+    return False
 
 
 def _named(dotted: str, problems: list[Problem]) -> bool:
