@@ -59,6 +59,7 @@ class Box:
             program(name)
         layer = folder / "layer"
         self._console = folder / "console.log"
+        self._cursor = ""
         command = ["unshare", "--mount", "--propagation", "private", "bash", "-euc", SCRIPT, "box", *_lay(layer)]
         with self._console.open("wb") as console:
             self._nspawn = subprocess.Popen(
@@ -98,8 +99,13 @@ class Box:
         entries = (json.loads(line) for line in self.journal(unit).splitlines() if line.startswith("{"))
         return [entry for entry in entries if entry.get("event") == event]
 
+    def mark(self) -> None:
+        """The journal begins here."""
+        self._cursor = self.run("journalctl", "--lines=0", "--show-cursor").rpartition("-- cursor: ")[2].strip()
+
     def journal(self, unit: str) -> str:
-        return self.run("journalctl", "--quiet", "--output=cat", f"--unit={unit}")
+        since = [f"--after-cursor={self._cursor}"] if self._cursor else []
+        return self.run("journalctl", "--quiet", "--output=cat", f"--unit={unit}", *since)
 
     def write(self, path: str, content: str, mode: int = 0o644) -> None:
         file = self.root / path.lstrip("/")
