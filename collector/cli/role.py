@@ -34,6 +34,7 @@ role_option = click.option(
     "--role",
     type=click.Choice(Role, case_sensitive=False),
     default=Role.ALL,
+    envvar="COLLECTOR_ROLE",
     show_default=True,
     help="Two processes on one queue: ingest takes events, without credentials; flush delivers, and listens nowhere.",
 )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-SEIZE, INTERRUPT = 0x4206, 0x4207  # of ptrace(2)
+SEIZE, INTERRUPT, DETACH = 0x4206, 0x4207, 17  # of ptrace(2)
 WALL = 0x40000000  # of wait(2): also threads
 ENDED_SECONDS = 30.0
 
@@ -21,11 +21,18 @@ def writer_of(process: int) -> int:
 
 @contextlib.contextmanager
 def held(thread: int) -> Iterator[None]:
-    """The thread does nothing for the length of the block, which must end it; returns when it has ended."""
+    """The thread does nothing for the length of the block; returns when somebody has killed it.
+
+    Until it is waited for here, its process cannot end.
+    """
     _ptrace(SEIZE, thread)
     _ptrace(INTERRUPT, thread)
     os.waitpid(thread, WALL)
-    yield
+    try:
+        yield
+    except BaseException:
+        _ptrace(DETACH, thread)
+        raise
     deadline = time.monotonic() + ENDED_SECONDS
     while time.monotonic() < deadline:
         waited, status = os.waitpid(thread, WALL | os.WNOHANG)
