@@ -199,6 +199,7 @@ class Collector:
             config=self._config_source,
             http=_shown(self._listeners.http.address),
             udp=_shown(self.udp_address),
+            delivery=self._delivery.name.lower(),
             queue=str(self._config.queue.path),
             waiting_events=self._queue.waiting_events,
             oldest_waiting_seconds=round(self._queue.oldest_waiting_seconds(), 3),
