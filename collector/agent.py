@@ -9,10 +9,10 @@ whole agent down, loudly; nothing stays "healthy" while it does nothing.
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from socket import socket
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 
@@ -23,9 +23,9 @@ from collector.config.changes import Changes, changes
 from collector.config.kinds import Address
 from collector.config.model import Events
 from collector.contract.operations import SCOPE_WRITE
-from collector.errors import CollectorError, QueueInUse, Retryable, Unusable
+from collector.errors import QueueInUse, Retryable, Unusable
 from collector.events import UsageEvent
-from collector.flusher import Flusher
+from collector.flusher import Flusher, Publisher
 from collector.intake import Intake, Report
 from collector.listeners import Listeners
 from collector.observe.logs import get_logger
@@ -36,6 +36,7 @@ from collector.queue.sqlite import SqliteQueue
 from collector.queue.step_thread import StepThread
 from collector.sources.gateway import Gateway
 from collector.sources.recorder import Recorded, Recorder, event_of
+from collector.supervision import Supervision
 from collector.upstream.auth import token_sources, use_settings
 from collector.upstream.passage import Passage
 from collector.upstream.publisher import UsageEventsPublisher
@@ -116,17 +117,9 @@ class Collector:
         )
         self._transport = transport or Transport(timeout_seconds=config.upstream.timeout)
         self._tokens = token_sources(self._transport, config.upstream, clock=self._clock, metrics=self.metrics)
-        self._publisher = UsageEventsPublisher(
-            self._transport,
-            self._tokens[SCOPE_WRITE],
-            base_url=config.upstream.base_url,
-            path=config.upstream.usage_events_path,
-            clock=self._clock,
-            metrics=self.metrics,
-        )
         self._flusher = Flusher(
             self._queue,
-            self._publisher,
+            self._publisher(),
             batch_events=config.flush.batch_events,
             linger_seconds=config.flush.linger,
             max_in_flight=config.flush.max_in_flight,
@@ -154,8 +147,7 @@ class Collector:
             why_unready=self.why_unready,
             read_status=self.status,
         )
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._failure: asyncio.Future[None] | None = None
+        self._supervision = Supervision()
         self._open = contextlib.AsyncExitStack()
         self._stopping = False
         self._stop_asked = asyncio.Event()
@@ -175,7 +167,7 @@ class Collector:
 
         Raises QueueInUse, QueueBroken, QueueUnavailable or Unusable, with nothing left running.
         """
-        self._failure = asyncio.get_running_loop().create_future()
+        self._supervision.begin()
         async with contextlib.AsyncExitStack() as opened:
             opened.callback(self._queue.release_flusher_role)
             self._stand_for_delivery()
@@ -185,10 +177,13 @@ class Collector:
             opened.push_async_callback(self._transport.close)
             for tokens in self._tokens.values():
                 opened.push_async_callback(tokens.close)
-            self._watch("queue.maintain", self._queue.maintain(), opened)
-            self._watch("flusher.run", self._deliver(), opened)
-            self._watch("recorder.run", self._recorder.run(), opened)
-            self._watch("observer.run", self._observer.run(), opened)
+            for name, work in (
+                ("queue.maintain", self._queue.maintain()),
+                ("flusher.run", self._deliver()),
+                ("recorder.run", self._recorder.run()),
+                ("observer.run", self._observer.run()),
+            ):
+                self._supervision.watch(name, work, opened)
             if self._listens:
                 await self._listeners.open()
                 opened.push_async_callback(self._listeners.close)
@@ -212,7 +207,8 @@ class Collector:
         Returns what is left for the next start. Stopping again is harmless.
         """
         self._stopping = True
-        flushing = self._tasks.get("flusher.run")
+        self._supervision.end()
+        flushing = self._supervision.tasks.get("flusher.run")
         if flushing is None:
             return StopReport(0, {})
         deadline = self._clock.monotonic() + self._config.stop.deadline
@@ -227,7 +223,7 @@ class Collector:
         await asyncio.wait([flushing], timeout=max(0.0, deadline - self._clock.monotonic()))
         report = StopReport(self._queue.waiting_events, self._flusher.held, self._recorder.waiting_events)
         await self._open.aclose()
-        self._tasks.clear()
+        self._supervision.tasks.clear()
         log.info("agent.stopped", waiting_events=report.waiting_events, held_apps=report.held_apps)
         if report.lost_events:
             log.error("agent.events_lost", events=report.lost_events, reason="recorded without waiting, never stored")
@@ -294,7 +290,7 @@ class Collector:
             hold_retry_seconds=flush.hold_retry,
         )
         self._transport.use_timeout(upstream.timeout)
-        self._publisher.use_address(base_url=upstream.base_url, path=upstream.usage_events_path)
+        self._flusher.use_publisher(self._publisher())
         self._passage.use_address(upstream.base_url)
         self._gateway.use_operations(config.gateway.operations)
         use_settings(self._tokens, upstream)
@@ -311,8 +307,7 @@ class Collector:
 
     async def failed(self) -> None:
         """Raises, once a part of the collector has died and it cannot go on; never returns before."""
-        assert self._failure is not None, "start comes first"  # noqa: S101
-        await asyncio.shield(self._failure)
+        await self._supervision.failed()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -335,17 +330,16 @@ class Collector:
 
     def why_unready(self) -> str | None:
         """Why events should not be sent here now; None where they may."""
-        if self._stopping or not self._tasks:
+        if self._stopping or not self._supervision.tasks:
             return "the collector is stopping"
-        dead = [name for name, task in self._tasks.items() if task.done()]
-        if dead:
-            return f"{dead[0]} has died"
+        if self._supervision.dead is not None:
+            return f"{self._supervision.dead} has died"
         return None if self._queue.trouble is None else str(self._queue.trouble)
 
     def _check_runs(self) -> None:
         if self._process != os.getpid():
             raise Unusable("this Collector belongs to the process that made it; make another one after a fork")
-        if not self._tasks:
+        if not self._supervision.tasks:
             raise Unusable("this Collector does not run: start it first")
 
     async def status(self) -> Status:
@@ -372,6 +366,18 @@ class Collector:
         log.info("agent.elected", waiting_events=self._queue.waiting_events)
         return True
 
+    def _publisher(self) -> Publisher:
+        """Whatever delivers, as it is configured now."""
+        upstream = self._config.upstream
+        return UsageEventsPublisher(
+            self._transport,
+            self._tokens[SCOPE_WRITE],
+            base_url=upstream.base_url,
+            path=upstream.usage_events_path,
+            clock=self._clock,
+            metrics=self.metrics,
+        )
+
     def _stand_for_delivery(self) -> None:
         if self._delivery is Delivery.ELSEWHERE:
             return
@@ -380,31 +386,6 @@ class Collector:
         except QueueInUse:
             if self._delivery is Delivery.EXCLUSIVE:
                 raise
-
-    def _watch(self, name: str, work: Coroutine[Any, Any, None], opened: contextlib.AsyncExitStack) -> None:
-        """Runs `work` until the stop, and takes its end before then as the end of the agent."""
-        task = asyncio.create_task(work, name=name)
-        self._tasks[name] = task
-        task.add_done_callback(self._task_ended)
-
-        async def end() -> None:
-            task.remove_done_callback(self._task_ended)
-            task.cancel()
-            await asyncio.wait([task])
-
-        opened.push_async_callback(end)
-
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        if self._stopping or self._failure is None or self._failure.done():
-            return
-        log.error("agent.task_died", task=task.get_name(), error=repr(error), exc_info=error)
-        failure = Unusable(
-            f"{task.get_name()} has died: {error!r}; this is a defect or a broken queue, the log has the details"
-        )
-        self._failure.set_exception(error if isinstance(error, CollectorError) else failure)
 
 
 def _parser(events: Events) -> BodyParser:

@@ -154,6 +154,10 @@ class Flusher:
         """How many may be delivered at one time, as upstream is now."""
         return self._limit.limit
 
+    def use_publisher(self, publisher: Publisher) -> None:
+        """From now on this one delivers; what is under way ends with the one before."""
+        self._publisher = publisher
+
     def use_pace(
         self,
         *,

@@ -22,10 +22,6 @@ class UsageEventsPublisher:
         self._clock = clock
         self._metrics = metrics
 
-    def use_address(self, *, base_url: str, path: str) -> None:
-        """From now on batches go there."""
-        self._base_url, self._path = base_url, path
-
     async def publish(self, app_id: str, lines: bytes, events: int) -> float:
         """See `Publisher.publish`. A 401 is tried once more with a new token; a second one is final.
 
