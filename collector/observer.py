@@ -86,7 +86,9 @@ class Observer:
     def summary(self) -> str:
         """What waits, how upstream is and when something was last delivered, in one line."""
         waiting = self._queue.waiting_events
-        parts = [f"{waiting} events wait" + (f", {self._queue.oldest_waiting_seconds():.0f} s" if waiting else "")]
+        parts = [f"events waiting: {waiting}"]
+        if waiting:
+            parts[0] += f", for {self._queue.oldest_waiting_seconds():.0f} s"
         upstream = self._upstream()
         if (unready := self._why_unready()) is not None:
             parts.append(unready)

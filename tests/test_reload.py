@@ -143,5 +143,5 @@ async def test_a_round_trip_ends_after_what_the_writer_was_given_before(tmp_path
         assert (await collector.status()).is_running, "the loop is well, and so is the reader"
         assert not trip.done()
         gate.set()
-        assert (await trip).startswith("0 events wait")
+        assert (await trip).startswith("events waiting: 0")
         assert hanging.done()

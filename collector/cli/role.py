@@ -32,9 +32,11 @@ class Role(Enum):
 
 role_option = click.option(
     "--role",
-    type=click.Choice(Role, case_sensitive=False),
-    default=Role.ALL,
+    type=click.Choice([role.value for role in Role]),
+    callback=lambda _context, _parameter, value: Role(value),
+    default=Role.ALL.value,
     envvar="COLLECTOR_ROLE",
     show_default=True,
+    show_envvar=True,
     help="Two processes on one queue: ingest takes events, without credentials; flush delivers, and listens nowhere.",
 )

@@ -185,11 +185,11 @@ async def test_started_means_that_it_listens_and_the_status_says_what_waits_and_
 ) -> None:
     await systemctl(box, "start", ALL)
     assert (await get("/readyz"))[0] == 200
-    await until_status_says(box, ALL, "0 events wait; nothing delivered yet")
+    await until_status_says(box, ALL, "events waiting: 0; nothing delivered yet")
     async with aiohttp.ClientSession() as session:
         assert await post(session, events(0, 3)) == 200
     await settled(state, 3)  # with the secret that root alone can read
-    await until_status_says(box, ALL, "0 events wait; last delivery 20")
+    await until_status_says(box, ALL, "events waiting: 0; last delivery 20")
     assert box.property(ALL, "User") == "collector"
     [started] = box.log(ALL, "agent.started")
     assert (started["http"], started["udp"]) == ("127.0.0.1:8787", "127.0.0.1:8787")
@@ -398,7 +398,7 @@ async def test_two_halves_do_the_work_of_one_and_neither_has_what_it_does_not_ne
     assert b"sandbox" not in Path(f"/proc/{ingest}/environ").read_bytes()
     assert listening(flush) == []
     for unit in (INGEST, FLUSH):
-        await until_status_says(box, unit, "0 events wait")
+        await until_status_says(box, unit, "events waiting: 0")
 
 
 def listening(process: int) -> list[str]:
