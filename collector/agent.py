@@ -92,6 +92,7 @@ class Collector:
         self._config_source = config_source
         self._listens = listens
         self._delivery = delivery
+        self._passed_sockets = len(sockets)
         self._process = os.getpid()
         self._clock = clock or Clock()
         self.metrics = Metrics()
@@ -194,6 +195,7 @@ class Collector:
             config=self._config_source,
             http=_shown(self._listeners.http.address),
             udp=_shown(self.udp_address),
+            passed_sockets=self._passed_sockets,
             delivery=self._delivery.name.lower(),
             queue=str(self._config.queue.path),
             waiting_events=self._queue.waiting_events,

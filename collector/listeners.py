@@ -51,6 +51,11 @@ class Listeners:
         self._config = config
         self._intake = intake
         self._passed = passed
+        self._passed_places = [
+            ("TCP" if bound.type == SOCK_STREAM else "UDP", Address(*bound.getsockname()[:2]))
+            for bound in passed
+            if bound.family != AF_UNIX
+        ]
         self._clock = clock
         self._metrics = metrics
         self._guard = Guard(allowed_hosts=config.access.allowed_hosts)
@@ -104,12 +109,7 @@ class Listeners:
         """What a configuration is checked for as it is read, but by where the sockets are in truth."""
         if access.allow_unauthenticated:
             return
-        places = [("TCP", self.http.address), ("UDP", self.udp_address)]
-        places += [
-            ("TCP" if bound.type == SOCK_STREAM else "UDP", Address(*bound.getsockname()[:2]))
-            for bound in self._passed
-            if bound.family != AF_UNIX
-        ]
+        places = [("TCP", self.http.address), ("UDP", self.udp_address), *self._passed_places]
         problems = [
             f"a socket for {kind} at {str(place)!r} can be reached from other machines; "
             f"{OPEN_REMEDIES[kind]}access.allow_unauthenticated = true"
@@ -151,7 +151,6 @@ class Listeners:
                 self._start_datagrams(name, bound, opened, is_lent=True)
             else:
                 raise Unusable(f"a passed socket is neither of streams nor of datagrams: {bound.type.name}")
-        log.info("listeners.sockets_passed", count=len(self._passed), in_place_of="http.listen, udp.listen, unix")
 
     def _unix_socket(self, path: Path, kind: SocketKind, opened: contextlib.AsyncExitStack) -> socket:
         made = UnixSocket(path, kind, mode=self._config.unix.mode, owner=self._config.unix.owner)

@@ -66,6 +66,7 @@ class Daemon:
             self._is_ready.set()
             failed = asyncio.create_task(self._collector.failed())
             await asyncio.wait([stop_asked, failed], return_when=asyncio.FIRST_COMPLETED)
+            self._is_ready.clear()
             self._notifier.stopping(within_seconds=self._config.stop.deadline + STOP_EXTRA_SECONDS)
             if failed.done():
                 await failed
@@ -73,12 +74,15 @@ class Daemon:
 
     def _reload(self) -> None:
         """Everything is read again. A broken configuration is refused with all its problems."""
-        self._notifier.reloading()
+        is_ready = self._is_ready.is_set()  # else its manager waits for another READY, or for none
+        if is_ready:
+            self._notifier.reloading()
         try:
             self._use(self._collector.reload(self._role.load(self._config_file)).config)
         except ConfigInvalid as error:
             log.error("run.reload_failed", error=str(error), remedy="the configuration of before stays in force")  # noqa: TRY400
-        self._notifier.ready()
+        if is_ready:
+            self._notifier.ready()
 
     @contextlib.asynccontextmanager
     async def _reporting(self) -> AsyncIterator[None]:

@@ -192,6 +192,7 @@ async def test_started_means_that_it_listens_and_the_status_says_what_waits_and_
     await until_status_says(box, ALL, "events waiting: 0; last delivery 20")
     assert box.property(ALL, "User") == "collector"
     [started] = box.log(ALL, "agent.started")
+    assert started["passed_sockets"] == 4
     assert (started["http"], started["udp"]) == ("127.0.0.1:8787", "127.0.0.1:8787")
     assert "receive_buffer_capped" not in box.journal(ALL)
     await systemctl(box, "stop", ALL)
