@@ -110,9 +110,13 @@ def damage(file: Path, *, whole: bool = True) -> list[str]:
 
 
 def problems_of(file: Path, *, whole: bool = True) -> list[str]:
-    """What SQLite and our checksums find wrong with the file, also while others use it. Raises QueueBroken."""
+    """What SQLite and our checksums find wrong with the file, also while others use it. Raises QueueBroken.
+
+    Nothing is written but what a process left half done that died while it turned a new file's log on: it is undone.
+    """
+    mode = "rw" if file.with_name(file.name + "-journal").exists() else "ro"
     try:
-        connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None)
         try:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > len(MIGRATIONS):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from collector.errors import QueueBroken, QueueInUse, QueueUnavailable
-from collector.queue.database import APPLICATION_ID, FILE_NAME, MIGRATIONS, migrate
+from collector.queue.database import APPLICATION_ID, FILE_NAME, MIGRATIONS, make_file, migrate
 from collector.queue.operations import Put
 from collector.queue.recover import examine, recover
 from collector.queue.salvage import COMPLETE
@@ -363,6 +363,27 @@ def test_a_crash_amid_salvaging_is_made_up_for_by_the_next_start(
     assert len(list(directory.glob("*.broken-*Z"))) == 1
     assert not (directory / COMPLETE).exists()
     assert logged(caplog, "queue.file_damaged")
+
+
+def test_a_death_while_a_new_file_got_its_log_is_made_up_for_by_the_next_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until then a file has a journal, and what is half done can only be undone by who may write."""
+    live, left = tmp_path / "live", tmp_path / "left"
+    live.mkdir()
+    make_file(live / FILE_NAME)
+    with closing(sqlite3.connect(live / FILE_NAME, isolation_level=None)) as connection:
+        connection.execute("PRAGMA cache_size = 1")  # pages are written long before the commit
+        connection.execute("BEGIN")
+        connection.execute("UPDATE pruned SET keys = 1000")
+        connection.executemany("INSERT INTO segment VALUES (?, 0, 1, zeroblob(4000), 0)", [(n,) for n in range(20)])
+        shutil.copytree(live, left)
+    assert (left / f"{FILE_NAME}-journal").stat().st_size
+    assert (left / FILE_NAME).read_bytes() != (live / FILE_NAME).read_bytes()
+    start(left)
+    assert contents(left).counts == (0, 0, 0)
+    assert not logged(caplog, "queue.file_damaged")
+    assert examine(left) == []
 
 
 def test_a_file_that_others_have_open_is_not_replaced(tmp_path: Path) -> None:
