@@ -11,11 +11,13 @@ import os
 import pwd
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from collector.errors import CollectorError, QueueBroken, QueueInUse, QueueUnavailable
 from collector.queue.forks import let_go_in_child
+
+PRESENCE = "open.lock"
 
 
 class RoleLock:
@@ -71,7 +73,7 @@ class Presence:
     """This connection's share of `open.lock`, from `enter` until `release` or death."""
 
     def __init__(self, directory: Path) -> None:
-        self._file = directory / "open.lock"
+        self._file = directory / PRESENCE
         self._descriptor: int | None = None
 
     def enter(self, *, alone: Callable[[], None], patience_seconds: float) -> None:
@@ -118,6 +120,22 @@ class Presence:
             if time.monotonic() > deadline:
                 raise QueueUnavailable(f"{self._file.parent} is being checked or recovered by another process; wait")
             time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def nobody_present(directory: Path) -> Iterator[bool]:
+    """Whether nobody has the queue's file open, nor will within the block; False where that is not ours to know."""
+    with contextlib.ExitStack() as held:
+        try:
+            descriptor = os.open(directory / PRESENCE, os.O_RDONLY | os.O_CLOEXEC)
+            held.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            yield True
+        except OSError:
+            yield False
+        else:
+            yield True
 
 
 def no_lock(file: Path, error: OSError) -> CollectorError:

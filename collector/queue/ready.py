@@ -105,7 +105,7 @@ def damage(file: Path, *, whole: bool = True) -> list[str]:
             meaning="commits that failed or were interrupted, which nobody was told of; or damage after a power cut",
         )
     if written_ahead.is_damaged:
-        return [f"its log has {written_ahead.bad_frames} bad pages amid finished commits, or a bad head"]
+        return [written_ahead.damage]
     return problems_of(file, whole=whole)
 
 

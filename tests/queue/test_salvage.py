@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from collector.errors import QueueBroken, QueueInUse, QueueUnavailable
+from collector.errors import QueueBroken, QueueDamaged, QueueInUse, QueueUnavailable
 from collector.queue.database import APPLICATION_ID, FILE_NAME, MIGRATIONS, make_file, migrate
+from collector.queue.letters import Letters
 from collector.queue.operations import Put
 from collector.queue.recover import examine, recover
 from collector.queue.salvage import COMPLETE
 from collector.queue.store import Store
+from collector.queue.view import View
 from collector.queue.write_ahead_log import read_log
 from tests.fake_clock import FakeClock
 from tests.queue.broken import (
@@ -429,6 +431,27 @@ def test_a_last_transaction_that_is_not_whole_is_damaged_where_the_index_knows_t
     log = read_log(wal)
     assert (log.is_damaged, log.torn_frames > 0) == (has_index, not has_index)
     assert hold_to_account(directory, before, caplog) == ends
+
+
+@pytest.mark.parametrize("for_writing", [False, True])
+def test_a_command_that_comes_before_the_next_start_does_not_open_what_has_a_damaged_log(
+    tmp_path: Path, files: Files, caplog: pytest.LogCaptureFixture, for_writing: bool
+) -> None:
+    """SQLite would note in the index that the log ends before the damage: what stands behind it would be lost."""
+    left, before = files
+    directory = copied(left, tmp_path / "queue")
+    wal = directory / f"{FILE_NAME}-wal"
+    frames = read_log(wal).frames
+    with wal.open("r+b") as file:
+        file.seek(frames[len(frames) // 2].offset + 200)
+        file.write(b"\xff" * 16)
+    with pytest.raises(QueueDamaged, match="bad pages amid finished commits"):
+        Letters(directory, for_writing=for_writing)
+    with pytest.raises(QueueDamaged, match="collector queue recover"):
+        View(directory)
+    assert read_log(wal).is_damaged
+    assert hold_to_account(directory, before, caplog) == "salvaged"
+    assert len(contents(directory).waiting) > len(before.waiting) * 0.9
 
 
 def test_what_a_commit_that_failed_has_left_in_the_log_is_no_damage(
