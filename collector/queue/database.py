@@ -231,8 +231,9 @@ def translate(error: sqlite3.Error | OSError, file: Path) -> CollectorError:
         return DiskFull(f"{file}: no room on the disk", retry_after_seconds=RETRY_AFTER_SECONDS)
     if isinstance(error, OSError):
         return QueueUnavailable(f"{file}: {error.strerror}", retry_after_seconds=RETRY_AFTER_SECONDS)
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
+    extended = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    code = extended & 0xFF
+    if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:  # the log's index could not grow
         return DiskFull(f"{file}: no room on the disk", retry_after_seconds=RETRY_AFTER_SECONDS)
     if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
         return damaged(file, str(error))
