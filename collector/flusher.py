@@ -220,7 +220,12 @@ class Flusher:
     async def _deliver(self, lane: _Lane, lease: Lease, *, is_probe: bool) -> None:
         try:
             outcome = await self._send(lane, lease)
+            # At once: a Retry-After holds for the batches beside this one too, however long our disk takes to settle.
+            heard = outcome.failure
+            self._learn_failure(lane, heard, still_leased=len(outcome.returned))
             await self._settle(lease, outcome)
+            if outcome.failure is not heard:
+                self._learn_failure(lane, outcome.failure)
             self._learn(lane, outcome)
         finally:
             self._in_flight -= 1
@@ -302,30 +307,36 @@ class Flusher:
                 return
 
     def _learn(self, lane: _Lane, outcome: _Outcome) -> None:
-        """Counts an outcome, and lets the lane go on, back off, or be held."""
+        """Counts an outcome, and lets the lane go on where it was a success."""
         self._metrics.delivered.inc(outcome.delivered)
         self._metrics.buried.inc(len(outcome.buried))
         if outcome.buried:
             log.error(
                 "flusher.events_buried", app=lane.app_id, events=len(outcome.buried), reason=outcome.buried[0].reason
             )
-        if isinstance(outcome.failure, Unusable):
-            self._hold(lane, outcome.failure)
-        elif outcome.failure is not None:
-            self._back_off(lane, outcome.failure)
+        if outcome.failure is None and not outcome.returned:
+            self._go_on(lane)
+
+    def _learn_failure(self, lane: _Lane, failure: Retryable | Unusable | None, *, still_leased: int = 0) -> None:
+        """The lane backs off, or is held. Of the events that are returned, some may not be back in the queue yet."""
+        if failure is None:
+            return
+        waiting_events = self._waiting_events(lane) + still_leased
+        if isinstance(failure, Unusable):
+            self._hold(lane, failure, waiting_events)
+        else:
+            self._back_off(lane, failure)
             if self._outage.failed(lane.app_id):
                 delay = self._delay_seconds(self._outage.failures, None)
                 self._outage.not_before = max(self._outage.not_before, self._clock.monotonic() + delay)
             self.outages.fail(
                 lane.app_id,
-                lane.held_for or str(outcome.failure),
+                lane.held_for or str(failure),
                 again_in_seconds=lane.not_before - self._clock.monotonic(),
-                waiting_events=self._waiting_events(lane),
+                waiting_events=waiting_events,
             )
-        elif not outcome.returned:
-            self._go_on(lane)
 
-    def _hold(self, lane: _Lane, failure: Unusable) -> None:
+    def _hold(self, lane: _Lane, failure: Unusable, waiting_events: int) -> None:
         now = self._clock.monotonic()
         lane.not_before = max(lane.not_before, now + self._hold_retry_seconds)
         lane.held_for = str(failure)
@@ -333,7 +344,7 @@ class Flusher:
             lane.app_id,
             str(failure),
             again_in_seconds=lane.not_before - now,
-            waiting_events=self._waiting_events(lane),
+            waiting_events=waiting_events,
         )
 
     def _back_off(self, lane: _Lane, failure: CollectorError) -> None:

@@ -457,6 +457,27 @@ async def test_what_was_taken_is_not_sent_again_while_the_disk_refuses_to_settle
     assert rig.clock.monotonic() == 0.5 + 1.0 + 2.0 + 2.0
 
 
+async def test_a_retry_after_holds_also_while_the_disk_refuses_to_settle_what_was_taken_before_it(rig: Rig) -> None:
+    def answer(_app: str, numbers: list[int]) -> CollectorError | None:
+        if len(numbers) > 500:
+            return TooLarge("413")
+        return Retryable("503", retry_after_seconds=30.0) if numbers[0] == 500 and rig.clock.monotonic() < 30 else None
+
+    rig.upstream.answer = answer
+    rig.queue.refusals = 1
+    await rig.put("wiki", range(1000))
+    await until(partial(rig.settling_waits, 1))
+    await rig.put("wiki", range(1000, 2000))
+    await turns()
+    await rig.advance(29.0)
+    assert rig.upstream.sizes() == [1000, 500, 500]
+    assert rig.waiting() == list(range(500, 2000))
+    while rig.queue.waiting_events:
+        await rig.advance_to_next()
+        await rig.at_rest()
+    assert sorted(rig.upstream.taken["wiki"]) == list(range(2000))
+
+
 async def test_draining_does_not_linger_and_ends_when_nothing_is_left(rig: Rig) -> None:
     await rig.put("wiki", range(10))
     await rig.put("crm", range(2500))

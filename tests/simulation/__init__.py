@@ -25,5 +25,6 @@ that it took to notice:
 | numbers of apps kept over a rollback | 89 |
 | one request more in flight than allowed | 4 |
 | a Retry-After not heard by a batch beside (found so) | 4 |
+| a Retry-After not heard while the disk refuses to settle (found so) | 1096 |
 | a Retry-After of the token not heard by other apps (found so) | 67 |
 """
