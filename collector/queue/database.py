@@ -128,7 +128,7 @@ def open_reader(directory: Path) -> sqlite3.Connection:
     file = directory / FILE_NAME
     if not file.exists():
         raise QueueBroken(f"{file} does not exist; a collector that ran with this queue.path would have made it")
-    with nobody_present(directory) as is_left_behind:
+    with nobody_present(directory, patience_seconds=BUSY_TIMEOUT_MS / 1000) as is_left_behind:
         log = read_log(file.with_name(FILE_NAME + "-wal")) if is_left_behind else EMPTY
     if log.is_damaged:
         raise damaged(file, log.damage)
