@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from collector.config import Config, load
-from collector.config.kinds import Address, Secret
+from collector.config.kinds import Address, Secret, UnixUrl
 from collector.config.load import keys
 from collector.errors import ConfigInvalid
 
@@ -67,6 +67,10 @@ SETTINGS: Mapping[str, tuple[str, object]] = {
     "upstream.export_scope": ("read", "read"),
     "upstream.usage_events_path": ("/{appId}/events", "/{appId}/events"),
     "upstream.timeout": ("5s", 5.0),
+    "forward.url": ("unix:/run/central.sock", UnixUrl(Path("/run/central.sock"))),
+    "forward.token": ("sesame", Secret("sesame")),
+    "forward.token_file": ("/token", Path("/token")),
+    "forward.timeout": ("6s", 6.0),
     "gateway.operations": ("getAppSummaries, publishSpendData", ("getAppSummaries", "publishSpendData")),
     "stop.deadline": ("20s", 20.0),
     "log.level": ("debug", "debug"),
