@@ -75,7 +75,7 @@ def _refused(report: _Report, status: int, name: str, events: int) -> Mapping[in
         )
     if (status == 200) is bool(reasons):
         raise Retryable(f"{name}: {status} with {len(reasons)} rejected events, which no collector answers")
-    return reasons
+    return dict(sorted(reasons.items()))
 
 
 def _report_of(response: Response) -> _Report | None:
