@@ -18,11 +18,11 @@ import msgspec
 from collector.bodies import BodyParser
 from collector.clock import Clock
 from collector.config import Config
-from collector.config.kinds import Address
+from collector.config.kinds import Address, UnixUrl
 from collector.contract.operations import SCOPE_WRITE
 from collector.errors import CollectorError, QueueInUse, Retryable, Unusable
 from collector.events import UsageEvent
-from collector.flusher import Flusher
+from collector.flusher import Flusher, Publisher
 from collector.intake import Intake, Report
 from collector.listeners import Listeners
 from collector.observe.logs import get_logger
@@ -35,7 +35,7 @@ from collector.sources.gateway import Gateway
 from collector.sources.recorder import Recorded, Recorder, event_of
 from collector.upstream.auth import token_sources
 from collector.upstream.passage import Passage
-from collector.upstream.publisher import UsageEventsPublisher
+from collector.upstream.publisher import CentralPublisher, UsageEventsPublisher
 from collector.upstream.transport import Transport
 from collector.version import __version__
 
@@ -116,18 +116,11 @@ class Collector:
             max_event_bytes=config.events.max_event_bytes,
             metrics=self.metrics,
         )
-        self._transport = transport or Transport(timeout_seconds=config.upstream.timeout)
+        self._transport = transport or _transport(config)
         self._tokens = token_sources(self._transport, config.upstream, clock=self._clock, metrics=self.metrics)
         self._flusher = Flusher(
             self._queue,
-            UsageEventsPublisher(
-                self._transport,
-                self._tokens[SCOPE_WRITE],
-                base_url=config.upstream.base_url,
-                path=config.upstream.usage_events_path,
-                clock=self._clock,
-                metrics=self.metrics,
-            ),
+            self._publisher(),
             batch_events=config.flush.batch_events,
             linger_seconds=config.flush.linger,
             max_in_flight=config.flush.max_in_flight,
@@ -204,7 +197,7 @@ class Collector:
             queue=str(self._config.queue.path),
             waiting_events=self._queue.waiting_events,
             oldest_waiting_seconds=round(self._queue.oldest_waiting_seconds(), 3),
-            upstream=self._config.upstream.base_url,
+            upstream=self._config.delivers_to,
         )
 
     async def stop(self) -> StopReport:
@@ -330,6 +323,22 @@ class Collector:
         log.info("agent.elected", waiting_events=self._queue.waiting_events)
         return True
 
+    def _publisher(self) -> Publisher:
+        """Whatever delivers: to the central collector where there is one, else to Productiv."""
+        forward, upstream = self._config.forward, self._config.upstream
+        if forward.url is not None:
+            return CentralPublisher(
+                self._transport, url=forward.url, token=forward.token, clock=self._clock, metrics=self.metrics
+            )
+        return UsageEventsPublisher(
+            self._transport,
+            self._tokens[SCOPE_WRITE],
+            base_url=upstream.base_url,
+            path=upstream.usage_events_path,
+            clock=self._clock,
+            metrics=self.metrics,
+        )
+
     def _stand_for_delivery(self) -> None:
         if self._delivery is Delivery.ELSEWHERE:
             return
@@ -363,3 +372,12 @@ class Collector:
             f"{task.get_name()} has died: {error!r}; this is a defect or a broken queue, the log has the details"
         )
         self._failure.set_exception(error if isinstance(error, CollectorError) else failure)
+
+
+def _transport(config: Config) -> Transport:
+    """The way to whom events are delivered to."""
+    forward = config.forward
+    if forward.url is None:
+        return Transport(timeout_seconds=config.upstream.timeout)
+    socket = forward.url.path if isinstance(forward.url, UnixUrl) else None
+    return Transport(timeout_seconds=forward.timeout, unix_socket=socket)

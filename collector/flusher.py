@@ -10,13 +10,14 @@ What upstream's answers mean is the publisher's business; it arrives here as one
 
 - Retryable: the events wait again, the lane backs off. There is no last attempt.
 - Rejected: the batch is halved until the guilty events stand alone; those are buried with the reason.
+- PartlyRejected: the events that it names are buried with their reasons, the others are delivered.
 - TooLarge: halved in the same way, and the lane's batches stay smaller for a while.
 - Unusable: the events wait again, the lane is held. So are guilty events where dead letters have no room left.
 """
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -24,7 +25,7 @@ import msgspec
 from collector.backoff import delay_seconds
 from collector.clock import Clock
 from collector.concurrency import AdaptiveLimit
-from collector.errors import CollectorError, DeadLettersFull, Rejected, Retryable, TooLarge, Unusable
+from collector.errors import CollectorError, DeadLettersFull, PartlyRejected, Rejected, Retryable, TooLarge, Unusable
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.outages import Outages
@@ -46,7 +47,7 @@ class Publisher(Protocol):
     async def publish(self, app_id: str, lines: bytes, events: int) -> float:
         """How many seconds upstream took for the request with which it has taken all events.
 
-        Raises Retryable, Rejected, TooLarge or Unusable if it has taken none.
+        Raises PartlyRejected if it has taken all but some, and Retryable, Rejected, TooLarge or Unusable if none.
         """
         ...
 
@@ -99,6 +100,11 @@ class _Outcome(msgspec.Struct):
     buried: list[Burial] = []
     returned: list[int] = []
     failure: Retryable | Unusable | None = None
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether upstream, or its path, seems to refuse everything."""
+        return len(self.buried) >= SUSPICIOUS_BURIALS and not self.delivered
 
 
 class Flusher:
@@ -249,7 +255,7 @@ class Flusher:
                 lines = lease.lines.split(b"\n")
             part = lease.lines if lines is None or whole else b"\n".join(lines[start:end])
             try:
-                await self._publish(lane, part, end - start)
+                reasons = await self._publish(lane, part, end - start)
             except Rejected as error:
                 if isinstance(error, TooLarge):
                     lane.batch_events = max(1, min(lane.batch_events, (end - start) // 2))
@@ -257,22 +263,23 @@ class Flusher:
                     middle = (start + end) // 2
                     todo += [(middle, end), (start, middle)]
                     continue
-                outcome.buried.append(Burial(start, str(error)))
-                if len(outcome.buried) >= SUSPICIOUS_BURIALS and not outcome.delivered:
-                    reason = (
-                        f"every one of {len(outcome.buried)} events that were tried was refused, the last with: {error}"
-                    )
-                    return _Outcome(returned=list(range(lease.events)), failure=Unusable(reason))
+                reasons = {0: str(error)}
             except (Retryable, Unusable) as error:
                 outcome.failure = error
                 outcome.returned = _positions([(start, end), *todo])
                 break
-            else:
-                outcome.delivered += end - start
+            outcome.delivered += end - start - len(reasons)
+            outcome.buried += [Burial(start + position, reason) for position, reason in reasons.items()]
+            if outcome.is_suspicious:
+                return _nothing_but_refusals(lease, outcome)
         return outcome
 
-    async def _publish(self, lane: _Lane, lines: bytes, events: int) -> None:
-        """One request, from whose answer the limit and the outage learn. Raises what `Publisher.publish` raises."""
+    async def _publish(self, lane: _Lane, lines: bytes, events: int) -> Mapping[int, str]:
+        """One request, from whose answer the limit and the outage learn; the events that are refused, with reasons.
+
+        Raises what `Publisher.publish` raises if it has taken none.
+        """
+        reasons: Mapping[int, str] = {}
         was_in_trouble = lane.is_in_trouble
         began = self._limit.began(self._in_flight - self._probes)
         try:
@@ -280,12 +287,15 @@ class Flusher:
         except Rejected:
             self._outage.over()
             raise
+        except PartlyRejected as error:
+            reasons, seconds = error.reasons, error.seconds
         except Retryable:
             if not was_in_trouble:  # later failures of a lane say no more than its first
                 self._limit.failed(began)
             raise
         self._outage.over()
         self._limit.answered(began, seconds=seconds, events=events)
+        return reasons
 
     async def _settle(self, lease: Lease, outcome: _Outcome) -> None:
         """Settles until it is on disk: what upstream has taken must not be sent again because our disk is full.
@@ -379,6 +389,13 @@ class Flusher:
             random_fraction=self._random_fraction(),
             retry_after_seconds=failure.retry_after_seconds if isinstance(failure, Retryable) else None,
         )
+
+
+def _nothing_but_refusals(lease: Lease, outcome: _Outcome) -> _Outcome:
+    """Nothing is buried of such a lease, and its app is held."""
+    tried, last = len(outcome.buried), outcome.buried[-1].reason
+    reason = f"every one of {tried} events that were tried was refused, the last with: {last}"
+    return _Outcome(returned=list(range(lease.events)), failure=Unusable(reason))
 
 
 def _positions(ranges: Iterable[tuple[int, int]]) -> list[int]:
