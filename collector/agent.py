@@ -20,7 +20,7 @@ from collector.bodies import BodyParser
 from collector.clock import Clock
 from collector.config import Config
 from collector.config.changes import Changes, changes
-from collector.config.kinds import Address
+from collector.config.kinds import Address, UnixUrl
 from collector.config.model import Events
 from collector.contract.operations import SCOPE_WRITE
 from collector.errors import QueueInUse, Retryable, Unusable
@@ -39,7 +39,7 @@ from collector.sources.recorder import Recorded, Recorder, event_of
 from collector.supervision import Supervision
 from collector.upstream.auth import token_sources, use_settings
 from collector.upstream.passage import Passage
-from collector.upstream.publisher import UsageEventsPublisher
+from collector.upstream.publisher import CentralPublisher, UsageEventsPublisher
 from collector.upstream.transport import Transport
 from collector.version import __version__
 
@@ -116,7 +116,7 @@ class Collector:
             max_event_bytes=config.events.max_event_bytes,
             metrics=self.metrics,
         )
-        self._transport = transport or Transport(timeout_seconds=config.upstream.timeout)
+        self._transport = transport or _transport(config)
         self._tokens = token_sources(self._transport, config.upstream, clock=self._clock, metrics=self.metrics)
         self._flusher = Flusher(
             self._queue,
@@ -200,7 +200,7 @@ class Collector:
             queue=str(self._config.queue.path),
             waiting_events=self._queue.waiting_events,
             oldest_waiting_seconds=round(self._queue.oldest_waiting_seconds(), 3),
-            upstream=self._config.upstream.base_url,
+            upstream=self._config.delivers_to,
         )
 
     async def stop(self) -> StopReport:
@@ -263,7 +263,7 @@ class Collector:
     def reload(self, config: Config) -> Changes:
         """What of `config` is in force from now on, and what keeps its value until a restart; no connection is dropped.
 
-        The tokens' file is read again. Held apps are tried at once where upstream's settings have changed. Raises
+        The tokens' file is read again. Held apps are tried at once where [upstream] or [forward] has changed. Raises
         ConfigInvalid, with everything as it was.
         """
         found = changes(self._config, config)
@@ -291,12 +291,12 @@ class Collector:
             backoff_max_seconds=flush.backoff_max,
             hold_retry_seconds=flush.hold_retry,
         )
-        self._transport.use_timeout(upstream.timeout)
+        self._transport.use_timeout(_timeout_seconds(config))
         self._flusher.use_publisher(self._publisher())
         self._passage.use_address(upstream.base_url)
         self._gateway.use_operations(config.gateway.operations)
         use_settings(self._tokens, upstream)
-        if any(key.startswith("upstream.") for key in found.in_force):
+        if any(key.startswith(("upstream.", "forward.")) for key in found.in_force):
             self._flusher.try_held()
         self._observer.use_config(config)
         log.info("agent.reloaded", in_force=list(found.in_force), need_restart=list(found.need_restart))
@@ -369,8 +369,12 @@ class Collector:
         return True
 
     def _publisher(self) -> Publisher:
-        """Whatever delivers, as it is configured now."""
-        upstream = self._config.upstream
+        """Whatever delivers: to the central collector where there is one, else to Productiv."""
+        forward, upstream = self._config.forward, self._config.upstream
+        if forward.url is not None:
+            return CentralPublisher(
+                self._transport, url=forward.url, token=forward.token, clock=self._clock, metrics=self.metrics
+            )
         return UsageEventsPublisher(
             self._transport,
             self._tokens[SCOPE_WRITE],
@@ -402,3 +406,15 @@ def _parser(events: Events) -> BodyParser:
 
 def _shown(address: Address | None) -> str | None:
     return None if address is None else str(address)
+
+
+def _transport(config: Config) -> Transport:
+    """The way to whom events are delivered to."""
+    url = config.forward.url
+    return Transport(
+        timeout_seconds=_timeout_seconds(config), unix_socket=url.path if isinstance(url, UnixUrl) else None
+    )
+
+
+def _timeout_seconds(config: Config) -> float:
+    return config.upstream.timeout if config.forward.url is None else config.forward.timeout

@@ -162,7 +162,7 @@ class Observer:
         return status
 
     def _upstream(self) -> UpstreamStatus:
-        url, since = self._config.upstream.base_url, self._flusher.outages.failing_since
+        url, since = self._config.delivers_to, self._flusher.outages.failing_since
         if since is None:
             if self._last_delivery_ms is None:
                 return UpstreamStatus(url, "unknown")

@@ -22,7 +22,7 @@ from tests.e2e.books import settled
 from tests.embedded import config, embedded
 from tests.test_agent import metric, until
 
-OWN_FILE = ("access.tokens_file", "upstream.client_secret_file", "upstream.client_secret")
+OWN_FILE = ("access.tokens_file", "upstream.client_secret_file", "upstream.client_secret", "forward.token_file")
 """What these stand for is tested below and where they are read."""
 OUTSIDE = ("log.level", "log.format", "access.allow_unauthenticated")
 """The first two are the command line's, the third is looked at when something changes."""
@@ -61,10 +61,16 @@ def made(settings: Config) -> Collector:
     return Collector(settings, listens=True, delivery=Delivery.EXCLUSIVE)
 
 
+def in_use(folder: Path, dotted: str) -> Config:
+    """A configuration with which a collector has a use for the key."""
+    is_edge = {"forward__url": "http://127.0.0.1:2"} if dotted.startswith("forward.") else {}
+    return config(folder, "http://127.0.0.1:1", **is_edge)
+
+
 def with_one_changed(folder: Path, dotted: str) -> Config:
     section, _, name = dotted.partition(".")
     value = SETTINGS[dotted][1]
-    before = config(folder, "http://127.0.0.1:1")
+    before = in_use(folder, dotted)
     return msgspec.structs.replace(
         before, **{section: msgspec.structs.replace(getattr(before, section), **{name: value})}
     )
@@ -75,7 +81,7 @@ LIVE = [key.dotted for key in keys() if key.dotted not in {*NEEDS_RESTART, *OWN_
 
 @pytest.mark.parametrize("dotted", LIVE)
 async def test_a_collector_that_was_reloaded_is_as_one_that_was_made_anew(tmp_path: Path, dotted: str) -> None:
-    before = config(tmp_path, "http://127.0.0.1:1")
+    before = in_use(tmp_path, dotted)
     after = with_one_changed(tmp_path, dotted)
     assert after != before
     reloaded = made(before)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from collector.config import Config, load
-from collector.config.kinds import Address, Secret
+from collector.config.kinds import Address, Secret, UnixUrl
 from collector.config.load import keys
 from collector.errors import ConfigInvalid
 
@@ -67,6 +67,10 @@ SETTINGS: Mapping[str, tuple[str, object]] = {
     "upstream.export_scope": ("read", "read"),
     "upstream.usage_events_path": ("/{appId}/events", "/{appId}/events"),
     "upstream.timeout": ("5s", 5.0),
+    "forward.url": ("unix:/run/central.sock", UnixUrl(Path("/run/central.sock"))),
+    "forward.token": ("sesame", Secret("sesame")),
+    "forward.token_file": ("/token", Path("/token")),
+    "forward.timeout": ("6s", 6.0),
     "gateway.operations": ("getAppSummaries, publishSpendData", ("getAppSummaries", "publishSpendData")),
     "stop.deadline": ("20s", 20.0),
     "log.level": ("debug", "debug"),
@@ -351,7 +355,11 @@ def test_a_credential_that_may_not_be_looked_at_is_a_problem_and_no_crash(
     monkeypatch.setattr(Path, "read_text", forbidden)
     monkeypatch.setattr(Path, "read_bytes", forbidden)
     said = problems(environment=ONLY_ID | {"CREDENTIALS_DIRECTORY": str(tmp_path)})
-    assert [problem.partition(":")[0] for problem in said] == ["systemd credential client_secret", "access.tokens_file"]
+    assert [problem.partition(":")[0] for problem in said] == [
+        "systemd credential client_secret",
+        "systemd credential forward_token",
+        "access.tokens_file",
+    ]
     assert all("Permission denied" in problem for problem in said)
 
 
@@ -400,6 +408,83 @@ def test_credentials_are_asked_for_only_where_they_are_needed() -> None:
         "upstream.client_id",
     ]
     assert load(None, {}, with_credentials=False).upstream.client_secret is None
+
+
+def test_an_edge_needs_no_credentials_of_upstream_and_takes_those_that_there_are() -> None:
+    edge = {"COLLECTOR_FORWARD__URL": "https://central.example.com/"}
+    assert load(None, edge).upstream.client_secret is None
+    assert load(None, edge).delivers_to == "https://central.example.com"
+    assert load(None, edge | CREDENTIALS).upstream.client_secret == Secret("hunter2")
+
+
+def test_the_token_for_a_central_collector_comes_from_its_key_its_file_or_systemd(tmp_path: Path) -> None:
+    environment = {"COLLECTOR_FORWARD__URL": "https://central.example.com"}
+    assert load(None, environment).forward.token is None
+    (tmp_path / "forward_token").write_text("of systemd\n", encoding="utf-8")
+    environment |= {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert load(None, environment).forward.token == Secret("of systemd")
+    (tmp_path / "file").write_text("of file\n", encoding="utf-8")
+    environment |= {"COLLECTOR_FORWARD__TOKEN_FILE": str(tmp_path / "file")}
+    assert load(None, environment).forward.token == Secret("of file")
+    environment |= {"COLLECTOR_FORWARD__TOKEN": "of key"}
+    assert load(None, environment).forward.token == Secret("of key")
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"URL": "ftp://central"}, "forward.url: 'ftp://central'; allowed: an http:// or https:// URL without"),
+        ({"URL": "unix:"}, "forward.url: 'unix:'; allowed: an http:// or https:// URL without"),
+        ({"TOKEN": ""}, "forward.token: (not shown); allowed: text that is not empty"),
+        ({"TOKEN": "hunter\n2"}, "forward.token: (not shown) has characters that no header can carry"),
+        ({"TOKEN": "h\u00fcnter2"}, "forward.token: (not shown) has characters that no header can carry"),
+        ({"TOKEN_FILE": "/nowhere/token"}, "forward.token_file: '/nowhere/token' cannot be read (No such file"),
+    ],
+)
+def test_a_way_to_a_central_collector_that_is_none_is_a_problem(settings: dict[str, str], problem: str) -> None:
+    edge = {"URL": "https://central.example.com"} | settings
+    [said] = [text for text in problems(environment=_of_forward(edge)) if not text.startswith("upstream.")]
+    assert said.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("url", "listen", "leads_back"),
+    [
+        ("http://127.0.0.1:8787", "127.0.0.1:8787", True),
+        ("http://localhost:8787/", "127.0.0.1:8787", True),
+        ("http://[::1]:8787", "0.0.0.0:8787", True),
+        ("http://10.0.0.1:8787", "10.0.0.1:8787", True),
+        ("http://localhost", "127.0.0.1:80", True),
+        ("unix:/run/http.sock", "127.0.0.1:8787", True),
+        ("unix:/run/other.sock", "127.0.0.1:8787", False),
+        ("http://127.0.0.1:8788", "127.0.0.1:8787", False),
+        ("http://10.0.0.2:8787", "127.0.0.1:8787", False),
+        ("http://central.example.com:8787", "0.0.0.0:8787", False),
+    ],
+)
+def test_a_collector_that_would_forward_to_itself_is_refused(url: str, listen: str, leads_back: bool) -> None:
+    environment = _of_forward({"URL": url}) | {
+        "COLLECTOR_HTTP__LISTEN": listen,
+        "COLLECTOR_UNIX__STREAM": "/run/http.sock",
+        "COLLECTOR_ACCESS__ALLOW_UNAUTHENTICATED": "true",
+    }
+    if not leads_back:
+        assert str(load(None, environment).forward.url) == url
+        return
+    said = f"{url.rstrip('/')!r} is where this collector itself listens: all its events would come back as duplicates"
+    assert problems(environment=environment) == [f"forward.url: {said}; allowed: another collector"]
+
+
+def test_an_edge_passes_no_operations_on() -> None:
+    environment = _of_forward({"URL": "https://central.example.com"}) | {
+        "COLLECTOR_GATEWAY__OPERATIONS": "getAppSummaries"
+    }
+    [said] = problems(environment=environment)
+    assert said.startswith("gateway.operations: getAppSummaries; allowed: none beside forward.url")
+
+
+def _of_forward(settings: Mapping[str, str]) -> dict[str, str]:
+    return {f"COLLECTOR_FORWARD__{name}": value for name, value in settings.items()}
 
 
 def test_credentials_that_are_wrong_are_not_called_missing_too() -> None:
