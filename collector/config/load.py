@@ -94,18 +94,20 @@ def load(
     environment = os.environ if environment is None else environment
     known = {key.dotted: key for key in keys()}
     problems: list[Problem] = []
-    raw = _from_file(file, known, problems) | _from_environment(environment, known, problems)
+    from_environment = _from_environment(environment, known, problems)
+    raw = _from_file(file, known, problems) | from_environment
 
     values: dict[str, Any] = {}
     for dotted, value in raw.items():
         kind = known[dotted].kind
+        origin = f"; it was set by {known[dotted].variable}" if dotted in from_environment else ""
         try:
             values[dotted] = kind.parse(value)
         except Refused as refused:
-            problems.append(Problem(dotted, str(refused), f"allowed: {kind.allowed}"))
+            problems.append(Problem(dotted, str(refused), f"allowed: {kind.allowed}{origin}"))
         except (ValueError, TypeError, OverflowError):
             shown = "(not shown)" if dotted in SECRETS else repr(value)
-            problems.append(Problem(dotted, shown, f"allowed: {kind.allowed}"))
+            problems.append(Problem(dotted, shown, f"allowed: {kind.allowed}{origin}"))
 
     sections = {
         section: section_type(
