@@ -13,7 +13,7 @@ assert threading.active_count() == 1
 assert signals == [signal.getsignal(number) for number in signal.valid_signals()]
 assert (handlers, level, interval) == (logging.root.handlers, logging.root.level, sys.getswitchinterval())
 assert collecting == (gc.get_threshold(), gc.isenabled(), gc.get_freeze_count())
-print(*sorted({name.partition(".")[0] for name in sys.modules} & {"aiohttp", "asyncio", "click", "sqlite3", "structlog"}))
+print(*sorted({"aiohttp", "asyncio", "click", "sqlite3", "structlog"} & sys.modules.keys()))
 """
 
 
