@@ -160,6 +160,35 @@ class Flusher:
         """How many may be delivered at one time, as upstream is now."""
         return self._limit.limit
 
+    def use_publisher(self, publisher: Publisher) -> None:
+        """From now on this one delivers; what is under way ends with the one before."""
+        self._publisher = publisher
+
+    def use_pace(
+        self,
+        *,
+        linger_seconds: float,
+        max_in_flight: int,
+        backoff_base_seconds: float,
+        backoff_max_seconds: float,
+        hold_retry_seconds: float,
+    ) -> None:
+        """From now on these hold; who waits already, waits as long as before."""
+        self._linger_seconds = linger_seconds
+        self._max_in_flight = max_in_flight
+        self._limit.use_maximum(max_in_flight)
+        self._backoff_base_seconds = backoff_base_seconds
+        self._backoff_max_seconds = backoff_max_seconds
+        self._hold_retry_seconds = hold_retry_seconds
+        self._queue.arrivals.set()
+
+    def try_held(self) -> None:
+        """The apps that wait for a person are tried at once: one may have acted."""
+        for lane in self._lanes.values():
+            if lane.held_for is not None:
+                lane.not_before = float("-inf")
+        self._queue.arrivals.set()
+
     def drain(self) -> None:
         """From now on nothing lingers; `run` returns when nothing is left that could be delivered without a person."""
         self._draining = True

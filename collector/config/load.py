@@ -2,10 +2,12 @@
 
 Order, later wins: defaults, file, environment (`COLLECTOR_<SECTION>__<KEY>`). A secret (upstream's client secret, the
 token for a central collector) comes from its key, else from the file that another key names, else from systemd's
-credentials directory.
+credentials directory, where the tokens of those who may send can be as well.
 """
 
+import contextlib
 import difflib
+import errno
 import os
 import tomllib
 from collections.abc import Mapping
@@ -16,7 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from collector.config.kinds import Address, Kind, Refused, Secret, UnixUrl
-from collector.config.model import Config
+from collector.config.model import Access, Config
 from collector.config.tokens import read_tokens
 from collector.errors import ConfigInvalid
 
@@ -30,6 +32,9 @@ _PLACES_OF_SECRET = {
 }
 _ANYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - told apart, not bound
 SECRETS = {"upstream.client_secret", "forward.token"}
+TOKENS_CREDENTIAL = "ingest_tokens"
+NO_TOKENS = b"none"
+"""A credential that must be there, as a unit cannot leave it out, can be this word."""
 
 
 class Problem(NamedTuple):
@@ -75,12 +80,16 @@ def keys() -> list[Key]:
 
 
 def load(
-    file: Path | None = None, environment: Mapping[str, str] | None = None, *, with_credentials: bool = True
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    with_credentials: bool = True,
+    with_listeners: bool | None = None,
 ) -> Config:
     """The configuration of `file` (none: defaults only) under that of `environment` (default: the process's own).
 
-    Who only looks at a queue, or sends to a collector, can do without credentials. Raises ConfigInvalid with every
-    problem, one a line.
+    Who only looks at a queue, or sends to a collector, can do without credentials, and what only listeners need is not
+    looked at then either, unless they are asked for. Raises ConfigInvalid with every problem, one a line.
     """
     environment = os.environ if environment is None else environment
     known = {key.dotted: key for key in keys()}
@@ -107,8 +116,13 @@ def load(
     config = Config(**sections)
     if with_credentials:
         config = _with_credentials(config, environment, problems)
-        problems += _open_doors(config)
         problems += _wrong_ways(config)
+    if with_credentials if with_listeners is None else with_listeners:
+        config = msgspec.structs.replace(config, access=_with_tokens(config.access, environment))
+        problems += _open_doors(config)
+        if config.gateway.operations and not with_credentials:
+            listed = ", ".join(config.gateway.operations)
+            problems.append(Problem("gateway.operations", listed, "cannot be passed on without upstream's credentials"))
     if problems:
         raise ConfigInvalid("\n".join(map(str, problems)))
     return config
@@ -257,7 +271,7 @@ def _secret(
     directory = environment.get("CREDENTIALS_DIRECTORY")
     if file is None and directory:
         key, file = f"systemd credential {credential}", Path(directory, credential)
-        if not file.exists():
+        if _is_missing(file):
             return None
     if file is None:
         return None
@@ -270,6 +284,26 @@ def _secret(
     if not content:
         problems.append(Problem(key, f"{str(file)!r} is empty", "allowed: a file that holds the secret"))
     return Secret(content)
+
+
+def _with_tokens(access: Access, environment: Mapping[str, str]) -> Access:
+    directory = environment.get("CREDENTIALS_DIRECTORY")
+    if access.tokens_file is not None or not directory:
+        return access
+    file = Path(directory, TOKENS_CREDENTIAL)
+    with contextlib.suppress(OSError):  # whoever reads the tokens will say it
+        if _is_missing(file) or file.read_bytes().strip() == NO_TOKENS:
+            return access
+    return msgspec.structs.replace(access, tokens_file=file)
+
+
+def _is_missing(file: Path) -> bool:
+    """Whether there certainly is no such file; of one that may not even be looked at, reading it will tell more."""
+    try:
+        file.stat()
+    except OSError as error:
+        return error.errno in {errno.ENOENT, errno.ENOTDIR}
+    return False
 
 
 def _named(dotted: str, problems: list[Problem]) -> bool:

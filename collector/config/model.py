@@ -118,7 +118,8 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     tokens_file: Annotated[
         Path | None,
         kinds.path(
-            "File of bearer tokens, one a line; every post over TCP must carry one of them. Read again on SIGHUP."
+            "File of bearer tokens, one a line; every post over TCP must carry one of them. Without it, the systemd "
+            "credential ingest_tokens (LoadCredential=ingest_tokens:FILE), if there is one that is not the word none."
         ),
     ] = None
     allow_unauthenticated: Annotated[
@@ -372,3 +373,26 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def delivers_to(self) -> str:
         """Whom events are delivered to: the API's URL, or the central collector's."""
         return self.upstream.base_url if self.forward.url is None else str(self.forward.url)
+
+    @property
+    def delivery_timeout(self) -> Seconds:
+        """How long one of their answers may take."""
+        return self.upstream.timeout if self.forward.url is None else self.forward.timeout
+
+
+NEEDS_RESTART = frozenset(
+    {
+        "http.listen",
+        "udp.listen",
+        "udp.receive_buffer",
+        "unix.stream",
+        "unix.datagram",
+        "unix.mode",
+        "unix.owner",
+        "queue.path",
+        "queue.dedup_retention",
+        "flush.batch_events",
+        "forward.url",
+    }
+)
+"""Keys that a running collector keeps as they were at its start. A reload brings all others into force."""

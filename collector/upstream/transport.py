@@ -38,6 +38,10 @@ class Transport:
         self._unix_socket = unix_socket
         self._session: aiohttp.ClientSession | None = None
 
+    def use_timeout(self, seconds: float) -> None:
+        """From now on a request may take so long."""
+        self._timeout_seconds = seconds
+
     async def open(self) -> None:
         """Ready to send."""
         connector: aiohttp.BaseConnector

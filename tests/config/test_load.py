@@ -345,6 +345,60 @@ def test_a_secret_that_cannot_be_read_is_a_problem_with_its_place(tmp_path: Path
     assert said(b"\xff") == [f"{place} cannot be read (not UTF-8, or NUL in its name); allowed: a readable file"] * 2
 
 
+def test_a_credential_that_may_not_be_looked_at_is_a_problem_and_no_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(self: Path, **_: object) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "stat", forbidden)  # a test runs as root, who may look at all
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    said = problems(environment=ONLY_ID | {"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    credentials = ["systemd credential client_secret", "systemd credential forward_token", "access.tokens_file"]
+    assert [problem.partition(":")[0] for problem in said] == credentials
+    assert all("Permission denied" in problem for problem in said)
+
+
+def test_tokens_may_come_from_systemds_credentials_too(tmp_path: Path) -> None:
+    environment = CREDENTIALS | {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert load(None, environment).access.tokens_file is None, "there is none"
+    credential = tmp_path / "ingest_tokens"
+    credential.write_text("a-token-0123456789\n", encoding="utf-8")
+    assert load(None, environment).access.tokens_file == credential
+    assert load(None, environment | {"COLLECTOR_HTTP__LISTEN": "0.0.0.0:1"}).http.listen.port == 1
+    (tmp_path / "tokens").write_text("b-token-0123456789\n", encoding="utf-8")
+    nearer = environment | {"COLLECTOR_ACCESS__TOKENS_FILE": str(tmp_path / "tokens")}
+    assert load(None, nearer).access.tokens_file == tmp_path / "tokens"
+
+
+def test_a_credential_says_that_there_are_no_tokens_by_one_word_and_not_by_being_empty(tmp_path: Path) -> None:
+    environment = CREDENTIALS | {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    (tmp_path / "ingest_tokens").write_text("none\n", encoding="utf-8")
+    assert load(None, environment).access.tokens_file is None
+    (tmp_path / "ingest_tokens").write_text("", encoding="utf-8")
+    [said] = problems(environment=environment)
+    assert "holds no token" in said
+
+
+def test_who_only_listens_needs_no_credentials_and_cannot_pass_anything_on() -> None:
+    def said(environment: Mapping[str, str]) -> list[str]:
+        with pytest.raises(ConfigInvalid) as caught:
+            load(None, environment, with_credentials=False, with_listeners=True)
+        return str(caught.value).splitlines()
+
+    assert load(None, {}, with_credentials=False, with_listeners=True) == Config()
+    assert said({"COLLECTOR_HTTP__LISTEN": "0.0.0.0:1"})[0].startswith("http.listen: ")
+    assert said({"COLLECTOR_GATEWAY__OPERATIONS": "getAppSummaries"}) == [
+        "gateway.operations: getAppSummaries; cannot be passed on without upstream's credentials"
+    ]
+
+
+def test_who_only_delivers_is_asked_for_nothing_that_listeners_need() -> None:
+    environment = CREDENTIALS | {"COLLECTOR_HTTP__LISTEN": "0.0.0.0:1", "COLLECTOR_ACCESS__TOKENS_FILE": "/nowhere"}
+    assert load(None, environment, with_listeners=False).upstream.client_id == "client"
+
+
 def test_credentials_are_asked_for_only_where_they_are_needed() -> None:
     assert [problem.partition(":")[0] for problem in problems(environment={})] == [
         "upstream.client_secret",

@@ -383,7 +383,7 @@ async def test_with_tokens_every_post_must_carry_one_of_them(tmp_path: Path) -> 
             headers = {**JSON, "Authorization": f"Bearer {token}", "Host": "collector.example.com"}
             assert (await client.post("/v1/events", event(1), headers))[0] == 200
         tokens.write_text("third-token-0123456789\n")
-        client.collector.reload()
+        client.collector.reload(client.collector._config)
         for token, status in (("first-token-0123456789", 401), ("third-token-0123456789", 200)):
             assert (await client.post("/v1/events", event(1), {**JSON, "Authorization": f"Bearer {token}"}))[
                 0
