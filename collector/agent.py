@@ -291,7 +291,7 @@ class Collector:
             backoff_max_seconds=flush.backoff_max,
             hold_retry_seconds=flush.hold_retry,
         )
-        self._transport.use_timeout(_timeout_seconds(config))
+        self._transport.use_timeout(config.delivery_timeout)
         self._flusher.use_publisher(self._publisher())
         self._passage.use_address(upstream.base_url)
         self._gateway.use_operations(config.gateway.operations)
@@ -369,7 +369,7 @@ class Collector:
         return True
 
     def _publisher(self) -> Publisher:
-        """Whatever delivers: to the central collector where there is one, else to Productiv."""
+        """Whatever delivers, as it is configured now: to the central collector if there is one, else to Productiv."""
         forward, upstream = self._config.forward, self._config.upstream
         if forward.url is not None:
             return CentralPublisher(
@@ -404,17 +404,13 @@ def _parser(events: Events) -> BodyParser:
     )
 
 
-def _shown(address: Address | None) -> str | None:
-    return None if address is None else str(address)
-
-
 def _transport(config: Config) -> Transport:
     """The way to whom events are delivered to."""
     url = config.forward.url
     return Transport(
-        timeout_seconds=_timeout_seconds(config), unix_socket=url.path if isinstance(url, UnixUrl) else None
+        timeout_seconds=config.delivery_timeout, unix_socket=url.path if isinstance(url, UnixUrl) else None
     )
 
 
-def _timeout_seconds(config: Config) -> float:
-    return config.upstream.timeout if config.forward.url is None else config.forward.timeout
+def _shown(address: Address | None) -> str | None:
+    return None if address is None else str(address)

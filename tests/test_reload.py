@@ -61,16 +61,15 @@ def made(settings: Config) -> Collector:
     return Collector(settings, listens=True, delivery=Delivery.EXCLUSIVE)
 
 
-def in_use(folder: Path, dotted: str) -> Config:
-    """A configuration with which a collector has a use for the key."""
-    is_edge = {"forward__url": "http://127.0.0.1:2"} if dotted.startswith("forward.") else {}
-    return config(folder, "http://127.0.0.1:1", **is_edge)
+def before_a_change(folder: Path, dotted: str) -> Config:
+    forward = {"forward__url": "http://central.example.com"} if dotted.startswith("forward.") else {}
+    return config(folder, "http://127.0.0.1:1", **forward)
 
 
 def with_one_changed(folder: Path, dotted: str) -> Config:
     section, _, name = dotted.partition(".")
     value = SETTINGS[dotted][1]
-    before = in_use(folder, dotted)
+    before = before_a_change(folder, dotted)
     return msgspec.structs.replace(
         before, **{section: msgspec.structs.replace(getattr(before, section), **{name: value})}
     )
@@ -81,7 +80,7 @@ LIVE = [key.dotted for key in keys() if key.dotted not in {*NEEDS_RESTART, *OWN_
 
 @pytest.mark.parametrize("dotted", LIVE)
 async def test_a_collector_that_was_reloaded_is_as_one_that_was_made_anew(tmp_path: Path, dotted: str) -> None:
-    before = in_use(tmp_path, dotted)
+    before = before_a_change(tmp_path, dotted)
     after = with_one_changed(tmp_path, dotted)
     assert after != before
     reloaded = made(before)

@@ -24,9 +24,6 @@ from collector.errors import ConfigInvalid
 
 ENVIRONMENT_PREFIX = "COLLECTOR_"
 SECRET_CREDENTIAL = "client_secret"  # noqa: S105 - the name of a file
-TOKENS_CREDENTIAL = "ingest_tokens"
-NO_TOKENS = b"none"
-"""A credential that must be there, as a unit cannot leave it out, can be this word."""
 TOKEN_CREDENTIAL = "forward_token"  # noqa: S105 - the name of a file
 _PLACES_OF_SECRET = {
     "upstream.client_secret",
@@ -35,6 +32,9 @@ _PLACES_OF_SECRET = {
 }
 _ANYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - told apart, not bound
 SECRETS = {"upstream.client_secret", "forward.token"}
+TOKENS_CREDENTIAL = "ingest_tokens"
+NO_TOKENS = b"none"
+"""A credential that must be there, as a unit cannot leave it out, can be this word."""
 
 
 class Problem(NamedTuple):
@@ -94,18 +94,20 @@ def load(
     environment = os.environ if environment is None else environment
     known = {key.dotted: key for key in keys()}
     problems: list[Problem] = []
-    raw = _from_file(file, known, problems) | _from_environment(environment, known, problems)
+    from_environment = _from_environment(environment, known, problems)
+    raw = _from_file(file, known, problems) | from_environment
 
     values: dict[str, Any] = {}
     for dotted, value in raw.items():
         kind = known[dotted].kind
+        origin = f"; it was set by {known[dotted].variable}" if dotted in from_environment else ""
         try:
             values[dotted] = kind.parse(value)
         except Refused as refused:
-            problems.append(Problem(dotted, str(refused), f"allowed: {kind.allowed}"))
+            problems.append(Problem(dotted, str(refused), f"allowed: {kind.allowed}{origin}"))
         except (ValueError, TypeError, OverflowError):
             shown = "(not shown)" if dotted in SECRETS else repr(value)
-            problems.append(Problem(dotted, shown, f"allowed: {kind.allowed}"))
+            problems.append(Problem(dotted, shown, f"allowed: {kind.allowed}{origin}"))
 
     sections = {
         section: section_type(

@@ -374,6 +374,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """Whom events are delivered to: the API's URL, or the central collector's."""
         return self.upstream.base_url if self.forward.url is None else str(self.forward.url)
 
+    @property
+    def delivery_timeout(self) -> Seconds:
+        """How long one of their answers may take."""
+        return self.upstream.timeout if self.forward.url is None else self.forward.timeout
+
 
 NEEDS_RESTART = frozenset(
     {

@@ -35,6 +35,9 @@ LINGER_SECONDS = 2.0
 """How long a connection stays after an answer that came before the end of its request: closed at once, the kernel would
 send a reset, and the client might never see the answer (RFC 9112 section 9.6)."""
 
+HTTP_2_PREFACE = "Pause on PRI/Upgrade"
+"""What the parser says where HTTP/2 begins without having been asked for, as from `curl --http2-prior-knowledge`."""
+
 NEVER = float("inf")
 
 
@@ -138,7 +141,8 @@ class Connection(asyncio.Protocol):
             except httptools.HttpParserUpgrade as upgrade:
                 data = self._without_upgrade() + data[upgrade.args[0] :]
             except httptools.HttpParserError as error:
-                self._fail(Refusal(400, f"not HTTP/1.1: {error}", "malformed"))
+                said = "this is HTTP/2; send HTTP/1.1" if str(error) == HTTP_2_PREFACE else str(error)
+                self._fail(Refusal(400, f"not HTTP/1.1: {said}", "malformed"))
         if self._unaccounted_bytes > self._server.limits.head_bytes:
             self._fail(self._head_too_large())
         self.regulate()

@@ -174,6 +174,7 @@ def test_a_file_may_say_little(write: Write, text: str) -> None:
 
 def test_every_problem_is_told_at_once_with_key_value_and_what_is_allowed(write: Write) -> None:
     sizes = 'allowed: a size from "1KiB" to "1GiB", in B, KiB, MiB, GiB, TiB, kB, MB, GB, TB'
+    durations = 'allowed: a duration from "0s" to "1h", in ms, s, m, h, d'
     file = write(
         '[http]\nlisten = "nowhere"\nmax_request_bytes = "2TiB"\n[flush]\nbatch_events = 1001\nlingr = "1s"\n'
         '[upstreem]\n[log]\nlevel = "loud"\n'
@@ -186,7 +187,7 @@ def test_every_problem_is_told_at_once_with_key_value_and_what_is_allowed(write:
             "flush.lingr: unknown; did you mean flush.linger?",
             "upstreem: unknown; did you mean upstream?",
             'log.level: \'loud\'; allowed: one of "debug", "info", "warning", "error"',
-            'stop.deadline: \'soon\'; allowed: a duration from "0s" to "1h", in ms, s, m, h, d',
+            f"stop.deadline: 'soon'; {durations}; it was set by COLLECTOR_STOP__DEADLINE",
             "COLLECTOR_QUEUE__PTAH: unknown; did you mean COLLECTOR_QUEUE__PATH?",
             "upstream.client_secret: missing; give it here, in client_secret_file, or as a systemd credential",
             "upstream.client_id: missing; give the OAuth2 client ID that Productiv issued",
@@ -355,11 +356,8 @@ def test_a_credential_that_may_not_be_looked_at_is_a_problem_and_no_crash(
     monkeypatch.setattr(Path, "read_text", forbidden)
     monkeypatch.setattr(Path, "read_bytes", forbidden)
     said = problems(environment=ONLY_ID | {"CREDENTIALS_DIRECTORY": str(tmp_path)})
-    assert [problem.partition(":")[0] for problem in said] == [
-        "systemd credential client_secret",
-        "systemd credential forward_token",
-        "access.tokens_file",
-    ]
+    credentials = ["systemd credential client_secret", "systemd credential forward_token", "access.tokens_file"]
+    assert [problem.partition(":")[0] for problem in said] == credentials
     assert all("Permission denied" in problem for problem in said)
 
 
@@ -489,9 +487,10 @@ def _of_forward(settings: Mapping[str, str]) -> dict[str, str]:
 
 def test_credentials_that_are_wrong_are_not_called_missing_too() -> None:
     environment = {"COLLECTOR_UPSTREAM__CLIENT_ID": "", "COLLECTOR_UPSTREAM__CLIENT_SECRET": ""}
+    allowed = "allowed: text that is not empty; it was set by COLLECTOR_UPSTREAM__CLIENT"
     assert sorted(problems(environment=environment)) == [
-        "upstream.client_id: ''; allowed: text that is not empty",
-        "upstream.client_secret: (not shown); allowed: text that is not empty",
+        f"upstream.client_id: ''; {allowed}_ID",
+        f"upstream.client_secret: (not shown); {allowed}_SECRET",
     ]
 
 
