@@ -123,6 +123,13 @@ class Box:
                     return int(numbers[1])
         raise AssertionError(f"{unit} has no process")
 
+    def may_read(self, unit: str, file: str) -> bool:
+        """Whether the unit's user may, with what its main process sees of the machine."""
+        process = self.process(unit)
+        user = str(Path(f"/proc/{process}").stat().st_uid)
+        entered = ["nsenter", "-t", str(process), "-U", "-m", "-n", "-p", "-S", user, "-G", user, "--"]
+        return subprocess.run([*entered, "head", "-c", "1", file], check=False, capture_output=True).returncode == 0
+
     @contextlib.contextmanager
     def network(self) -> Iterator[None]:
         """This thread, and what it starts, is in the box's network meanwhile: 127.0.0.1 is the box's own."""
