@@ -34,7 +34,7 @@ KEPT = "100ms"
 """How long delivered events are kept: so that they are, and are deleted, in one short life."""
 
 SHOWN = "of the status page, which writes nothing"
-RELOADED = "of a reload, which writes nothing; see tests/test_reload.py"
+AT_RELOAD = "of a reload, and writes nothing; see tests/test_reload.py"
 BY_HAND = "of `collector queue dead`, `export` and `replay`; see tests/queue/test_letters.py"
 
 NOT_TAKEN = {
@@ -42,8 +42,11 @@ NOT_TAKEN = {
     "database._named_statements": "at import",
     "database._sql": "at import",
     "sqlite.SqliteQueue._notice": "of a damaged file; see tests/queue/test_salvage.py",
+    "flusher.Flusher.try_held": AT_RELOAD,
+    "flusher.Flusher.use_pace": AT_RELOAD,
+    "flusher.Flusher.use_publisher": AT_RELOAD,
     "flusher.Publisher.publish": "a protocol",
-    "flusher._nothing_but_refusals": "of an upstream that refuses everything; see tests/test_flusher.py",
+    "flusher._nothing_but_refusals": "of many refusals in a row; see tests/test_flusher.py",
     "sql.count_kept": BY_HAND,
     "sql.count_letters": BY_HAND,
     "sql.drop_delivered": BY_HAND,
@@ -56,11 +59,8 @@ NOT_TAKEN = {
     "sql.dead_reasons": SHOWN,
     "sql.latest_dead": SHOWN,
     "sqlite.SqliteQueue.dead_letters": SHOWN,
-    "sqlite.SqliteQueue.round_trip": "of a watchdog; see tests/e2e/test_service.py",
-    "sqlite.SqliteQueue.use_limits": RELOADED,
-    "flusher.Flusher.try_held": RELOADED,
-    "flusher.Flusher.use_pace": RELOADED,
-    "flusher.Flusher.use_publisher": RELOADED,
+    "sqlite.SqliteQueue.round_trip": "of a supervisor's watchdog, and writes nothing; see tests/test_systemd.py",
+    "sqlite.SqliteQueue.use_limits": AT_RELOAD,
 }
 """Steps that a daemon does not take, and why. What is new and neither taken nor named here fails every run, and so does
 what is named here and taken."""

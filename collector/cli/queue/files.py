@@ -1,4 +1,4 @@
-"""`collector queue check` and `recover`: the queue's file, looked at and mended by hand."""
+"""`collector queue check`, `recover` and `backup`: the queue's file, looked at, mended and copied by hand."""
 
 import sys
 from pathlib import Path
@@ -8,6 +8,7 @@ import msgspec
 
 from collector.cli.options import config_option
 from collector.config import load
+from collector.queue.backup import back_up
 from collector.queue.recover import examine
 from collector.queue.recover import recover as recover_file
 
@@ -48,3 +49,16 @@ def recover(config_file: Path | None, always: bool, as_json: bool) -> None:
     else:
         for name, value in salvaged.as_fields().items():
             click.echo(f"{name.replace('_', ' '):<24}{value:>12,}" if isinstance(value, int) else f"{name}: {value}")
+
+
+@click.command("backup")
+@config_option
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+def backup(config_file: Path | None, directory: Path) -> None:
+    """Copy the queue as it is at this instant to DIRECTORY, also while the daemon runs.
+
+    A collector with queue.path = DIRECTORY goes on from there: what was delivered since is delivered once more, which
+    upstream absorbs, and what was accepted since is not known to it.
+    """
+    size = back_up(load(config_file, with_credentials=False).queue.path, directory)
+    click.echo(f"{size:,} bytes are in {directory}")
