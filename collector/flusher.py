@@ -28,6 +28,7 @@ from collector.errors import CollectorError, DeadLettersFull, Rejected, Retryabl
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.outages import Outages
+from collector.pace import Pace, unpaced
 from collector.queue.base import Backlog, Burial, Lease, Queue
 
 log = get_logger(__name__)
@@ -118,6 +119,7 @@ class Flusher:
         clock: Clock,
         metrics: Metrics,
         random_fraction: Callable[[], float] = random.random,
+        pace: Pace | None = None,
     ) -> None:
         self._queue = queue
         self._publisher = publisher
@@ -130,6 +132,7 @@ class Flusher:
         self._clock = clock
         self._metrics = metrics
         self._random_fraction = random_fraction
+        self._pace = pace or unpaced(clock)
         self.outages = Outages(clock)
         self._lanes: dict[str, _Lane] = {}
         self._limit = AdaptiveLimit(max_in_flight)
@@ -268,6 +271,7 @@ class Flusher:
 
     async def _publish(self, lane: _Lane, lines: bytes, events: int) -> None:
         """One request, from whose answer the limit and the outage learn. Raises what `Publisher.publish` raises."""
+        await self._pace.turn()
         was_in_trouble = lane.is_in_trouble
         began = self._limit.began(self._in_flight - self._probes)
         try:

@@ -85,7 +85,7 @@ def load(
         except Refused as refused:
             problems.append(Problem(dotted, str(refused), f"allowed: {kind.allowed}"))
         except (ValueError, TypeError, OverflowError):
-            shown = "(not shown)" if dotted == "upstream.client_secret" else repr(value)
+            shown = "(not shown)" if dotted in {"upstream.client_secret", "jetstream.password"} else repr(value)
             problems.append(Problem(dotted, shown, f"allowed: {kind.allowed}"))
 
     sections = {
@@ -95,6 +95,7 @@ def load(
         for section, section_type in get_type_hints(Config).items()
     }
     config = Config(**sections)
+    problems += _at_odds(config)
     if with_credentials:
         upstream = _with_secret(config.upstream, environment, problems)
         if upstream.client_id is None and not _named("upstream.client_id", problems):
@@ -104,6 +105,22 @@ def load(
     if problems:
         raise ConfigInvalid("\n".join(map(str, problems)))
     return config
+
+
+def _at_odds(config: Config) -> list[Problem]:
+    """Settings that are sound by themselves and do not go together."""
+    ours, found = config.jetstream, []
+    if config.queue.backend == "jetstream" and config.queue.keep_delivered:
+        found.append(Problem("queue.keep_delivered", 'not with queue.backend = "jetstream"', 'allowed there: "0s"'))
+    if ours.password is not None and ours.user is None:
+        found.append(Problem("jetstream.user", "missing", "jetstream.password needs it"))
+    ways = [name for name in ("user", "credentials_file", "nkey_file") if getattr(ours, name) is not None]
+    if len(ways) > 1:
+        named = " and ".join(f"jetstream.{name}" for name in ways)
+        found.append(Problem(f"jetstream.{ways[0]}", f"{named} are given", "allowed: one of them"))
+    if ours.key_file is not None and ours.certificate_file is None:
+        found.append(Problem("jetstream.certificate_file", "missing", "jetstream.key_file needs it"))
+    return found
 
 
 def _open_doors(config: Config) -> list[Problem]:
