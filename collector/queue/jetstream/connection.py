@@ -43,6 +43,7 @@ class Connection:
         self._settings = settings
         self._client: Client | None = None
         self._said = ""
+        self._scope: asyncio.Timeout | None = None
 
     @property
     def place(self) -> str:
@@ -64,20 +65,21 @@ class Connection:
     async def open(self) -> None:
         """A server is connected. Raises QueueUnavailable, CredentialsRefused or Unusable."""
         try:
-            import nats  # noqa: PLC0415 - an extra; and a daemon with SQLite starts without its 60 ms
+            from nats.aio.client import Client  # noqa: PLC0415 - an extra, and a daemon with SQLite starts without it
             from nats.errors import AuthorizationError, NoServersError  # noqa: PLC0415
         except ImportError as error:
             raise Unusable(
                 'queue.backend = "jetstream" needs the package nats-py; install usage-collector[nats]'
             ) from error
         options = self._credentials()
+        client = Client()
         try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                self._client = await nats.connect(
+            async with asyncio.timeout(CONNECT_SECONDS) as self._scope:
+                await client.connect(
                     list(self._settings.servers),
                     name="usage-collector",
                     connect_timeout=2,
-                    reconnect_time_wait=RECONNECT_SECONDS,
+                    reconnect_time_wait=RECONNECT_SECONDS,  # type: ignore[arg-type]  # for a sleep
                     max_reconnect_attempts=-1,
                     ping_interval=5,
                     max_outstanding_pings=2,
@@ -87,14 +89,20 @@ class Connection:
                     pending_size=0,
                     **options,
                 )
+            self._client = client
         except AuthorizationError as error:
             raise self._refused() from error
         except (TimeoutError, NoServersError, OSError) as error:
-            if "authorization" in self._said.lower():
-                raise self._refused() from error
-            raise self._unavailable() from error
+            raise (self._refused() if self._is_refused() else self._unavailable()) from error
         except Exception as error:  # nats-py raises what its parsers of credentials raise
-            raise Unusable(f"jetstream: cannot connect to {self.place}: {error}") from error
+            raise Unusable(f"jetstream: cannot connect to {self.place}: {describe(error)}") from error
+        finally:
+            if self._client is not client:
+                with contextlib.suppress(Exception):
+                    await client.close()
+
+    def _is_refused(self) -> bool:
+        return "authorization" in self._said.lower()
 
     async def close(self) -> None:
         """Nothing is connected. Harmless to repeat."""
@@ -202,6 +210,8 @@ class Connection:
 
     async def _note(self, error: Exception) -> None:
         self._said = describe(error)
+        if self._is_refused() and self._client is None and self._scope is not None:
+            self._scope.reschedule(0)  # no other server of the cluster will think better of it
         log.debug("jetstream.connection_failed", error=self._said)
 
     async def _lost(self) -> None:

@@ -1,6 +1,7 @@
 """Events go into the stream: transactions of many callers' events, each with an exact verdict."""
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 from collections import deque
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from collector.clock import Clock
-from collector.errors import CollectorError, QueueFull, QueueUnavailable
+from collector.errors import QueueFull, QueueUnavailable
 from collector.queue.base import Batch, Verdict
 from collector.queue.jetstream.connection import ANSWER_SECONDS, Connection, ServerError, decoded
 from collector.queue.jetstream.stream import Streams, key_tokens, sequences_behind
@@ -97,6 +98,9 @@ class Publication:
         self._waiting: deque[tuple[_Event, _Place]] = deque()
         self._in_flight: set[asyncio.Task[None]] = set()
         self._batch_ids = map(f"{secrets.token_hex(6)}{{:x}}".format, itertools.count())
+        self._sending = asyncio.Lock()
+        self._batches: dict[str, asyncio.Task[None]] = {}
+        """Of the transactions in flight."""
         self.uncommitted_bytes = 0
 
     async def submit(self, batches: Sequence[Batch]) -> Sequence[Verdict]:
@@ -146,6 +150,7 @@ class Publication:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)
+        self._batches = {batch: owner for batch, owner in self._batches.items() if owner is not task}
         self._begin()
 
     async def _carry_out(self, events: dict[bytes, tuple[_Event, _Place]], places: Sequence[_Place]) -> None:
@@ -178,48 +183,61 @@ class Publication:
         After an answer that was lost, the batch it would have been about may be stored or not, or be stored yet: its
         keys, where they are found, say so, and bar the next attempt until then.
         """
-        for app_id in {event.app_id: None for event in events}:
-            await self._ensure_app(app_id)
         left, known = {event.token: event for event in events}, set[bytes]()
+        carrying_out = asyncio.current_task()
+        assert carrying_out is not None  # noqa: S101
         mine = set[str]()
         deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
         while left:
             batch_id = next(self._batch_ids)
             mine.add(batch_id)
-            failure: CollectorError | None = None
-            try:
-                arrivals = await self._publish(batch_id, list(left.values()))
-            except ServerError as error:
-                if error.err_code in STORAGE_FULL:
-                    raise QueueFull(f"JetStream has no room: {error}", retry_after_seconds=5.0) from error
-                if error.err_code not in WRONG_LAST_SEQUENCE:
-                    failure = QueueUnavailable(f"JetStream refuses a batch: {error}")
-            except QueueUnavailable as error:
-                failure = error
-            else:
-                self._arrived(arrivals)
+            self._batches[batch_id] = carrying_out
+            failure = await self._attempt(batch_id, list(left.values()))
+            if failure is None:
                 return known
             try:
                 found = await self._find(list(left))
             except (QueueUnavailable, ServerError) as error:
-                found, failure = {}, failure or QueueUnavailable(f"JetStream does not say what it has: {error}")
-            for token, batch in found.items():
-                if batch not in mine:
-                    known.add(token)
-                    del left[token]
-            if any(batch in mine for batch in found.values()):
-                return known  # an earlier attempt had come through, with all that was left then
+                found, failure = {}, QueueUnavailable(f"JetStream does not say which keys it has: {error}")
+            if not mine.isdisjoint(found.values()):
+                return known  # an earlier attempt had come through, with all that is left
+            known |= found.keys()
+            # What is known by another batch of this collector arrives before anybody hears that it is known.
+            others = {self._batches[batch] for batch in found.values() if batch in self._batches}
+            if others:
+                await asyncio.wait(others)
+            for token in found:
+                del left[token]
             if not found:
                 if asyncio.get_running_loop().time() > deadline:
-                    raise failure or QueueUnavailable("other batches with the same keys are on their way for too long")
+                    raise failure
                 await asyncio.sleep(AGAIN_SECONDS)
         return known
+
+    async def _attempt(self, batch_id: str, events: Sequence[_Event]) -> QueueUnavailable | None:
+        """None once the events are stored; else why they are not, or perhaps are. Raises QueueFull."""
+        try:
+            arrivals = await self._publish(batch_id, events)
+        except QueueUnavailable as error:
+            return error
+        except ServerError as error:
+            if error.err_code in STORAGE_FULL:
+                raise QueueFull(f"JetStream has no room: {error}", retry_after_seconds=5.0) from error
+            if error.err_code in WRONG_LAST_SEQUENCE:
+                return QueueUnavailable("other batches with the same keys are on their way for too long")
+            return QueueUnavailable(f"JetStream refuses a batch: {error}")
+        self._arrived(arrivals)
+        return None
 
     async def _publish(self, batch_id: str, events: Sequence[_Event]) -> list[Arrival]:
         """The messages with lines that were stored. Raises ServerError with nothing stored, QueueUnavailable."""
         messages = list(self._messages(events))
-        async with self._connection.answers() as (inbox, arrived):
-            await self._connection.send(self._transaction(batch_id, inbox, events, messages))
+        async with contextlib.AsyncExitStack() as stack:
+            async with self._sending:  # what was begun first is sent first
+                for app_id in dict.fromkeys(app_id for app_id, _ in messages):
+                    await self._ensure_app(app_id)
+                inbox, arrived = await stack.enter_async_context(self._connection.answers())
+                await self._connection.send(self._transaction(batch_id, inbox, events, messages))
             answer = decoded((await self._next(arrived)).data)
         if answer.get("batch") != batch_id:
             raise QueueUnavailable("JetStream has not taken a batch as one; is allow_atomic off?")

@@ -43,8 +43,8 @@ PRUNE_LOOKS = 10
 FETCH_MESSAGES = 256
 """Most messages in one fetch: with single events in each, four fetches make a batch."""
 FETCH_SECONDS = 2.0
-KEEP_SECONDS = 10.0
-"""What was returned and is not leased again within this time is given to whichever collector asks first."""
+KEEP_LOOKS = 10
+"""What nobody here delivers for about so many looks is given to whichever collector asks first."""
 MIN_PAYLOAD_BYTES = 2**20
 MESSAGE_NOT_FOUND = frozenset({10037, 10043, 10057})
 
@@ -65,7 +65,7 @@ class JetStreamQueue:
         metrics: Metrics,
     ) -> None:
         self.arrivals = asyncio.Event()
-        self._lease_timeout_seconds = settings.lease_timeout
+        self._look_seconds = min(LOOK_SECONDS, settings.lease_timeout / 4)
         self._batch_events = batch_events
         self._max_bytes = max_bytes
         self._max_uncommitted_bytes = max_uncommitted_bytes
@@ -264,16 +264,14 @@ class JetStreamQueue:
             if self._trouble is not None and said != str(self._trouble):
                 said = str(self._trouble)
                 log.warning("queue.unavailable", error=said)
-            await self._clock.sleep(LOOK_SECONDS)
+            await self._clock.sleep(self._look_seconds)
 
     async def _maintain_once(self) -> None:
         await self._connection.revive()
         self._looks += 1
         await self._fleet.announce(is_busy=bool(self._leases) or any(lane.available for lane in self._lanes.values()))
-        every = max(1, int(self._lease_timeout_seconds / 3 / LOOK_SECONDS))
-        if self._looks % every == 0:
-            await self._extend()
-        if self._looks % int(KEEP_SECONDS / LOOK_SECONDS) == 0 and not self._leases:
+        await self._extend()
+        if self._looks % KEEP_LOOKS == 0 and not self._leases:
             await self._give_all_back()
         await self.refresh()
         if self._looks % PRUNE_LOOKS == 1:
@@ -322,9 +320,10 @@ class JetStreamQueue:
             return
         pending, held = found["num_pending"], found["num_ack_pending"]
         others = max(0, held - len(lane.messages))
-        lane.is_exhausted = pending == 0
         not_here = max(0, lane.waiting_events - lane.leased_events - lane.ready_events)
-        lane.held_elsewhere = round(not_here * others / (others + pending)) if others else 0
+        # Where all is held, perhaps by a collector that has died: only a fetch can tell, one a look.
+        lane.held_elsewhere = round(not_here * others / (others + pending)) if pending else 0
+        lane.is_exhausted = False
         reached = found["delivered"]["stream_seq"]
         while lane.arrivals and (first := next(iter(lane.arrivals))) <= reached and first not in lane.messages:
             del lane.arrivals[first]

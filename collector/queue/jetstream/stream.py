@@ -148,12 +148,9 @@ class Streams:
 
 def refuse_differences(what: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Raises Unusable with each setting that is not as it must be."""
-    defaults = {bool: False, int: 0}
-    differences = [
-        f"{name} is {found.get(name)!r}, must be {value!r}"
-        for name, value in wanted.items()
-        if not _same(found.get(name, defaults.get(type(value))), value)
-    ]
+    defaults: dict[type, Any] = {bool: False, int: 0}  # the server leaves these out
+    compared = [(name, found.get(name, defaults.get(type(value))), value) for name, value in wanted.items()]
+    differences = [f"{name} is {is_!r}, must be {value!r}" for name, is_, value in compared if not _same(is_, value)]
     if differences:
         raise Unusable(
             f"jetstream: {what} is configured differently, and is left alone: {'; '.join(differences)}. Change it, or "
