@@ -95,13 +95,12 @@ def load(
         for section, section_type in get_type_hints(Config).items()
     }
     config = Config(**sections)
-    problems += _at_odds(config)
     if with_credentials:
         upstream = _with_secret(config.upstream, environment, problems)
         if upstream.client_id is None and not _named("upstream.client_id", problems):
             problems.append(Problem("upstream.client_id", "missing", "give the OAuth2 client ID that Productiv issued"))
         config = msgspec.structs.replace(config, upstream=upstream)
-        problems += _open_doors(config)
+        problems += [*_open_doors(config), *_at_odds(config)]
     if problems:
         raise ConfigInvalid("\n".join(map(str, problems)))
     return config

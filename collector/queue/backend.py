@@ -1,13 +1,24 @@
 """Which queue it is: the one place that knows both."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from collector.clock import Clock
 from collector.config import Config
+from collector.errors import Unusable
 from collector.observe.metrics import Metrics
-from collector.queue.base import Backend
+from collector.observe.status import DeadLetters
+from collector.queue.base import Backend, QueueStats
+from collector.queue.letters import Letters
+from collector.queue.recover import examine
 from collector.queue.sqlite import SqliteQueue
 from collector.queue.step_thread import StepThread
+from collector.queue.view import View
+
+if TYPE_CHECKING:
+    from collector.queue.jetstream.letters import StreamLetters
+
+JETSTREAM = "jetstream"
 
 
 def backend(
@@ -19,7 +30,7 @@ def backend(
 ) -> Backend:
     """The queue that `queue.backend` names, not open yet."""
     queue = config.queue
-    if queue.backend == "jetstream":
+    if queue.backend == JETSTREAM:
         from collector.queue.jetstream.queue import JetStreamQueue  # noqa: PLC0415 - who has SQLite needs none of it
 
         return JetStreamQueue(
@@ -44,3 +55,45 @@ def backend(
         metrics=metrics,
         new_thread=new_thread,
     )
+
+
+def letters(config: Config, *, for_writing: bool = False) -> "Letters | StreamLetters":
+    """Events and dead letters by hand, to be entered. Raises what opening the queue raises."""
+    if config.queue.backend != JETSTREAM:
+        return Letters(config.queue.path, for_writing=for_writing)
+    return _stream_letters(config)
+
+
+def at_rest(config: Config) -> tuple[str, QueueStats, DeadLetters]:
+    """Where the queue is, how much there is of what, and why events are dead letters, as anybody can see it.
+
+    Raises what opening the queue raises.
+    """
+    if config.queue.backend == JETSTREAM:
+        with _stream_letters(config) as stream:
+            return stream.place, stream.stats(), stream.dead_letters()
+    view = View(config.queue.path)
+    try:
+        return str(config.queue.path), view.stats(Clock()), view.dead_letters()
+    finally:
+        view.close()
+
+
+def problems(config: Config) -> list[str]:
+    """What is wrong with the queue, found by looking at all of it. Raises what opening the queue raises."""
+    if config.queue.backend == JETSTREAM:
+        with _stream_letters(config) as stream:
+            return stream.problems()
+    return examine(config.queue.path)
+
+
+def need_file(config: Config, what: str) -> None:
+    """Raises Unusable where the queue is no file."""
+    if config.queue.backend == JETSTREAM:
+        raise Unusable(f'{what} is for the file of queue.backend = "sqlite"; JetStream keeps its replicas sound itself')
+
+
+def _stream_letters(config: Config) -> "StreamLetters":
+    from collector.queue.jetstream.letters import StreamLetters  # noqa: PLC0415 - as above
+
+    return StreamLetters(config.jetstream)

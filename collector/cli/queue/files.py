@@ -7,8 +7,9 @@ import click
 import msgspec
 
 from collector.cli.options import config_option
-from collector.config import load
-from collector.queue.recover import examine
+from collector.config import Config, load
+from collector.queue.backend import JETSTREAM, need_file
+from collector.queue.backend import problems as problems_of
 from collector.queue.recover import recover as recover_file
 
 
@@ -18,16 +19,17 @@ from collector.queue.recover import recover as recover_file
 def check(config_file: Path | None, as_json: bool) -> None:
     """Read the whole file and say what is wrong with it. Exit code 1 if anything is.
 
-    Also while the daemon runs; the log is only looked at while nobody writes to it.
+    Also while the daemon runs; the log is only looked at while nobody writes to it. With JetStream: whether the streams
+    are as they must be, and all replicas up to date.
     """
-    directory = load(config_file, with_credentials=False).queue.path
-    problems = examine(directory)
+    config = load(config_file, with_credentials=False)
+    problems = problems_of(config)
     if as_json:
         click.echo(msgspec.json.encode({"problems": problems}))
     else:
         for problem in problems:
             click.echo(problem)
-        click.echo("the queue is damaged; collector queue recover mends it" if problems else "the queue is sound")
+        click.echo(damaged(config) if problems else "the queue is sound")
     sys.exit(1 if problems else 0)
 
 
@@ -40,7 +42,9 @@ def recover(config_file: Path | None, always: bool, as_json: bool) -> None:
 
     The daemon must not run. Nothing is deleted: the damaged file stays beside the new one.
     """
-    salvaged = recover_file(load(config_file, with_credentials=False).queue.path, always=always)
+    config = load(config_file, with_credentials=False)
+    need_file(config, "collector queue recover")
+    salvaged = recover_file(config.queue.path, always=always)
     if as_json:
         click.echo(msgspec.json.encode(salvaged))
     elif salvaged is None:
@@ -48,3 +52,10 @@ def recover(config_file: Path | None, always: bool, as_json: bool) -> None:
     else:
         for name, value in salvaged.as_fields().items():
             click.echo(f"{name.replace('_', ' '):<24}{value:>12,}" if isinstance(value, int) else f"{name}: {value}")
+
+
+def damaged(config: Config) -> str:
+    """What a person does about problems."""
+    if config.queue.backend == JETSTREAM:
+        return "the streams need attention; the servers' own tools mend them"
+    return "the queue is damaged; collector queue recover mends it"

@@ -97,7 +97,7 @@ class JetStreamQueue:
     @property
     def place(self) -> str:
         """Where it is, for people."""
-        return f"JetStream stream {self._streams.events} at {self._connection.place}"
+        return self._streams.place
 
     async def open(self) -> None:
         """The stream is there as it must be, and what waits in it is known. A queue opens once.
@@ -167,7 +167,7 @@ class JetStreamQueue:
         if not batches:
             return []
         if self._trouble is not None:
-            raise self._trouble
+            raise QueueUnavailable(str(self._trouble), retry_after_seconds=BUSY_RETRY_AFTER_SECONDS)
         size = sum(batch.bytes for batch in batches)
         waiting = self.waiting_bytes
         if waiting + self.uncommitted_bytes + size > self._max_bytes:

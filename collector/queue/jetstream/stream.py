@@ -54,6 +54,7 @@ class Streams:
         self.data = f"{settings.stream}.d"
         self.dead = f"{settings.stream}.x"
         self.fleet = f"{settings.stream}.fleet"
+        self.place = f"JetStream stream {settings.stream} at {', '.join(settings.servers)}"
 
     def data_subject(self, app_id: str, events: int, size: int) -> str:
         """Of a message with so many events; who counts the subjects' messages knows how many events wait."""
