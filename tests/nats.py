@@ -60,6 +60,17 @@ class Server:
             else:
                 return
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of its process."""
+        status = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8")
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
     def kill(self) -> None:
         """As a crash would. Harmless to repeat."""
         if self._process is not None:
