@@ -9,12 +9,15 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
 venv: $(READY)  ## .venv with the collector and its development tools
+# The interpreter under $(PYTHON): that of an activated .venv has no pip.
+OUTER = $$($(PYTHON) -c 'import sys; print(sys._base_executable)')
+
 # --without-pip and the outer pip: works where Python came without ensurepip, and saves the time of installing pip.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d; try: make PYTHON=python3.11 $(MAKECMDGOALS)" % v[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv --without-pip $(VENV)
 	@echo "setting up $(VENV) ..."
-	@$(PYTHON) -m pip --python $(BIN)/python --quiet --disable-pip-version-check install --constraint constraints.txt --editable '.[dev]'
+	@$(OUTER) -m pip --python $(BIN)/python --quiet --disable-pip-version-check install --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
 demo: $(READY)  ## the main job, live: sandbox, collector, an outage, and the books
@@ -33,7 +36,7 @@ bench: $(READY)  ## speed beside the limits measured in the same run
 	@$(BIN)/python -m bench
 
 bench-host: $(READY)  ## what recording costs the host program, beside other libraries
-	@$(PYTHON) -m pip --python $(BIN)/python --quiet --disable-pip-version-check install --constraint constraints.txt --editable '.[bench]'
+	@$(OUTER) -m pip --python $(BIN)/python --quiet --disable-pip-version-check install --constraint constraints.txt --editable '.[bench]'
 	@$(BIN)/python -m bench.host_cost
 
 bench-jetstream: $(READY)  ## JetStream with 1 and 3 servers, 1 to 4 collectors, beside SQLite

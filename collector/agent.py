@@ -9,20 +9,23 @@ whole agent down, loudly; nothing stays "healthy" while it does nothing.
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
-from typing import Any, Self
+from socket import socket
+from typing import Self
 
 import msgspec
 
 from collector.bodies import BodyParser
 from collector.clock import Clock
 from collector.config import Config
-from collector.config.kinds import Address
+from collector.config.changes import Changes, changes
+from collector.config.kinds import Address, UnixUrl
+from collector.config.model import Events
 from collector.contract.operations import SCOPE_WRITE
-from collector.errors import CollectorError, QueueInUse, Retryable, Unusable
+from collector.errors import QueueInUse, Retryable, Unusable
 from collector.events import UsageEvent
-from collector.flusher import Flusher
+from collector.flusher import Flusher, Publisher
 from collector.intake import Intake, Report
 from collector.listeners import Listeners
 from collector.observe.logs import get_logger
@@ -34,9 +37,10 @@ from collector.queue.backend import backend
 from collector.queue.step_thread import StepThread
 from collector.sources.gateway import Gateway
 from collector.sources.recorder import Recorded, Recorder, event_of
-from collector.upstream.auth import token_sources
+from collector.supervision import Supervision
+from collector.upstream.auth import token_sources, use_settings
 from collector.upstream.passage import Passage
-from collector.upstream.publisher import UsageEventsPublisher
+from collector.upstream.publisher import CentralPublisher, UsageEventsPublisher
 from collector.upstream.transport import Transport
 from collector.version import __version__
 
@@ -69,8 +73,8 @@ class Collector:
 
     `async with Collector(config) as collector:` starts it and stops it; `await collector.failed()` in between returns
     only if it cannot go on. It takes what the program records, and where it `listens`, also what others send to the
-    configured sources. Any number of processes can use one queue, in the way that `delivery` says. Time, the way to
-    upstream and the queue's threads can be others than the machine's own.
+    configured sources, or to `sockets` that are bound already. Any number of processes can use one queue, in the way
+    that `delivery` says. Time, the way to upstream and the queue's threads can be others than the machine's own.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Collector:
         config: Config,
         *,
         listens: bool = False,
+        sockets: Sequence[socket] = (),
         delivery: Delivery = Delivery.ELECTED,
         config_source: str = "the host program",
         clock: Clock | None = None,
@@ -88,6 +93,7 @@ class Collector:
         self._config_source = config_source
         self._listens = listens
         self._delivery = delivery
+        self._passed_sockets = len(sockets)
         self._process = os.getpid()
         self._clock = clock or Clock()
         self.metrics = Metrics()
@@ -95,29 +101,16 @@ class Collector:
         self._intake = Intake(
             self._queue,
             default_app=config.apps.default,
-            parser=BodyParser(
-                keep_fields=config.events.keep_fields,
-                max_events=config.events.max_per_request,
-                max_email_chars=config.events.max_email_chars,
-                max_event_name_chars=config.events.max_event_name_chars,
-                max_kept_bytes=config.events.max_kept_bytes,
-            ),
+            parser=_parser(config.events),
             batch_events=config.flush.batch_events,
             max_event_bytes=config.events.max_event_bytes,
             metrics=self.metrics,
         )
-        self._transport = transport or Transport(timeout_seconds=config.upstream.timeout)
+        self._transport = transport or _transport(config)
         self._tokens = token_sources(self._transport, config.upstream, clock=self._clock, metrics=self.metrics)
         self._flusher = Flusher(
             self._queue,
-            UsageEventsPublisher(
-                self._transport,
-                self._tokens[SCOPE_WRITE],
-                base_url=config.upstream.base_url,
-                path=config.upstream.usage_events_path,
-                clock=self._clock,
-                metrics=self.metrics,
-            ),
+            self._publisher(),
             batch_events=config.flush.batch_events,
             linger_seconds=config.flush.linger,
             max_in_flight=config.flush.max_in_flight,
@@ -134,21 +127,19 @@ class Collector:
             clock=self._clock,
             metrics=self.metrics,
         )
+        self._passage = Passage(self._transport, self._tokens, base_url=config.upstream.base_url)
+        self._gateway = Gateway(config.gateway.operations, self._passage, self.metrics)
         self._listeners = Listeners(
             config,
             self._intake,
-            Gateway(
-                config.gateway.operations,
-                Passage(self._transport, self._tokens, base_url=config.upstream.base_url),
-                self.metrics,
-            ),
+            self._gateway,
+            passed=sockets,
             clock=self._clock,
             metrics=self.metrics,
             why_unready=self.why_unready,
             read_status=self.status,
         )
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._failure: asyncio.Future[None] | None = None
+        self._supervision = Supervision()
         self._open = contextlib.AsyncExitStack()
         self._stopping = False
         self._stop_asked = asyncio.Event()
@@ -168,7 +159,7 @@ class Collector:
 
         Raises QueueInUse, QueueBroken, QueueUnavailable or Unusable, with nothing left running.
         """
-        self._failure = asyncio.get_running_loop().create_future()
+        self._supervision.begin()
         async with contextlib.AsyncExitStack() as opened:
             opened.callback(self._queue.release_flusher_role)
             self._stand_for_delivery()
@@ -178,10 +169,13 @@ class Collector:
             opened.push_async_callback(self._transport.close)
             for tokens in self._tokens.values():
                 opened.push_async_callback(tokens.close)
-            self._watch("queue.maintain", self._queue.maintain(), opened)
-            self._watch("flusher.run", self._deliver(), opened)
-            self._watch("recorder.run", self._recorder.run(), opened)
-            self._watch("observer.run", self._observer.run(), opened)
+            for name, work in (
+                ("queue.maintain", self._queue.maintain()),
+                ("flusher.run", self._deliver()),
+                ("recorder.run", self._recorder.run()),
+                ("observer.run", self._observer.run()),
+            ):
+                self._supervision.watch(name, work, opened)
             if self._listens:
                 await self._listeners.open()
                 opened.push_async_callback(self._listeners.close)
@@ -190,12 +184,14 @@ class Collector:
             "agent.started",
             version=__version__,
             config=self._config_source,
-            http=str(self.http_address) if self._listens else None,
-            udp=None if self.udp_address is None else str(self.udp_address),
+            http=_shown(self._listeners.http.address),
+            udp=_shown(self.udp_address),
+            passed_sockets=self._passed_sockets,
+            delivery=self._delivery.name.lower(),
             queue=self._queue.place,
             waiting_events=self._queue.waiting_events,
             oldest_waiting_seconds=round(self._queue.oldest_waiting_seconds(), 3),
-            upstream=self._config.upstream.base_url,
+            upstream=self._config.delivers_to,
         )
 
     async def stop(self) -> StopReport:
@@ -204,7 +200,8 @@ class Collector:
         Returns what is left for the next start. Stopping again is harmless.
         """
         self._stopping = True
-        flushing = self._tasks.get("flusher.run")
+        self._supervision.end()
+        flushing = self._supervision.tasks.get("flusher.run")
         if flushing is None:
             return StopReport(0, {})
         deadline = self._clock.monotonic() + self._config.stop.deadline
@@ -219,7 +216,7 @@ class Collector:
         await asyncio.wait([flushing], timeout=max(0.0, deadline - self._clock.monotonic()))
         report = StopReport(self._queue.waiting_events, self._flusher.held, self._recorder.waiting_events)
         await self._open.aclose()
-        self._tasks.clear()
+        self._supervision.tasks.clear()
         log.info("agent.stopped", waiting_events=report.waiting_events, held_apps=report.held_apps)
         if report.lost_events:
             log.error("agent.events_lost", events=report.lost_events, reason="recorded without waiting, never stored")
@@ -254,14 +251,57 @@ class Collector:
         """Returns when everything that was recorded without waiting is on disk, or was rejected."""
         await self._recorder.flush()
 
-    def reload(self) -> None:
-        """Reads `access.tokens_file` again. Raises ConfigInvalid, with the tokens of before still in force."""
-        self._listeners.reload_tokens()
+    def reload(self, config: Config) -> Changes:
+        """What of `config` is in force from now on, and what keeps its value until a restart; no connection is dropped.
+
+        The tokens' file is read again. Held apps are tried at once where upstream's settings have changed. Raises
+        ConfigInvalid, with everything as it was.
+        """
+        found = changes(self._config, config)
+        config = found.config
+        if self._listens:
+            self._listeners.reload(config)
+        self._config = config
+        flush, queue, upstream = config.flush, config.queue, config.upstream
+        self._intake.use_rules(
+            default_app=config.apps.default,
+            parser=_parser(config.events),
+            max_event_bytes=config.events.max_event_bytes,
+        )
+        self._recorder.use_limit(config.events.max_recorded)
+        self._queue.use_limits(
+            max_bytes=queue.max_bytes,
+            max_uncommitted_bytes=queue.max_uncommitted,
+            max_dead_bytes=queue.max_dead_bytes,
+            keep_delivered_seconds=queue.keep_delivered,
+        )
+        self._flusher.use_pace(
+            linger_seconds=flush.linger,
+            max_in_flight=flush.max_in_flight,
+            backoff_base_seconds=flush.backoff_base,
+            backoff_max_seconds=flush.backoff_max,
+            hold_retry_seconds=flush.hold_retry,
+            max_requests_per_second=flush.max_requests_per_second,
+        )
+        self._transport.use_timeout(config.delivery_timeout)
+        self._flusher.use_publisher(self._publisher())
+        self._passage.use_address(upstream.base_url)
+        self._gateway.use_operations(config.gateway.operations)
+        use_settings(self._tokens, upstream)
+        if any(key.startswith(("upstream.", "forward.")) for key in found.in_force):
+            self._flusher.try_held()
+        self._observer.use_config(config)
+        log.info("agent.reloaded", in_force=list(found.in_force), need_restart=list(found.need_restart))
+        return found
+
+    async def round_trip(self) -> str:
+        """How it is in one line, after a way through this loop and the queue's writer; never, where either hangs."""
+        await self._queue.round_trip()
+        return self._observer.summary()
 
     async def failed(self) -> None:
         """Raises, once a part of the collector has died and it cannot go on; never returns before."""
-        assert self._failure is not None, "start comes first"  # noqa: S101
-        await asyncio.shield(self._failure)
+        await self._supervision.failed()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -273,7 +313,7 @@ class Collector:
     @property
     def http_address(self) -> Address:
         """Where the HTTP source listens. Raises Unusable where it does not."""
-        if not self._listens:
+        if self._listeners.http.address is None:
             raise Unusable("this collector does not listen")
         return self._listeners.http.address
 
@@ -284,17 +324,16 @@ class Collector:
 
     def why_unready(self) -> str | None:
         """Why events should not be sent here now; None where they may."""
-        if self._stopping or not self._tasks:
+        if self._stopping or not self._supervision.tasks:
             return "the collector is stopping"
-        dead = [name for name, task in self._tasks.items() if task.done()]
-        if dead:
-            return f"{dead[0]} has died"
+        if self._supervision.dead is not None:
+            return f"{self._supervision.dead} has died"
         return None if self._queue.trouble is None else str(self._queue.trouble)
 
     def _check_runs(self) -> None:
         if self._process != os.getpid():
             raise Unusable("this Collector belongs to the process that made it; make another one after a fork")
-        if not self._tasks:
+        if not self._supervision.tasks:
             raise Unusable("this Collector does not run: start it first")
 
     async def status(self) -> Status:
@@ -321,6 +360,22 @@ class Collector:
         log.info("agent.elected", waiting_events=self._queue.waiting_events)
         return True
 
+    def _publisher(self) -> Publisher:
+        """Whatever delivers, as it is configured now: to the central collector if there is one, else to Productiv."""
+        forward, upstream = self._config.forward, self._config.upstream
+        if forward.url is not None:
+            return CentralPublisher(
+                self._transport, url=forward.url, token=forward.token, clock=self._clock, metrics=self.metrics
+            )
+        return UsageEventsPublisher(
+            self._transport,
+            self._tokens[SCOPE_WRITE],
+            base_url=upstream.base_url,
+            path=upstream.usage_events_path,
+            clock=self._clock,
+            metrics=self.metrics,
+        )
+
     def _stand_for_delivery(self) -> None:
         if self._delivery is Delivery.ELSEWHERE:
             return
@@ -330,27 +385,24 @@ class Collector:
             if self._delivery is Delivery.EXCLUSIVE:
                 raise
 
-    def _watch(self, name: str, work: Coroutine[Any, Any, None], opened: contextlib.AsyncExitStack) -> None:
-        """Runs `work` until the stop, and takes its end before then as the end of the agent."""
-        task = asyncio.create_task(work, name=name)
-        self._tasks[name] = task
-        task.add_done_callback(self._task_ended)
 
-        async def end() -> None:
-            task.remove_done_callback(self._task_ended)
-            task.cancel()
-            await asyncio.wait([task])
+def _parser(events: Events) -> BodyParser:
+    return BodyParser(
+        keep_fields=events.keep_fields,
+        max_events=events.max_per_request,
+        max_email_chars=events.max_email_chars,
+        max_event_name_chars=events.max_event_name_chars,
+        max_kept_bytes=events.max_kept_bytes,
+    )
 
-        opened.push_async_callback(end)
 
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        if self._stopping or self._failure is None or self._failure.done():
-            return
-        log.error("agent.task_died", task=task.get_name(), error=repr(error), exc_info=error)
-        failure = Unusable(
-            f"{task.get_name()} has died: {error!r}; this is a defect or a broken queue, the log has the details"
-        )
-        self._failure.set_exception(error if isinstance(error, CollectorError) else failure)
+def _transport(config: Config) -> Transport:
+    """The way to whom events are delivered to."""
+    url = config.forward.url
+    return Transport(
+        timeout_seconds=config.delivery_timeout, unix_socket=url.path if isinstance(url, UnixUrl) else None
+    )
+
+
+def _shown(address: Address | None) -> str | None:
+    return None if address is None else str(address)

@@ -24,6 +24,9 @@ SHOWN_VALUE_CHARS = 60
 # What msgspec raises for text that is no JSON at all; ValidationError, a subclass of the first, is about one event.
 UNPARSABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
+HALF_A_PAIR = ("surrogate", "end of hex escape")
+"""How msgspec puts it that half a surrogate pair stands alone: in what it reads, and in what it skips."""
+
 APP_ID_EXPECTED = f'text of 1 to {APP_ID_MAX_CHARS} characters other than "." and ".."'
 
 Field = tuple[str, Any]
@@ -272,7 +275,11 @@ def app_id_problem(app_id: str) -> str | None:
 
 
 def _unreadable(error: Exception) -> str:
-    return "nested too deeply" if isinstance(error, RecursionError) else f"not JSON: {error}"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if any(words in str(error) for words in HALF_A_PAIR):
+        return f"not JSON: a lone surrogate is no character: {error}"
+    return f"not JSON: {error}"
 
 
 def shown(value: Any) -> str:

@@ -52,6 +52,12 @@ class AdaptiveLimit:
         self._answers = 0
         self._was_reached = False
 
+    def use_maximum(self, maximum: int) -> None:
+        """From now on so many may be under way at most."""
+        self._maximum = maximum
+        self._lowest = min(LOWEST_LIMIT, maximum)
+        self.limit = max(self._lowest, min(self.limit, maximum))
+
     def began(self, in_flight: int) -> int:
         """An attempt begins and is one of `in_flight`. Returns what `answered` or `failed` wants to know of it."""
         if in_flight >= self.limit:

@@ -5,6 +5,8 @@
 into these once, at the edge where they appear.
 """
 
+from collections.abc import Mapping
+
 
 class CollectorError(Exception):
     """Root of everything the collector raises on purpose."""
@@ -64,6 +66,18 @@ class MalformedBody(Rejected):
 
 class TooLarge(Rejected):
     """Refused for its size alone: a smaller part of it may succeed."""
+
+
+class PartlyRejected(CollectorError):
+    """Of the events of one request these are refused for good, by their position in it; all others were taken.
+
+    `seconds` is how long the other side took for its answer.
+    """
+
+    def __init__(self, reasons: Mapping[int, str], *, seconds: float) -> None:
+        super().__init__(next(iter(reasons.values())))
+        self.reasons = reasons
+        self.seconds = seconds
 
 
 class Unusable(CollectorError):

@@ -10,13 +10,14 @@ What upstream's answers mean is the publisher's business; it arrives here as one
 
 - Retryable: the events wait again, the lane backs off. There is no last attempt.
 - Rejected: the batch is halved until the guilty events stand alone; those are buried with the reason.
+- PartlyRejected: the events that it names are buried with their reasons, the others are delivered.
 - TooLarge: halved in the same way, and the lane's batches stay smaller for a while.
 - Unusable: the events wait again, the lane is held. So are guilty events where dead letters have no room left.
 """
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -24,7 +25,7 @@ import msgspec
 from collector.backoff import delay_seconds
 from collector.clock import Clock
 from collector.concurrency import AdaptiveLimit
-from collector.errors import CollectorError, DeadLettersFull, Rejected, Retryable, TooLarge, Unusable
+from collector.errors import CollectorError, DeadLettersFull, PartlyRejected, Rejected, Retryable, TooLarge, Unusable
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.outages import Outages
@@ -47,7 +48,7 @@ class Publisher(Protocol):
     async def publish(self, app_id: str, lines: bytes, events: int) -> float:
         """How many seconds upstream took for the request with which it has taken all events.
 
-        Raises Retryable, Rejected, TooLarge or Unusable if it has taken none.
+        Raises PartlyRejected if it has taken all but some, and Retryable, Rejected, TooLarge or Unusable if none.
         """
         ...
 
@@ -100,6 +101,11 @@ class _Outcome(msgspec.Struct):
     buried: list[Burial] = []
     returned: list[int] = []
     failure: Retryable | Unusable | None = None
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether upstream, or its path, seems to refuse everything."""
+        return len(self.buried) >= SUSPICIOUS_BURIALS and not self.delivered
 
 
 class Flusher:
@@ -156,6 +162,37 @@ class Flusher:
     def limit(self) -> int:
         """How many may be delivered at one time, as upstream is now."""
         return self._limit.limit
+
+    def use_publisher(self, publisher: Publisher) -> None:
+        """From now on this one delivers; what is under way ends with the one before."""
+        self._publisher = publisher
+
+    def use_pace(
+        self,
+        *,
+        linger_seconds: float,
+        max_in_flight: int,
+        backoff_base_seconds: float,
+        backoff_max_seconds: float,
+        hold_retry_seconds: float,
+        max_requests_per_second: int,
+    ) -> None:
+        """From now on these hold; who waits already, waits as long as before."""
+        self._linger_seconds = linger_seconds
+        self._max_in_flight = max_in_flight
+        self._limit.use_maximum(max_in_flight)
+        self._backoff_base_seconds = backoff_base_seconds
+        self._backoff_max_seconds = backoff_max_seconds
+        self._hold_retry_seconds = hold_retry_seconds
+        self._pace.use_limit(max_requests_per_second)
+        self._queue.arrivals.set()
+
+    def try_held(self) -> None:
+        """The apps that wait for a person are tried at once: one may have acted."""
+        for lane in self._lanes.values():
+            if lane.held_for is not None:
+                lane.not_before = float("-inf")
+        self._queue.arrivals.set()
 
     def drain(self) -> None:
         """From now on nothing lingers; `run` returns when nothing is left that could be delivered without a person."""
@@ -223,7 +260,12 @@ class Flusher:
     async def _deliver(self, lane: _Lane, lease: Lease, *, is_probe: bool) -> None:
         try:
             outcome = await self._send(lane, lease)
+            # At once: a Retry-After holds for the batches beside this one too, however long our disk takes to settle.
+            heard = outcome.failure
+            self._learn_failure(lane, heard, still_leased=len(outcome.returned))
             await self._settle(lease, outcome)
+            if outcome.failure is not heard:
+                self._learn_failure(lane, outcome.failure)
             self._learn(lane, outcome)
         finally:
             self._in_flight -= 1
@@ -247,7 +289,7 @@ class Flusher:
                 lines = lease.lines.split(b"\n")
             part = lease.lines if lines is None or whole else b"\n".join(lines[start:end])
             try:
-                await self._publish(lane, part, end - start)
+                reasons = await self._publish(lane, part, end - start)
             except Rejected as error:
                 if isinstance(error, TooLarge):
                     lane.batch_events = max(1, min(lane.batch_events, (end - start) // 2))
@@ -255,22 +297,23 @@ class Flusher:
                     middle = (start + end) // 2
                     todo += [(middle, end), (start, middle)]
                     continue
-                outcome.buried.append(Burial(start, str(error)))
-                if len(outcome.buried) >= SUSPICIOUS_BURIALS and not outcome.delivered:
-                    reason = (
-                        f"every one of {len(outcome.buried)} events that were tried was refused, the last with: {error}"
-                    )
-                    return _Outcome(returned=list(range(lease.events)), failure=Unusable(reason))
+                reasons = {0: str(error)}
             except (Retryable, Unusable) as error:
                 outcome.failure = error
                 outcome.returned = _positions([(start, end), *todo])
                 break
-            else:
-                outcome.delivered += end - start
+            outcome.delivered += end - start - len(reasons)
+            outcome.buried += [Burial(start + position, reason) for position, reason in reasons.items()]
+            if outcome.is_suspicious:
+                return _nothing_but_refusals(lease, outcome)
         return outcome
 
-    async def _publish(self, lane: _Lane, lines: bytes, events: int) -> None:
-        """One request, from whose answer the limit and the outage learn. Raises what `Publisher.publish` raises."""
+    async def _publish(self, lane: _Lane, lines: bytes, events: int) -> Mapping[int, str]:
+        """One request, from whose answer the limit and the outage learn; the events that are refused, with reasons.
+
+        Raises what `Publisher.publish` raises if it has taken none.
+        """
+        reasons: Mapping[int, str] = {}
         await self._pace.turn()
         was_in_trouble = lane.is_in_trouble
         began = self._limit.began(self._in_flight - self._probes)
@@ -279,12 +322,15 @@ class Flusher:
         except Rejected:
             self._outage.over()
             raise
+        except PartlyRejected as error:
+            reasons, seconds = error.reasons, error.seconds
         except Retryable:
             if not was_in_trouble:  # later failures of a lane say no more than its first
                 self._limit.failed(began)
             raise
         self._outage.over()
         self._limit.answered(began, seconds=seconds, events=events)
+        return reasons
 
     async def _settle(self, lease: Lease, outcome: _Outcome) -> None:
         """Settles until it is on disk: what upstream has taken must not be sent again because our disk is full.
@@ -306,30 +352,36 @@ class Flusher:
                 return
 
     def _learn(self, lane: _Lane, outcome: _Outcome) -> None:
-        """Counts an outcome, and lets the lane go on, back off, or be held."""
+        """Counts an outcome, and lets the lane go on where it was a success."""
         self._metrics.delivered.inc(outcome.delivered)
         self._metrics.buried.inc(len(outcome.buried))
         if outcome.buried:
             log.error(
                 "flusher.events_buried", app=lane.app_id, events=len(outcome.buried), reason=outcome.buried[0].reason
             )
-        if isinstance(outcome.failure, Unusable):
-            self._hold(lane, outcome.failure)
-        elif outcome.failure is not None:
-            self._back_off(lane, outcome.failure)
+        if outcome.failure is None and not outcome.returned:
+            self._go_on(lane)
+
+    def _learn_failure(self, lane: _Lane, failure: Retryable | Unusable | None, *, still_leased: int = 0) -> None:
+        """The lane backs off, or is held. Of the events that are returned, some may not be back in the queue yet."""
+        if failure is None:
+            return
+        waiting_events = self._waiting_events(lane) + still_leased
+        if isinstance(failure, Unusable):
+            self._hold(lane, failure, waiting_events)
+        else:
+            self._back_off(lane, failure)
             if self._outage.failed(lane.app_id):
                 delay = self._delay_seconds(self._outage.failures, None)
                 self._outage.not_before = max(self._outage.not_before, self._clock.monotonic() + delay)
             self.outages.fail(
                 lane.app_id,
-                lane.held_for or str(outcome.failure),
+                lane.held_for or str(failure),
                 again_in_seconds=lane.not_before - self._clock.monotonic(),
-                waiting_events=self._waiting_events(lane),
+                waiting_events=waiting_events,
             )
-        elif not outcome.returned:
-            self._go_on(lane)
 
-    def _hold(self, lane: _Lane, failure: Unusable) -> None:
+    def _hold(self, lane: _Lane, failure: Unusable, waiting_events: int) -> None:
         now = self._clock.monotonic()
         lane.not_before = max(lane.not_before, now + self._hold_retry_seconds)
         lane.held_for = str(failure)
@@ -337,7 +389,7 @@ class Flusher:
             lane.app_id,
             str(failure),
             again_in_seconds=lane.not_before - now,
-            waiting_events=self._waiting_events(lane),
+            waiting_events=waiting_events,
         )
 
     def _back_off(self, lane: _Lane, failure: CollectorError) -> None:
@@ -372,6 +424,13 @@ class Flusher:
             random_fraction=self._random_fraction(),
             retry_after_seconds=failure.retry_after_seconds if isinstance(failure, Retryable) else None,
         )
+
+
+def _nothing_but_refusals(lease: Lease, outcome: _Outcome) -> _Outcome:
+    """Nothing is buried of such a lease, and its app is held."""
+    tried, last = len(outcome.buried), outcome.buried[-1].reason
+    reason = f"every one of {tried} events that were tried was refused, the last with: {last}"
+    return _Outcome(returned=list(range(lease.events)), failure=Unusable(reason))
 
 
 def _positions(ranges: Iterable[tuple[int, int]]) -> list[int]:

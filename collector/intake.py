@@ -74,6 +74,10 @@ class Intake:
         self._unknown_fields = metrics.unknown_fields
         self._encode_lines = msgspec.json.Encoder().encode_lines
 
+    def use_rules(self, *, default_app: str | None, parser: BodyParser, max_event_bytes: int) -> None:
+        """From now on these hold; of a stream that is coming in, for the rest of it."""
+        self._default_app, self._parser, self._max_event_bytes = default_app, parser, max_event_bytes
+
     async def take(
         self, body: bytes, body_format: BodyFormat, app_id: str | None = None, report: Report | None = None
     ) -> Report:

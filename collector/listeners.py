@@ -1,21 +1,27 @@
-"""The sources that others send to, as they are configured: HTTP over TCP and a Unix socket, datagrams over both."""
+"""The sources that others send to: HTTP over TCP and a Unix socket, datagrams over both.
+
+Either they are opened as they are configured, or their sockets are passed in, bound already: then these and no others
+are served. Passed sockets stay open with whoever passes them; what a stop leaves in them, connections and datagrams,
+the next process finds there.
+"""
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from socket import SOCK_DGRAM, SOCK_STREAM, SocketKind, socket
+from socket import AF_UNIX, SOCK_DGRAM, SOCK_STREAM, SocketKind, socket
 
 from collector.clock import Clock
 from collector.config import Config
-from collector.config.kinds import Address
+from collector.config.kinds import Address, Secret
+from collector.config.model import Access, Http
 from collector.config.tokens import read_tokens
-from collector.errors import Unusable
+from collector.errors import ConfigInvalid, Unusable
 from collector.intake import Intake
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.status import Status
 from collector.sources.access import Guard
-from collector.sources.datagrams import DatagramSource, bind_udp
+from collector.sources.datagrams import DatagramSource, bind_udp, say_if_small
 from collector.sources.gateway import Gateway
 from collector.sources.http import HttpSource
 from collector.sources.http1 import Limits
@@ -23,6 +29,8 @@ from collector.sources.http_body import BodyLimits
 from collector.sources.unix import UnixSocket
 
 log = get_logger(__name__)
+
+OPEN_REMEDIES = {"TCP": "give access.tokens_file, or set ", "UDP": "datagrams carry no token; set "}
 
 
 class Listeners:
@@ -34,6 +42,7 @@ class Listeners:
         intake: Intake,
         gateway: Gateway,
         *,
+        passed: Sequence[socket] = (),
         clock: Clock,
         metrics: Metrics,
         why_unready: Callable[[], str | None],
@@ -41,30 +50,23 @@ class Listeners:
     ) -> None:
         self._config = config
         self._intake = intake
+        self._passed = passed
+        self._passed_places = [
+            ("TCP" if bound.type == SOCK_STREAM else "UDP", Address(*bound.getsockname()[:2]))
+            for bound in passed
+            if bound.family != AF_UNIX
+        ]
         self._clock = clock
         self._metrics = metrics
         self._guard = Guard(allowed_hosts=config.access.allowed_hosts)
         self._opened = contextlib.AsyncExitStack()
         self.datagrams: dict[str, DatagramSource] = {}
         self.udp_address: Address | None = None
-        http = config.http
         self.http = HttpSource(
             intake,
-            listen=http.listen,
-            connection_limits=Limits(
-                head_bytes=http.max_header_bytes,
-                head_seconds=http.header_timeout,
-                body_seconds=http.body_timeout,
-                idle_seconds=http.idle_timeout,
-                connections=http.max_connections,
-                requests_in_flight=http.max_in_flight,
-            ),
-            body_limits=BodyLimits(
-                sent_bytes=http.max_request_bytes,
-                decompressed_bytes=http.max_decompressed_bytes,
-                stream_bytes=http.max_stream_bytes,
-                held_bytes=http.max_held_bytes,
-            ),
+            listen=config.http.listen,
+            connection_limits=_connection_limits(config.http),
+            body_limits=_body_limits(config.http),
             guard=self._guard,
             gateway=gateway,
             metrics=metrics,
@@ -74,50 +76,118 @@ class Listeners:
 
     async def open(self) -> None:
         """All listen. Raises Unusable or ConfigInvalid, with none left that does."""
-        config = self._config
-        self.reload_tokens()
+        self._check_doors(self._config.access)
+        self._use_tokens(_tokens(self._config))
         async with contextlib.AsyncExitStack() as opened:
-            stream = None if config.unix.stream is None else self._unix_socket(config.unix.stream, SOCK_STREAM, opened)
-            try:
-                await self.http.start(stream)
-            except OSError as error:
-                raise Unusable(f"http.listen: cannot listen on {config.http.listen}: {error.strerror}") from error
-            opened.push_async_callback(self.http.stop)
-            if config.udp.listen is not None:
-                try:
-                    bound = bind_udp(config.udp.listen, receive_buffer_bytes=config.udp.receive_buffer)
-                except OSError as error:
-                    raise Unusable(f"udp.listen: cannot listen on {config.udp.listen}: {error.strerror}") from error
-                self.udp_address = Address(*bound.getsockname()[:2])
-                self._start_datagrams("udp", bound, opened, holds_senders=False)
-            if config.unix.datagram is not None:
-                bound = self._unix_socket(config.unix.datagram, SOCK_DGRAM, opened)
-                self._start_datagrams("unix", bound, opened, holds_senders=True)
+            if self._passed:
+                await self._open_passed(opened)
+            else:
+                await self._open_configured(opened)
             self._opened = opened.pop_all()
 
     async def close(self) -> None:
         """Nothing is accepted any more, and what was received is answered and on disk. Harmless to repeat."""
         await self._opened.aclose()
 
-    def reload_tokens(self) -> None:
-        """Reads `access.tokens_file`. Raises ConfigInvalid, with the tokens of before still in force."""
-        file = self._config.access.tokens_file
-        if file is not None:
-            tokens = read_tokens(file)
-            self._guard.use_tokens(token.reveal() for token in tokens)
+    def reload(self, config: Config) -> None:
+        """From now on this holds, but for what is said of the sockets; the tokens' file is read again.
+
+        Raises ConfigInvalid, with everything as before, also where the sockets may not be open under it.
+        """
+        self._check_doors(config.access)
+        self._use_tokens(_tokens(config))
+        self._config = config
+        self._guard.use_hosts(config.access.allowed_hosts)
+        self.http.use_limits(_connection_limits(config.http), _body_limits(config.http))
+
+    def _use_tokens(self, tokens: Sequence[Secret]) -> None:
+        self._guard.use_tokens(token.reveal() for token in tokens)
+        if tokens:
             log.info("listeners.tokens_loaded", count=len(tokens))
+
+    def _check_doors(self, access: Access) -> None:
+        """What a configuration is checked for as it is read, but by where the sockets are in truth."""
+        if access.allow_unauthenticated:
+            return
+        places = [("TCP", self.http.address), ("UDP", self.udp_address), *self._passed_places]
+        problems = [
+            f"a socket for {kind} at {str(place)!r} can be reached from other machines; "
+            f"{OPEN_REMEDIES[kind]}access.allow_unauthenticated = true"
+            for kind, place in dict.fromkeys(places)
+            if place is not None and not place.is_loopback and (kind == "UDP" or access.tokens_file is None)
+        ]
+        if problems:
+            raise ConfigInvalid("\n".join(problems))
+
+    async def _open_configured(self, opened: contextlib.AsyncExitStack) -> None:
+        config = self._config
+        stream = None if config.unix.stream is None else self._unix_socket(config.unix.stream, SOCK_STREAM, opened)
+        opened.push_async_callback(self.http.stop)
+        try:
+            await self.http.start()
+        except OSError as error:
+            raise Unusable(f"http.listen: cannot listen on {config.http.listen}: {error.strerror}") from error
+        if stream is not None:
+            await self.http.serve(stream)
+        if config.udp.listen is not None:
+            try:
+                bound = bind_udp(config.udp.listen, receive_buffer_bytes=config.udp.receive_buffer)
+            except OSError as error:
+                raise Unusable(f"udp.listen: cannot listen on {config.udp.listen}: {error.strerror}") from error
+            self._start_datagrams("udp", bound, opened, is_lent=False)
+        if config.unix.datagram is not None:
+            bound = self._unix_socket(config.unix.datagram, SOCK_DGRAM, opened)
+            self._start_datagrams("unix", bound, opened, is_lent=False)
+
+    async def _open_passed(self, opened: contextlib.AsyncExitStack) -> None:
+        opened.push_async_callback(self.http.stop)
+        for bound in self._passed:
+            if bound.type == SOCK_STREAM:
+                await self.http.serve(bound)
+            elif bound.type == SOCK_DGRAM:
+                name = "unix" if bound.family == AF_UNIX else "udp"
+                if name == "udp":
+                    say_if_small(bound, self._config.udp.receive_buffer, "ReceiveBuffer= in the .socket unit")
+                self._start_datagrams(name, bound, opened, is_lent=True)
+            else:
+                raise Unusable(f"a passed socket is neither of streams nor of datagrams: {bound.type.name}")
 
     def _unix_socket(self, path: Path, kind: SocketKind, opened: contextlib.AsyncExitStack) -> socket:
         made = UnixSocket(path, kind, mode=self._config.unix.mode, owner=self._config.unix.owner)
         opened.callback(made.close)
         return made.socket
 
-    def _start_datagrams(
-        self, name: str, bound: socket, opened: contextlib.AsyncExitStack, *, holds_senders: bool
-    ) -> None:
+    def _start_datagrams(self, name: str, bound: socket, opened: contextlib.AsyncExitStack, *, is_lent: bool) -> None:
         source = DatagramSource(
-            name, self._intake, holds_senders=holds_senders, clock=self._clock, metrics=self._metrics
+            name, self._intake, holds_senders=name == "unix", clock=self._clock, metrics=self._metrics
         )
-        source.start(bound)
+        source.start(bound, is_lent=is_lent)
         opened.push_async_callback(source.stop)
-        self.datagrams[name] = source
+        same = sum(known.partition(" ")[0] == name for known in self.datagrams)
+        self.datagrams[f"{name} {same + 1}" if same else name] = source
+        if name == "udp":
+            self.udp_address = self.udp_address or Address(*bound.getsockname()[:2])
+
+
+def _tokens(config: Config) -> Sequence[Secret]:
+    return () if config.access.tokens_file is None else read_tokens(config.access.tokens_file)
+
+
+def _connection_limits(http: Http) -> Limits:
+    return Limits(
+        head_bytes=http.max_header_bytes,
+        head_seconds=http.header_timeout,
+        body_seconds=http.body_timeout,
+        idle_seconds=http.idle_timeout,
+        connections=http.max_connections,
+        requests_in_flight=http.max_in_flight,
+    )
+
+
+def _body_limits(http: Http) -> BodyLimits:
+    return BodyLimits(
+        sent_bytes=http.max_request_bytes,
+        decompressed_bytes=http.max_decompressed_bytes,
+        stream_bytes=http.max_stream_bytes,
+        held_bytes=http.max_held_bytes,
+    )

@@ -5,6 +5,7 @@ the queue's file when somebody asks, at most once a second.
 """
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 
 from collector.clock import Clock
 from collector.config import Config
@@ -77,6 +78,28 @@ class Observer:
         self._status_until = 0.0
         self._register_gauges()
 
+    def use_config(self, config: Config) -> None:
+        """From now on its limits are shown."""
+        self._config = config
+
+    def summary(self) -> str:
+        """What waits, how upstream is and when something was last delivered, in one line."""
+        waiting = self._queue.waiting_events
+        parts = [f"events waiting: {waiting}"]
+        if waiting:
+            parts[0] += f", for {self._queue.oldest_waiting_seconds():.0f} s"
+        upstream = self._upstream()
+        if (unready := self._why_unready()) is not None:
+            parts.append(unready)
+        if upstream.state == "failing":
+            parts.append(f"upstream fails for {upstream.since_seconds:.0f} s: {upstream.reason}")
+        if upstream.last_delivery_ms is not None:
+            last = datetime.fromtimestamp(upstream.last_delivery_ms // 1000, UTC)
+            parts.append(f"last delivery {last:%Y-%m-%d %H:%M:%S} UTC")
+        elif self._queue.is_flusher:
+            parts.append("nothing delivered yet")
+        return "; ".join(parts)
+
     async def run(self) -> None:
         """Keeps the history until cancelled."""
         self._started = self._clock.monotonic()
@@ -138,7 +161,7 @@ class Observer:
         return status
 
     def _upstream(self) -> UpstreamStatus:
-        url, since = self._config.upstream.base_url, self._flusher.outages.failing_since
+        url, since = self._config.delivers_to, self._flusher.outages.failing_since
         if since is None:
             if self._last_delivery_ms is None:
                 return UpstreamStatus(url, "unknown")

@@ -14,6 +14,10 @@ class Pace:
         self._clock = clock
         self._next = float("-inf")
 
+    def use_limit(self, per_second: int) -> None:
+        """From now on this holds."""
+        self._per_second = per_second
+
     async def turn(self) -> None:
         """Returns when a request may leave; at once where there is no limit (0 a second)."""
         if self._per_second:

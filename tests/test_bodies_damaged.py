@@ -148,6 +148,20 @@ def test_an_element_that_is_no_json_costs_the_whole_body_but_of_lines_only_its_o
     assert (rejection.index, rejection.reason[:10]) == (1, "not JSON: ")
 
 
+@pytest.mark.parametrize("half", [rb"\ud800@example.com", rb"\ud800\n@example.com", rb"\ude00\ud83d@example.com"])
+@pytest.mark.parametrize("field", ["email", "team", "extra"])
+def test_a_lone_surrogate_is_called_one_in_every_format(half: bytes, field: str) -> None:
+    bad = with_json(**{field: b'"' + half + b'"'})
+    reasons = [said(bad), *(said(wrapped([EVENT, bad], each), each) for each in (JSON, ENVELOPE))]
+    [rejection] = parse(wrapped([EVENT, bad, EVENT], NDJSON), NDJSON, keep=["team"]).rejections
+    for reason in (*reasons, rejection.reason):
+        assert "a lone surrogate is no character" in reason
+
+
+def test_a_hex_escape_that_is_none_is_not_called_a_surrogate() -> None:
+    assert "surrogate" not in said(with_json(email=rb'"\u12zz@example.com"'))
+
+
 @pytest.mark.parametrize("between", [b"", b" ", b",,", b",\n,", b":", b";"])
 def test_of_an_array_whose_commas_are_not_one_between_two_events_nothing_is_taken(between: bytes) -> None:
     for array in (b"[" + EVENT + between + EVENT + b"]", b"[" + EVENT + b",]", b"[," + EVENT + b"]"):

@@ -4,11 +4,20 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
 
-from collector.errors import AppUnusable, CollectorError, QueueUnavailable, Rejected, Retryable, TooLarge
+from collector.errors import (
+    AppUnusable,
+    CollectorError,
+    PartlyRejected,
+    QueueUnavailable,
+    Rejected,
+    Retryable,
+    TooLarge,
+)
 from collector.flusher import SUSPICIOUS_BURIALS, Flusher
 from collector.observe.metrics import Metrics
 from collector.queue.base import Burial, Lease
@@ -376,6 +385,48 @@ async def test_many_refused_events_are_buried_where_others_of_their_lease_are_ta
     assert rig.waiting() == []
 
 
+async def test_events_that_are_refused_by_name_are_buried_and_the_rest_counts_without_another_request(rig: Rig) -> None:
+    bad = {0: "no such day", 7: "no such person", 999: "no such deed"}
+    rig.upstream.answer = lambda _app, _numbers: PartlyRejected(bad, seconds=0.0)
+    await rig.put("wiki", range(1000))
+    await rig.at_rest()
+    assert rig.upstream.sizes() == [1000]
+    assert rig.dead() == sorted(((bad[n], line("wiki", n)) for n in bad), key=itemgetter(1))
+    assert rig.metrics.delivered._value.get() == 997
+    assert rig.metrics.buried._value.get() == 3
+    assert rig.waiting() == []
+    assert rig.flusher.held == {}
+
+
+async def test_events_that_are_refused_by_name_are_found_also_where_a_batch_goes_in_several_requests(rig: Rig) -> None:
+    def answer(_app: str, numbers: list[int]) -> CollectorError | None:
+        if len(numbers) > 300:
+            return TooLarge("413")
+        bad = {position: "no such day" for position, number in enumerate(numbers) if number in {3, 600, 999}}
+        return PartlyRejected(bad, seconds=0.0) if bad else None
+
+    rig.upstream.answer = answer
+    await rig.put("wiki", range(1000))
+    await rig.at_rest()
+    assert rig.dead() == sorted(("no such day", line("wiki", number)) for number in (3, 600, 999))
+    assert rig.metrics.delivered._value.get() == 997
+    assert rig.waiting() == []
+
+
+@pytest.mark.parametrize("events", [SUSPICIOUS_BURIALS - 1, SUSPICIOUS_BURIALS, 1000])
+async def test_where_every_event_is_refused_by_name_many_are_held_and_few_are_buried(rig: Rig, events: int) -> None:
+    rig.upstream.answer = lambda _app, numbers: PartlyRejected(
+        dict.fromkeys(range(len(numbers)), "no such day"), seconds=0.0
+    )
+    await rig.put("wiki", range(events))
+    await rig.at_rest()
+    await rig.advance(LINGER_SECONDS)
+    is_suspicious = events >= SUSPICIOUS_BURIALS
+    assert list(rig.flusher.held) == (["wiki"] if is_suspicious else [])
+    assert len(rig.dead()) == (0 if is_suspicious else events)
+    assert len(rig.waiting()) == (events if is_suspicious else 0)
+
+
 async def test_what_is_too_large_is_halved_and_the_next_batches_are_smaller(rig: Rig) -> None:
     rig.upstream.answer = lambda _app, numbers: TooLarge("413") if len(numbers) > 100 else None
     await rig.put("wiki", range(1000))
@@ -455,6 +506,27 @@ async def test_what_was_taken_is_not_sent_again_while_the_disk_refuses_to_settle
     assert rig.upstream.sizes() == [1000]
     assert rig.waiting() == []
     assert rig.clock.monotonic() == 0.5 + 1.0 + 2.0 + 2.0
+
+
+async def test_a_retry_after_holds_also_while_the_disk_refuses_to_settle_what_was_taken_before_it(rig: Rig) -> None:
+    def answer(_app: str, numbers: list[int]) -> CollectorError | None:
+        if len(numbers) > 500:
+            return TooLarge("413")
+        return Retryable("503", retry_after_seconds=30.0) if numbers[0] == 500 and rig.clock.monotonic() < 30 else None
+
+    rig.upstream.answer = answer
+    rig.queue.refusals = 1
+    await rig.put("wiki", range(1000))
+    await until(partial(rig.settling_waits, 1))
+    await rig.put("wiki", range(1000, 2000))
+    await turns()
+    await rig.advance(29.0)
+    assert rig.upstream.sizes() == [1000, 500, 500]
+    assert rig.waiting() == list(range(500, 2000))
+    while rig.queue.waiting_events:
+        await rig.advance_to_next()
+        await rig.at_rest()
+    assert sorted(rig.upstream.taken["wiki"]) == list(range(2000))
 
 
 async def test_draining_does_not_linger_and_ends_when_nothing_is_left(rig: Rig) -> None:

@@ -92,7 +92,7 @@ def _status_of_files(config: Config, clock: Clock) -> Status:
         is_running=False,
         now_ms=clock.now_ms(),
         queue=queue_status(stats, place),
-        upstream=UpstreamStatus(config.upstream.base_url, "unknown"),
+        upstream=UpstreamStatus(config.delivers_to, "unknown"),
         apps=apps[:SHOWN_APPS],
         apps_left_out=max(0, len(apps) - SHOWN_APPS),
         dead_letters=dead_letters,

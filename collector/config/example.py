@@ -5,13 +5,14 @@ from itertools import groupby
 from typing import get_type_hints
 
 from collector.config.load import ENVIRONMENT_PREFIX, keys
-from collector.config.model import Config
+from collector.config.model import NEEDS_RESTART, Config
 
 WIDTH = 110
 HEADER = f"""\
 # The collector's configuration: every key with its default. A key that is commented out has no default.
 # The environment wins over this file: [queue] path is {ENVIRONMENT_PREFIX}QUEUE__PATH there, and so on.
 # `collector check-config --config FILE` lists every problem at once.
+# SIGHUP reads the file again: a change is in force at once, but for keys that are said to need a restart.
 """
 
 
@@ -23,6 +24,8 @@ def example_toml() -> str:
         parts.append(f"\n# {sections[section].__doc__}\n[{section}]\n")
         for key in members:
             parts += [_comment(key.kind.about), _comment(f"Allowed: {key.kind.allowed}.")]
+            if key.dotted in NEEDS_RESTART:
+                parts.append(_comment("A change needs a restart."))
             unset = f'# {key.name} = "…"\n'
             parts.append(unset if key.default is None else f"{key.name} = {key.kind.write(key.default)}\n")
     return "".join(parts)

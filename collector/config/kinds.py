@@ -55,6 +55,15 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class UnixUrl(NamedTuple):
+    """A collector that listens on a Unix socket."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
 class Refused(ValueError):
     """A value that is refused for a reason of its own; the message holds no secret, even where the value does."""
 
@@ -263,17 +272,30 @@ def parse_address(value: Any) -> Address:
 
 def url(about: str) -> Kind:
     """An http or https URL without user, query or fragment; a slash at its end is dropped."""
+    return Kind(about, "an http:// or https:// URL without user, query or fragment", _parse_url, _quoted)
 
-    def parse(value: Any) -> str:
-        if "@" in str(value):
-            raise Refused("a URL with an @ in it (not shown, for there may be a password before it)")
-        parts = urlsplit(_text(value))
-        if parts.scheme not in {"http", "https"} or not parts.hostname or not _URL.fullmatch(value):
-            raise ValueError(value)
-        _ = parts.port  # raises ValueError where it is no number
-        return str(value).rstrip("/")
 
-    return Kind(about, "an http:// or https:// URL without user, query or fragment", parse, _quoted)
+def url_or_unix(about: str) -> Kind:
+    """A URL as above, or `unix:` and the path of a socket's file."""
+
+    def parse(value: Any) -> str | UnixUrl:
+        path = _text(value).removeprefix("unix:")
+        if path == value:
+            return _parse_url(value)
+        return UnixUrl(Path(_text(path)).expanduser())
+
+    allowed = "an http:// or https:// URL without user, query or fragment, or unix:PATH"
+    return Kind(about, allowed, parse, _quoted)
+
+
+def _parse_url(value: Any) -> str:
+    if "@" in str(value):
+        raise Refused("a URL with an @ in it (not shown, for there may be a password before it)")
+    parts = urlsplit(_text(value))
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not _URL.fullmatch(value):
+        raise ValueError(value)
+    _ = parts.port  # raises ValueError where it is no number
+    return str(value).rstrip("/")
 
 
 def url_path(about: str, placeholder: str) -> Kind:

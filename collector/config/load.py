@@ -1,25 +1,40 @@
 """Configuration from a TOML file and the environment, in one pass that finds every problem at once.
 
-Order, later wins: defaults, file, environment (`COLLECTOR_<SECTION>__<KEY>`). The client secret comes from its key,
-else from `client_secret_file`, else from systemd's credentials directory.
+Order, later wins: defaults, file, environment (`COLLECTOR_<SECTION>__<KEY>`). A secret (upstream's client secret, the
+token for a central collector) comes from its key, else from the file that another key names, else from systemd's
+credentials directory, where the tokens of those who may send can be as well.
 """
 
+import contextlib
 import difflib
+import errno
 import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 
-from collector.config.kinds import Kind, Refused, Secret
-from collector.config.model import Config, Upstream
+from collector.config.kinds import Address, Kind, Refused, Secret, UnixUrl
+from collector.config.model import Access, Config
 from collector.config.tokens import read_tokens
 from collector.errors import ConfigInvalid
 
 ENVIRONMENT_PREFIX = "COLLECTOR_"
 SECRET_CREDENTIAL = "client_secret"  # noqa: S105 - the name of a file
+TOKEN_CREDENTIAL = "forward_token"  # noqa: S105 - the name of a file
+_PLACES_OF_SECRET = {
+    "upstream.client_secret",
+    "upstream.client_secret_file",
+    f"systemd credential {SECRET_CREDENTIAL}",
+}
+_ANYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - told apart, not bound
+SECRETS = {"upstream.client_secret", "forward.token", "jetstream.password"}
+TOKENS_CREDENTIAL = "ingest_tokens"
+NO_TOKENS = b"none"
+"""A credential that must be there, as a unit cannot leave it out, can be this word."""
 
 
 class Problem(NamedTuple):
@@ -65,28 +80,34 @@ def keys() -> list[Key]:
 
 
 def load(
-    file: Path | None = None, environment: Mapping[str, str] | None = None, *, with_credentials: bool = True
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    with_credentials: bool = True,
+    with_listeners: bool | None = None,
 ) -> Config:
     """The configuration of `file` (none: defaults only) under that of `environment` (default: the process's own).
 
-    Who only looks at a queue, or sends to a collector, can do without credentials. Raises ConfigInvalid with every
-    problem, one a line.
+    Who only looks at a queue, or sends to a collector, can do without credentials, and what only listeners need is not
+    looked at then either, unless they are asked for. Raises ConfigInvalid with every problem, one a line.
     """
     environment = os.environ if environment is None else environment
     known = {key.dotted: key for key in keys()}
     problems: list[Problem] = []
-    raw = _from_file(file, known, problems) | _from_environment(environment, known, problems)
+    from_environment = _from_environment(environment, known, problems)
+    raw = _from_file(file, known, problems) | from_environment
 
     values: dict[str, Any] = {}
     for dotted, value in raw.items():
         kind = known[dotted].kind
+        origin = f"; it was set by {known[dotted].variable}" if dotted in from_environment else ""
         try:
             values[dotted] = kind.parse(value)
         except Refused as refused:
-            problems.append(Problem(dotted, str(refused), f"allowed: {kind.allowed}"))
+            problems.append(Problem(dotted, str(refused), f"allowed: {kind.allowed}{origin}"))
         except (ValueError, TypeError, OverflowError):
-            shown = "(not shown)" if dotted in {"upstream.client_secret", "jetstream.password"} else repr(value)
-            problems.append(Problem(dotted, shown, f"allowed: {kind.allowed}"))
+            shown = "(not shown)" if dotted in SECRETS else repr(value)
+            problems.append(Problem(dotted, shown, f"allowed: {kind.allowed}{origin}"))
 
     sections = {
         section: section_type(
@@ -96,11 +117,14 @@ def load(
     }
     config = Config(**sections)
     if with_credentials:
-        upstream = _with_secret(config.upstream, environment, problems)
-        if upstream.client_id is None and not _named("upstream.client_id", problems):
-            problems.append(Problem("upstream.client_id", "missing", "give the OAuth2 client ID that Productiv issued"))
-        config = msgspec.structs.replace(config, upstream=upstream)
-        problems += [*_open_doors(config), *_at_odds(config)]
+        config = _with_credentials(config, environment, problems)
+        problems += [*_wrong_ways(config), *_at_odds(config)]
+    if with_credentials if with_listeners is None else with_listeners:
+        config = msgspec.structs.replace(config, access=_with_tokens(config.access, environment))
+        problems += _open_doors(config)
+        if config.gateway.operations and not with_credentials:
+            listed = ", ".join(config.gateway.operations)
+            problems.append(Problem("gateway.operations", listed, "cannot be passed on without upstream's credentials"))
     if problems:
         raise ConfigInvalid("\n".join(map(str, problems)))
     return config
@@ -120,6 +144,63 @@ def _at_odds(config: Config) -> list[Problem]:
     if ours.key_file is not None and ours.certificate_file is None:
         found.append(Problem("jetstream.certificate_file", "missing", "jetstream.key_file needs it"))
     return found
+
+
+def _with_credentials(config: Config, environment: Mapping[str, str], problems: list[Problem]) -> Config:
+    """The secrets are in it. Who delivers to a central collector can do without upstream's."""
+    upstream, forward = config.upstream, config.forward
+    secret = _secret(
+        ("upstream.client_secret", upstream.client_secret),
+        ("upstream.client_secret_file", upstream.client_secret_file),
+        SECRET_CREDENTIAL,
+        environment,
+        problems,
+    )
+    if forward.url is None:
+        if secret is None and not any(problem.key in _PLACES_OF_SECRET for problem in problems):
+            remedy = "give it here, in client_secret_file, or as a systemd credential"
+            problems.append(Problem("upstream.client_secret", "missing", remedy))
+        if upstream.client_id is None and not _named("upstream.client_id", problems):
+            problems.append(Problem("upstream.client_id", "missing", "give the OAuth2 client ID that Productiv issued"))
+    token = _secret(
+        ("forward.token", forward.token),
+        ("forward.token_file", forward.token_file),
+        TOKEN_CREDENTIAL,
+        environment,
+        problems,
+    )
+    if token is not None and not (token.reveal().isascii() and token.reveal().isprintable()):
+        problems.append(Problem("forward.token", "(not shown) has characters that no header can carry"))
+    return msgspec.structs.replace(
+        config,
+        upstream=msgspec.structs.replace(upstream, client_secret=secret),
+        forward=msgspec.structs.replace(forward, token=token),
+    )
+
+
+def _wrong_ways(config: Config) -> list[Problem]:
+    """What is amiss with the way out."""
+    url, found = config.forward.url, []
+    if url is None:
+        return []
+    if _leads_back(config):
+        reason = "is where this collector itself listens: all its events would come back as duplicates"
+        found.append(Problem("forward.url", f"{str(url)!r} {reason}", "allowed: another collector"))
+    if config.gateway.operations:
+        remedy = "allowed: none beside forward.url; they are the central collector's to pass on"
+        found.append(Problem("gateway.operations", ", ".join(config.gateway.operations), remedy))
+    return found
+
+
+def _leads_back(config: Config) -> bool:
+    """Whether what is forwarded would come straight back, as far as an address tells."""
+    url, listen = config.forward.url, config.http.listen
+    if url is None or isinstance(url, UnixUrl):
+        return url is not None and url.path == config.unix.stream
+    parts = urlsplit(url)
+    there = Address(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+    is_here = there.host == listen.host or (there.is_loopback and (listen.is_loopback or listen.host in _ANYWHERE))
+    return is_here and there.port == listen.port
 
 
 def _open_doors(config: Config) -> list[Problem]:
@@ -194,32 +275,53 @@ def _from_environment(
     return found
 
 
-def _with_secret(upstream: Upstream, environment: Mapping[str, str], problems: list[Problem]) -> Upstream:
-    if upstream.client_secret is not None:
-        return upstream
-    file, key = upstream.client_secret_file, "upstream.client_secret_file"
+def _secret(
+    own: tuple[str, Secret | None],
+    file_of: tuple[str, Path | None],
+    credential: str,
+    environment: Mapping[str, str],
+    problems: list[Problem],
+) -> Secret | None:
+    """A secret from its own key, from the file that another key names, or from systemd; None where it is nowhere."""
+    if own[1] is not None:
+        return own[1]
+    key, file = file_of
     directory = environment.get("CREDENTIALS_DIRECTORY")
     if file is None and directory:
-        file, key = Path(directory, SECRET_CREDENTIAL), f"systemd credential {SECRET_CREDENTIAL}"
-    if file is None or (key.startswith("systemd") and not file.exists()):
-        if not _named("upstream.client_secret", problems):
-            problems.append(
-                Problem(
-                    "upstream.client_secret",
-                    "missing",
-                    "give it here, in client_secret_file, or as a systemd credential",
-                )
-            )
-        return upstream
+        key, file = f"systemd credential {credential}", Path(directory, credential)
+        if _is_missing(file):
+            return None
+    if file is None:
+        return None
     try:
         content = file.read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8, or NUL in its name"
         problems.append(Problem(key, f"{str(file)!r} cannot be read ({reason})", "allowed: a readable file"))
-        return upstream
+        return None
     if not content:
         problems.append(Problem(key, f"{str(file)!r} is empty", "allowed: a file that holds the secret"))
-    return msgspec.structs.replace(upstream, client_secret=Secret(content))
+    return Secret(content)
+
+
+def _with_tokens(access: Access, environment: Mapping[str, str]) -> Access:
+    directory = environment.get("CREDENTIALS_DIRECTORY")
+    if access.tokens_file is not None or not directory:
+        return access
+    file = Path(directory, TOKENS_CREDENTIAL)
+    with contextlib.suppress(OSError):  # whoever reads the tokens will say it
+        if _is_missing(file) or file.read_bytes().strip() == NO_TOKENS:
+            return access
+    return msgspec.structs.replace(access, tokens_file=file)
+
+
+def _is_missing(file: Path) -> bool:
+    """Whether there certainly is no such file; of one that may not even be looked at, reading it will tell more."""
+    try:
+        file.stat()
+    except OSError as error:
+        return error.errno in {errno.ENOENT, errno.ENOTDIR}
+    return False
 
 
 def _named(dotted: str, problems: list[Problem]) -> bool:

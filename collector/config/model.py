@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 
 from collector.config import kinds
-from collector.config.kinds import Address, Bytes, Seconds, Secret
+from collector.config.kinds import Address, Bytes, Seconds, Secret, UnixUrl
 from collector.contract.operations import OPERATIONS
 from collector.events import EMAIL_MAX_CHARS, EVENT_NAME_MAX_CHARS, KEPT_MAX_BYTES
 
@@ -118,7 +118,8 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     tokens_file: Annotated[
         Path | None,
         kinds.path(
-            "File of bearer tokens, one a line; every post over TCP must carry one of them. Read again on SIGHUP."
+            "File of bearer tokens, one a line; every post over TCP must carry one of them. Without it, the systemd "
+            "credential ingest_tokens (LoadCredential=ingest_tokens:FILE), if there is one that is not the word none."
         ),
     ] = None
     allow_unauthenticated: Annotated[
@@ -353,6 +354,29 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     ] = Seconds(30.0)
 
 
+class Forward(msgspec.Struct, frozen=True, kw_only=True):
+    """Another collector to deliver to in Productiv's place: this one is at the edge, that one is central."""
+
+    url: Annotated[
+        str | UnixUrl | None,
+        kinds.url_or_unix(
+            "Where the central collector takes events. With it [upstream] is not used and needs no credentials. The "
+            "central must keep the same events.keep_fields: it drops and counts others."
+        ),
+    ] = None
+    token: Annotated[
+        Secret | None,
+        kinds.secret(
+            "One of the tokens in the central's access.tokens_file, if it has one. Here, or better: in the "
+            "environment, in token_file, or as the systemd credential forward_token."
+        ),
+    ] = None
+    token_file: Annotated[Path | None, kinds.path("File whose content, without the line end, is the token.")] = None
+    timeout: Annotated[
+        Seconds, kinds.duration("How long one request may take before it counts as failed.", "10ms", "10m")
+    ] = Seconds(30.0)
+
+
 class Gateway(msgspec.Struct, frozen=True, kw_only=True):
     """Operations of the API that local apps may call through the collector, which adds its credentials."""
 
@@ -401,6 +425,47 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     jetstream: JetStream = JetStream()
     flush: Flush = Flush()
     upstream: Upstream = Upstream()
+    forward: Forward = Forward()
     gateway: Gateway = Gateway()
     stop: Stop = Stop()
     log: Log = Log()
+
+    @property
+    def delivers_to(self) -> str:
+        """Whom events are delivered to: the API's URL, or the central collector's."""
+        return self.upstream.base_url if self.forward.url is None else str(self.forward.url)
+
+    @property
+    def delivery_timeout(self) -> Seconds:
+        """How long one of their answers may take."""
+        return self.upstream.timeout if self.forward.url is None else self.forward.timeout
+
+
+NEEDS_RESTART = frozenset(
+    {
+        "http.listen",
+        "udp.listen",
+        "udp.receive_buffer",
+        "unix.stream",
+        "unix.datagram",
+        "unix.mode",
+        "unix.owner",
+        "queue.backend",
+        "jetstream.servers",
+        "jetstream.stream",
+        "jetstream.replicas",
+        "jetstream.lease_timeout",
+        "jetstream.user",
+        "jetstream.password",
+        "jetstream.credentials_file",
+        "jetstream.nkey_file",
+        "jetstream.ca_file",
+        "jetstream.certificate_file",
+        "jetstream.key_file",
+        "queue.path",
+        "queue.dedup_retention",
+        "flush.batch_events",
+        "forward.url",
+    }
+)
+"""Keys that a running collector keeps as they were at its start. A reload brings all others into force."""

@@ -169,6 +169,16 @@ class Backend(Queue, Protocol):
         """Another process may deliver."""
         ...
 
+    def use_limits(
+        self, *, max_bytes: int, max_uncommitted_bytes: int, max_dead_bytes: int, keep_delivered_seconds: float
+    ) -> None:
+        """From now on these hold. What is there already stays."""
+        ...
+
+    async def round_trip(self) -> None:
+        """Returns when what takes events has done what it was given before; never, where it hangs."""
+        ...
+
     def fleet_share(self) -> float:
         """The part of what upstream allows all who deliver from this queue that this process may use: 1 if alone."""
         ...

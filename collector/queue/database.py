@@ -26,8 +26,9 @@ from pathlib import Path
 
 from collector.errors import CollectorError, DiskFull, QueueBroken, QueueDamaged, QueueUnavailable
 from collector.queue.forks import Connection
+from collector.queue.lock import nobody_present
 from collector.queue.soundness import stored_schema
-from collector.queue.write_ahead_log import PAGE_BYTES
+from collector.queue.write_ahead_log import EMPTY, PAGE_BYTES, read_log
 
 FILE_NAME = "queue.sqlite3"
 APPLICATION_ID = 0x55434F4C  # "UCOL", at byte 68 of the file
@@ -119,10 +120,18 @@ def open_writer(directory: Path) -> sqlite3.Connection:
 
 
 def open_reader(directory: Path) -> sqlite3.Connection:
-    """The queue's file, open for reading only. Raises QueueBroken where there is none or it is not a queue."""
+    """The queue's file, open for reading only. Raises QueueBroken where there is none or it is not a queue.
+
+    What a process that died has left with a damaged log is not opened: SQLite would leave out all that stands behind
+    the damage and say so in the index, so that the next start would take it for the end of the log.
+    """
     file = directory / FILE_NAME
     if not file.exists():
         raise QueueBroken(f"{file} does not exist; a collector that ran with this queue.path would have made it")
+    with nobody_present(directory, patience_seconds=BUSY_TIMEOUT_MS / 1000) as is_left_behind:
+        log = read_log(file.with_name(FILE_NAME + "-wal")) if is_left_behind else EMPTY
+    if log.is_damaged:
+        raise damaged(file, log.damage)
     connection: sqlite3.Connection | None = None
     try:
         connection = sqlite3.connect(
@@ -222,8 +231,9 @@ def translate(error: sqlite3.Error | OSError, file: Path) -> CollectorError:
         return DiskFull(f"{file}: no room on the disk", retry_after_seconds=RETRY_AFTER_SECONDS)
     if isinstance(error, OSError):
         return QueueUnavailable(f"{file}: {error.strerror}", retry_after_seconds=RETRY_AFTER_SECONDS)
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
+    extended = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    code = extended & 0xFF
+    if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:  # the log's index could not grow
         return DiskFull(f"{file}: no room on the disk", retry_after_seconds=RETRY_AFTER_SECONDS)
     if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
         return damaged(file, str(error))

@@ -132,7 +132,7 @@ class Letters:
         return events
 
     def _drop(self, drop: str, letter: Letter) -> bool:
-        return self._connection.execute(drop, (letter.number,)).rowcount == 1
+        return self._connection.execute(drop, (letter.number, letter.when_ms)).rowcount == 1
 
     def _put_back(self, letters: Sequence[Letter]) -> None:
         """New segments for their apps. Their keys were counted when they came first, so they are not counted again."""

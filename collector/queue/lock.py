@@ -11,11 +11,13 @@ import os
 import pwd
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from collector.errors import CollectorError, QueueBroken, QueueInUse, QueueUnavailable
 from collector.queue.forks import let_go_in_child
+
+PRESENCE = "open.lock"
 
 
 class RoleLock:
@@ -71,7 +73,7 @@ class Presence:
     """This connection's share of `open.lock`, from `enter` until `release` or death."""
 
     def __init__(self, directory: Path) -> None:
-        self._file = directory / "open.lock"
+        self._file = directory / PRESENCE
         self._descriptor: int | None = None
 
     def enter(self, *, alone: Callable[[], None], patience_seconds: float) -> None:
@@ -85,7 +87,7 @@ class Presence:
         except OSError as error:
             raise no_lock(self._file, error) from error
         try:
-            if self._waited_for(descriptor, patience_seconds):
+            if _waited_for(descriptor, self._file.parent, patience_seconds):
                 alone()
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
         except OSError as error:
@@ -103,21 +105,40 @@ class Presence:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _waited_for(self, descriptor: int, patience_seconds: float) -> bool:
-        """Holds the lock, alone (True) or with others."""
-        deadline = time.monotonic() + patience_seconds
-        while True:
-            for kind in (fcntl.LOCK_EX, fcntl.LOCK_SH):
-                try:
-                    fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-                except OSError as error:
-                    if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
-                        raise
-                else:
-                    return kind == fcntl.LOCK_EX
-            if time.monotonic() > deadline:
-                raise QueueUnavailable(f"{self._file.parent} is being checked or recovered by another process; wait")
-            time.sleep(0.01)
+
+@contextlib.contextmanager
+def nobody_present(directory: Path, *, patience_seconds: float) -> Iterator[bool]:
+    """Whether nobody has the queue's file open, nor will within the block; False also where that is not ours to know.
+
+    Raises QueueUnavailable where another process is alone for longer than that.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            descriptor = os.open(directory / PRESENCE, os.O_RDONLY | os.O_CLOEXEC)
+            held.callback(os.close, descriptor)
+            is_alone = _waited_for(descriptor, directory, patience_seconds)
+        except FileNotFoundError:
+            is_alone = True
+        except OSError:
+            is_alone = False
+        yield is_alone
+
+
+def _waited_for(descriptor: int, directory: Path, patience_seconds: float) -> bool:
+    """Holds the lock, alone (True) or with others."""
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        for kind in (fcntl.LOCK_EX, fcntl.LOCK_SH):
+            try:
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+                    raise
+            else:
+                return kind == fcntl.LOCK_EX
+        if time.monotonic() > deadline:
+            raise QueueUnavailable(f"{directory} is being checked or recovered by another process; wait")
+        time.sleep(0.01)
 
 
 def no_lock(file: Path, error: OSError) -> CollectorError:

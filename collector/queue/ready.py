@@ -22,6 +22,7 @@ from collector.errors import DiskFull, QueueBroken
 from collector.observe.logs import get_logger
 from collector.queue.database import APPLICATION_ID, FILE_NAME, MIGRATIONS, make_file, schema_of, translate
 from collector.queue.lock import forbidden
+from collector.queue.reserve import Reserve
 from collector.queue.salvage import COMPLETE, MAKING, Salvaged, put_in_place, salvage, sync
 from collector.queue.soundness import problems
 from collector.queue.write_ahead_log import read_log
@@ -41,29 +42,40 @@ HEADER_BYTES = 100
 def make_ready(directory: Path) -> None:
     """A sound file of ours stands in the directory, be it new, as it was, or salvaged. Nobody else may be present.
 
-    Raises QueueBroken or QueueUnavailable, with the file as it was.
+    On a full disk the reserve is given up for it: even to open a file takes room, for the index of its log. Raises
+    QueueBroken or QueueUnavailable, with the file as it was.
     """
     file = directory / FILE_NAME
-    try:
-        finish_interrupted(file)
-        doubted = file.with_name(DOUBTED)
-        found = damage(file, whole=doubted.exists() or _bytes(file) <= CHECKED_WHOLE_BYTES)
-        if found:
-            log.error("queue.file_damaged", file=str(file), problems=found)
-            report(file, salvage(file))
-        doubted.unlink(missing_ok=True)
-        if not file.exists():
-            make_file(file.with_name(MAKING))
-            file.with_name(MAKING).replace(file)
-            sync(directory)
-    except (sqlite3.Error, OSError) as error:
-        failure = translate(error, file)
-        if isinstance(failure, DiskFull):
-            raise QueueBroken(
-                f"{file} is new or damaged, and there is no room on its disk to make another; it was left as it was. "
-                "Salvaging takes up to twice its size: free that and start again"
-            ) from error
-        raise failure from error
+    reserves = [Reserve(directory)]
+    while True:
+        try:
+            _make_ready(file)
+        except (sqlite3.Error, OSError) as error:
+            failure = translate(error, file)
+            if not isinstance(failure, DiskFull):
+                raise failure from error
+            if not reserves:
+                raise QueueBroken(
+                    f"{file}: there is no room on its disk to open it, or to make another where it is new or damaged; "
+                    "it was left as it was. Salvaging takes up to twice its size: free that and start again"
+                ) from error
+            reserves.pop().give()
+        else:
+            return
+
+
+def _make_ready(file: Path) -> None:
+    finish_interrupted(file)
+    doubted = file.with_name(DOUBTED)
+    found = damage(file, whole=doubted.exists() or _bytes(file) <= CHECKED_WHOLE_BYTES)
+    if found:
+        log.error("queue.file_damaged", file=str(file), problems=found)
+        report(file, salvage(file))
+    doubted.unlink(missing_ok=True)
+    if not file.exists():
+        make_file(file.with_name(MAKING))
+        file.with_name(MAKING).replace(file)
+        sync(file.parent)
 
 
 def doubt(directory: Path) -> None:
@@ -105,14 +117,18 @@ def damage(file: Path, *, whole: bool = True) -> list[str]:
             meaning="commits that failed or were interrupted, which nobody was told of; or damage after a power cut",
         )
     if written_ahead.is_damaged:
-        return [f"its log has {written_ahead.bad_frames} bad pages amid finished commits, or a bad head"]
+        return [written_ahead.damage]
     return problems_of(file, whole=whole)
 
 
 def problems_of(file: Path, *, whole: bool = True) -> list[str]:
-    """What SQLite and our checksums find wrong with the file, also while others use it. Raises QueueBroken."""
+    """What SQLite and our checksums find wrong with the file, also while others use it. Raises QueueBroken.
+
+    Nothing is written but what a process left half done that died while it turned a new file's log on: it is undone.
+    """
+    mode = "rw" if file.with_name(file.name + "-journal").exists() else "ro"
     try:
-        connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None)
         try:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > len(MIGRATIONS):

@@ -204,6 +204,17 @@ class SqliteQueue:
         since = [lane.waiting_since for lane in self._lanes.values() if lane.available]
         return max(0.0, self._clock.monotonic() - min(since)) if since else 0.0
 
+    def use_limits(
+        self, *, max_bytes: int, max_uncommitted_bytes: int, max_dead_bytes: int, keep_delivered_seconds: float
+    ) -> None:
+        """From now on these hold. What is there already stays."""
+        self._max_bytes, self._max_uncommitted_bytes = max_bytes, max_uncommitted_bytes
+        self._max_dead_bytes, self._keep_seconds = max_dead_bytes, keep_delivered_seconds
+
+    async def round_trip(self) -> None:
+        """Returns when the writer has done what it was given before; never, where it hangs."""
+        await self._writer.run(lambda: None)
+
     async def put(self, batches: Sequence[Batch]) -> Sequence[Verdict]:
         """See `Queue.put`."""
         if not batches:

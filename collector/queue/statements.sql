@@ -115,7 +115,7 @@ WHERE dead > ?1 AND (?2 IS NULL OR name = ?2) AND (?3 IS NULL OR instr(reason, ?
   AND buried_ms < ?5 AND (?6 IS NULL OR dead = ?6);
 
 -- name: drop_letter
-DELETE FROM dead WHERE dead = ?1;
+DELETE FROM dead WHERE dead = ?1 AND buried_ms = ?2;
 
 -- name: waiting_after
 SELECT segment, name, 0, NULL, lines, segment.crc FROM segment JOIN app ON app = segment >> 40
@@ -132,7 +132,8 @@ SELECT coalesce(sum(events), 0) FROM delivered JOIN app USING (app)
 WHERE (?1 IS NULL OR name = ?1) AND delivered_ms >= ?2 AND delivered_ms < ?3;
 
 -- name: drop_delivered
-DELETE FROM delivered WHERE delivered = ?1;
+-- The number alone may have come to mean another row: once the table is empty they begin anew.
+DELETE FROM delivered WHERE delivered = ?1 AND delivered_ms = ?2;
 
 -- name: newest_letter
 SELECT coalesce(max(dead), 0) FROM dead;

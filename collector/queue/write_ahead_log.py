@@ -46,6 +46,11 @@ class Log(NamedTuple):
         """Whether SQLite would drop transactions that were finished."""
         return bool(self.bad_frames or (self.header_is_bad and self.frames))
 
+    @property
+    def damage(self) -> str:
+        """What is wrong with a damaged log, for people."""
+        return f"its log has {self.bad_frames} bad pages amid finished commits, or a bad head"
+
 
 EMPTY = Log([], 0, 0, header_is_bad=False, torn_frames=0)
 

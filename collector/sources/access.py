@@ -22,8 +22,13 @@ class Guard:
 
     def __init__(self, *, tokens: Iterable[str] = (), allowed_hosts: Iterable[str] = ()) -> None:
         self._digests: tuple[bytes, ...] = ()
-        self._allowed_hosts = frozenset(name.lower() for name in allowed_hosts)
+        self._allowed_hosts: frozenset[str] = frozenset()
+        self.use_hosts(allowed_hosts)
         self.use_tokens(tokens)
+
+    def use_hosts(self, names: Iterable[str]) -> None:
+        """From now on these are the names by which the collector may be called, beside localhost."""
+        self._allowed_hosts = frozenset(name.lower() for name in names)
 
     def use_tokens(self, tokens: Iterable[str]) -> None:
         """From now on these are the tokens."""

@@ -11,8 +11,8 @@ kernel dropped, what a full queue did not take.
 import asyncio
 import contextlib
 import socket
+import struct
 from collections import Counter
-from pathlib import Path
 
 from collector.clock import Clock
 from collector.config.kinds import Address
@@ -44,6 +44,8 @@ LOOK_SECONDS = 1.0
 STOP_SECONDS = 2.0
 """How long a stop goes on reading from senders who do not stop."""
 
+SO_MEMINFO, SK_MEMINFO_DROPS = 55, 8  # of Linux: what a socket has of memory, and has dropped (sock_diag(7))
+_MEMORY = struct.Struct("=9I")
 SO_RCVBUFFORCE = 33  # of Linux: as SO_RCVBUF, above the limit, for who may administer the network (socket(7))
 MAX_RECEIVE_BUFFER_BYTES = 2**30 - 1  # of Linux: it keeps twice the size in an int, and gives who asks for more this
 
@@ -63,15 +65,15 @@ def bind_udp(listen: Address, *, receive_buffer_bytes: int) -> socket.socket:
     except OSError:
         bound.close()
         raise
+    say_if_small(bound, receive_buffer_bytes, f"sysctl -w net.core.rmem_max={receive_buffer_bytes}")
+    return bound
+
+
+def say_if_small(bound: socket.socket, receive_buffer_bytes: int, remedy: str) -> None:
+    """Says so where less kernel memory than that waits for datagrams."""
     granted = receive_buffer_size(bound)
     if granted < min(receive_buffer_bytes, MAX_RECEIVE_BUFFER_BYTES):
-        log.warning(
-            "udp.receive_buffer_capped",
-            asked_bytes=receive_buffer_bytes,
-            granted_bytes=granted,
-            remedy=f"sysctl -w net.core.rmem_max={receive_buffer_bytes}",
-        )
-    return bound
+        log.warning("udp.receive_buffer_capped", asked_bytes=receive_buffer_bytes, granted_bytes=granted, remedy=remedy)
 
 
 def receive_buffer_size(bound: socket.socket) -> int:
@@ -100,6 +102,7 @@ class DatagramSource:
         self._storing: asyncio.Task[None] | None = None
         self._is_reading = False
         self._is_stopping = False
+        self._is_lent = False
         self._kernel_drops = 0
         self._look_at = 0.0
         self._lost: Counter[str] = Counter()
@@ -111,9 +114,12 @@ class DatagramSource:
         """Bytes of datagrams in memory whose events are not stored yet."""
         return self._unstored_bytes
 
-    def start(self, bound: socket.socket) -> None:
-        """Events that come over `bound` are stored from now on."""
-        self._socket = bound
+    def start(self, bound: socket.socket, *, is_lent: bool = False) -> None:
+        """Events that come over `bound` are stored from now on.
+
+        One that `is_lent` stays open elsewhere: what was not read from it when this stops, whoever is next will read.
+        """
+        self._socket, self._is_lent = bound, is_lent
         self._socket.setblocking(False)
         self._read_on()
 
@@ -123,12 +129,13 @@ class DatagramSource:
             return
         self._is_stopping = True
         self._pause()
-        with contextlib.suppress(OSError):  # UDP has no such thing
-            self._socket.shutdown(socket.SHUT_RD)  # who sends to a Unix socket learns it; what waits there stays
+        if not self._is_lent:
+            with contextlib.suppress(OSError):  # UDP has no such thing
+                self._socket.shutdown(socket.SHUT_RD)  # who sends to a Unix socket learns it; what waits there stays
         if self._storing is not None:
             await self._storing
         deadline = self._clock.monotonic() + STOP_SECONDS
-        while self._drain() and self._clock.monotonic() < deadline:
+        while not self._is_lent and self._drain() and self._clock.monotonic() < deadline:
             await self._store_all()
         await self._store_all()
         self.count_kernel_drops()
@@ -259,17 +266,10 @@ def _without_values(reason: str) -> str:
 
 
 def _dropped_by_kernel(bound: socket.socket) -> int:
-    """The kernel's count for one UDP socket, from the table of all of them; 0 for others, and on other systems."""
+    """How many datagrams the kernel has dropped on a UDP socket since it was made; 0 for others, and elsewhere."""
     if bound.family not in {socket.AF_INET, socket.AF_INET6}:
         return 0
-    table = Path("/proc/net/udp6" if bound.family == socket.AF_INET6 else "/proc/net/udp")
     try:
-        inode = str(_inode(bound))
-        rows = table.read_text(encoding="ascii").splitlines()[1:]
-    except OSError:
+        return int(_MEMORY.unpack(bound.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _MEMORY.size))[SK_MEMINFO_DROPS])
+    except (OSError, struct.error):
         return 0
-    return sum(int(fields[-1]) for fields in map(str.split, rows) if fields[9] == inode)
-
-
-def _inode(bound: socket.socket) -> int:
-    return Path(f"/proc/self/fd/{bound.fileno()}").stat().st_ino

@@ -61,9 +61,14 @@ class Gateway:
     def __init__(self, operations: Iterable[str], passage: Passage, metrics: Metrics) -> None:
         self._passage = passage
         self._metrics = metrics
+        self._routes: list[tuple[Operation[Any], re.Pattern[str]]] = []
+        self.use_operations(operations)
+
+    def use_operations(self, names: Iterable[str]) -> None:
+        """From now on these are passed on."""
         self._routes = [
             (operation, re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(operation.path))))
-            for operation in (BY_ID[name] for name in operations)
+            for operation in (BY_ID[name] for name in names)
             if operation is not PUBLISH_USAGE_EVENTS
         ]
 

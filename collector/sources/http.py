@@ -12,8 +12,10 @@ import functools
 import math
 import re
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -58,6 +60,9 @@ BACKLOG = 1024
 STOP_GRACE_SECONDS = 2.0
 """How long a stop waits for requests whose body is still on its way."""
 
+_FILE_STAYS: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+"""Whoever made a Unix socket's file takes it away; before 3.13 no loop did."""
+
 Handler = Callable[[Request, Report], Awaitable[Answer]]
 
 _encode = msgspec.json.Encoder().encode
@@ -98,19 +103,32 @@ class HttpSource:
         }
         self._server = Server(self, connection_limits)
         self._listeners: list[asyncio.Server] = []
+        self.address: Address | None = None
         self._memory = Memory(body_limits.held_bytes)
 
-    async def start(self, unix: socket.socket | None = None) -> None:
-        """Listens, and serves the bound Unix socket as well. Raises OSError where the address cannot be had."""
+    async def start(self) -> None:
+        """Listens on its address. Raises OSError where that cannot be had."""
         loop = asyncio.get_running_loop()
         listener = await loop.create_server(self._server.connect, self._listen.host, self._listen.port, backlog=BACKLOG)
         self._listeners.append(listener)
-        host, port = listener.sockets[0].getsockname()[:2]
-        self.address = Address(host, port)
-        if unix is not None:
-            self._listeners.append(
-                await loop.create_unix_server(self._server.connect_locally, sock=unix, backlog=BACKLOG)
+        self.address = Address(*listener.sockets[0].getsockname()[:2])
+
+    async def serve(self, bound: socket.socket) -> None:
+        """Listens on a bound socket as well, TCP or Unix, which is closed with the others; a file of it stays."""
+        loop = asyncio.get_running_loop()
+        if bound.family == socket.AF_UNIX:
+            listener = await loop.create_unix_server(
+                self._server.connect_locally, sock=bound, backlog=BACKLOG, **_FILE_STAYS
             )
+        else:
+            listener = await loop.create_server(self._server.connect, sock=bound, backlog=BACKLOG)
+            self.address = self.address or Address(*bound.getsockname()[:2])
+        self._listeners.append(listener)
+
+    def use_limits(self, connection_limits: Limits, body_limits: BodyLimits) -> None:
+        """From now on these hold, also for connections that are open."""
+        self._server.limits, self._limits = connection_limits, body_limits
+        self._memory.limit_bytes = body_limits.held_bytes
 
     async def stop(self) -> None:
         """Accepts no connection any more, answers the requests that are under way, and closes."""

@@ -35,6 +35,9 @@ LINGER_SECONDS = 2.0
 """How long a connection stays after an answer that came before the end of its request: closed at once, the kernel would
 send a reset, and the client might never see the answer (RFC 9112 section 9.6)."""
 
+HTTP_2_PREFACE = "Pause on PRI/Upgrade"
+"""What the parser says where HTTP/2 begins without having been asked for, as from `curl --http2-prior-knowledge`."""
+
 NEVER = float("inf")
 
 
@@ -68,6 +71,7 @@ class Host(Protocol):
     application: Application
     limits: Limits
     stopping: bool
+    stopped: bool
     in_flight: int
     date_line: bytes
 
@@ -103,6 +107,7 @@ class Connection(asyncio.Protocol):
         self._is_paused = False
         self._is_deaf = False  # what still comes in is dropped, and the connection closes after its last answer
         self._has_ended = False  # the client's half: it sends no more
+        self._has_asked = False
         self._is_in_head = False
         self._head_bytes = 0
         self._unaccounted_bytes = 0  # since the parser has last made something of them
@@ -116,8 +121,8 @@ class Connection(asyncio.Protocol):
         server = self._server
         server.opened(self)
         self.deadline = self._loop.time() + server.limits.head_seconds
-        if server.stopping:
-            self._transport.abort()  # accepted just before the listening socket was closed
+        if server.stopped:
+            self._transport.abort()
         elif server.connections > server.limits.connections:
             limit = f"http.max_connections = {server.limits.connections} connections are open"
             self._is_deaf = True
@@ -136,7 +141,8 @@ class Connection(asyncio.Protocol):
             except httptools.HttpParserUpgrade as upgrade:
                 data = self._without_upgrade() + data[upgrade.args[0] :]
             except httptools.HttpParserError as error:
-                self._fail(Refusal(400, f"not HTTP/1.1: {error}", "malformed"))
+                said = "this is HTTP/2; send HTTP/1.1" if str(error) == HTTP_2_PREFACE else str(error)
+                self._fail(Refusal(400, f"not HTTP/1.1: {said}", "malformed"))
         if self._unaccounted_bytes > self._server.limits.head_bytes:
             self._fail(self._head_too_large())
         self.regulate()
@@ -303,9 +309,14 @@ class Connection(asyncio.Protocol):
                 self.deadline = self._loop.time() + self._server.limits.body_seconds
 
     def finish(self) -> None:
-        """Closes the connection, after the answers to what it has asked."""
+        """Closes the connection, after the answers to what it has asked.
+
+        Whoever has only just connected, or begun to ask, may still do so: he has heard of no stop, and elsewhere he
+        would not have been refused.
+        """
         if self._serving is None:
-            self._transport.close()
+            if self._has_asked and not self._is_in_head:
+                self._transport.close()
         elif self._receiving is None:
             self._is_deaf = True
 
@@ -325,9 +336,11 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def fail(self, refusal: Refusal) -> None:
-        """Refuses the request that is coming in, if one is."""
-        if self._receiving is not None:
+        """Refuses the request that is coming in; without one, the connection is closed."""
+        if self._receiving is not None or self._is_in_head:
             self._fail(refusal)
+        elif self._serving is None:
+            self._transport.close()
 
     def abort(self) -> None:
         """Closes the connection at once."""
@@ -336,6 +349,7 @@ class Connection(asyncio.Protocol):
     # Steps
 
     def _enqueue(self, request: Request | Refusal) -> None:
+        self._has_asked = True
         self._requests.append(request)
         if self._serving is None:
             self._serving = self._loop.create_task(self.serve())

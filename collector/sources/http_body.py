@@ -26,13 +26,13 @@ class Memory:
     """Bytes of all bodies whose events are not stored yet."""
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self.held_bytes = 0
 
     def hold(self, size: int) -> None:
         """So much more is held. Raises Refusal where that is too much; what was held before stays so."""
-        if self.held_bytes + size > self._limit_bytes:
-            reason = f"request bodies take all of http.max_held_bytes = {self._limit_bytes} bytes"
+        if self.held_bytes + size > self.limit_bytes:
+            reason = f"request bodies take all of http.max_held_bytes = {self.limit_bytes} bytes"
             raise Refusal(503, reason, "memory", {"Retry-After": "1"})
         self.held_bytes += size
 

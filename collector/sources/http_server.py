@@ -6,6 +6,9 @@ from email.utils import formatdate
 from collector.sources.http1 import LINGER_SECONDS, Application, Connection, Limits
 from collector.sources.http_message import Refusal
 
+ACCEPTED_TURNS = 5
+"""Turns of the loop after which a connection that was accepted is known to be there: three in asyncio."""
+
 TICK_SECONDS = 1.0
 """How often deadlines are looked at, while there are connections."""
 
@@ -16,7 +19,7 @@ class Server:
     def __init__(self, application: Application, limits: Limits) -> None:
         self.application = application
         self.limits = limits
-        self.stopping = False
+        self.stopping = self.stopped = False
         self.in_flight = 0
         self.date_line = b""
         self._connections: set[Connection] = set()
@@ -53,9 +56,12 @@ class Server:
     async def stop(self, grace_seconds: float) -> None:
         """Returns when no connection is open, or some are stuck; listening sockets are to be closed before.
 
-        Requests that are complete are answered. Those that are not have `grace_seconds` to become so.
+        Requests that are complete are answered. Those that are not, and those of connections that have only just come,
+        have `grace_seconds` to become so.
         """
         self.stopping = True
+        for _ in range(ACCEPTED_TURNS):
+            await asyncio.sleep(0)
         for connection in list(self._connections):
             connection.finish()
         if not await self._is_empty_within(grace_seconds):
@@ -65,6 +71,7 @@ class Server:
             for connection in list(self._connections):
                 connection.abort()
             await self._is_empty_within(grace_seconds)
+        self.stopped = True
         if self._tick is not None:
             self._tick.cancel()
 

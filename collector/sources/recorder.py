@@ -69,6 +69,10 @@ class Recorder:
         self._emptied = asyncio.Event()
         self._emptied.set()
 
+    def use_limit(self, max_waiting_events: int) -> None:
+        """From now on so many may wait."""
+        self._max_waiting_events = max_waiting_events
+
     @property
     def waiting_events(self) -> int:
         """Events that were offered and are not on disk yet."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 from collector.clock import Clock
 from collector.config.kinds import Secret
@@ -35,16 +35,20 @@ class TokenSource:
         metrics: Metrics,
     ) -> None:
         self._transport = transport
-        self._token_url = token_url
-        self._client_id = client_id
-        self._client_secret = client_secret
-        self._scope = scope
+        self._client = (token_url, client_id, client_secret, scope)
         self._clock = clock
         self._metrics = metrics
         self._token: str | None = None
         self._renew_at = self._expires_at = 0.0
         self._not_before = float("-inf")  # upstream asked to be left alone until then
         self._renewal: asyncio.Task[str] | None = None
+
+    def use_client(self, *, token_url: str, client_id: str, client_secret: Secret, scope: str) -> None:
+        """From now on tokens are asked for in this way; one that was granted to another client is not used any more."""
+        client = (token_url, client_id, client_secret, scope)
+        if client != self._client:
+            self._client = client
+            self._token, self._not_before = None, float("-inf")
 
     async def token(self) -> str:
         """A token that has not expired. Raises CredentialsRefused or Retryable; a Retry-After holds for all who ask.
@@ -82,9 +86,8 @@ class TokenSource:
 
     async def ask(self) -> AccessToken:
         """GetAccessToken: a new token, whatever is known already. Raises CredentialsRefused or Retryable."""
-        request = token_request(
-            self._token_url, client_id=self._client_id, client_secret=self._client_secret.reveal(), scope=self._scope
-        )
+        token_url, client_id, client_secret, scope = self._client
+        request = token_request(token_url, client_id=client_id, client_secret=client_secret.reveal(), scope=scope)
         try:
             response = await self._transport.send(request)
             token = read_token(response, now_seconds=self._clock.now_ms() / 1000)
@@ -124,14 +127,31 @@ def token_sources(
 ) -> Mapping[str, TokenSource]:
     """A source of tokens for what is pushed (`SCOPE_WRITE`) and one for what is read (`SCOPE_READ`)."""
     return {
-        scope: TokenSource(
-            transport,
+        scope: TokenSource(transport, **client, clock=clock, metrics=metrics)
+        for scope, client in _clients(settings).items()
+    }
+
+
+def use_settings(tokens: Mapping[str, TokenSource], settings: Upstream) -> None:
+    """From now on the sources that `token_sources` has made ask for tokens by these settings."""
+    for scope, client in _clients(settings).items():
+        tokens[scope].use_client(**client)
+
+
+class _Client(TypedDict):
+    token_url: str
+    client_id: str
+    client_secret: Secret
+    scope: str
+
+
+def _clients(settings: Upstream) -> dict[str, _Client]:
+    return {
+        scope: _Client(
             token_url=settings.token_url,
             client_id=settings.client_id or "",
             client_secret=settings.client_secret or Secret(""),
             scope=asked,
-            clock=clock,
-            metrics=metrics,
         )
         for scope, asked in ((SCOPE_WRITE, settings.scope), (SCOPE_READ, settings.export_scope))
     }

@@ -23,6 +23,10 @@ class Passage:
         self._base_url = base_url
         self._export_limiter = AsyncLimiter(1, 1 / EXPORT_REQUESTS_PER_SECOND)
 
+    def use_address(self, base_url: str) -> None:
+        """From now on requests go there."""
+        self._base_url = base_url
+
     async def carry_out(self, operation: Operation[Any], names: Mapping[str, str], query: str, body: bytes) -> Streamed:
         """What upstream has answered, whatever its status but 401: then CredentialsRefused, after a second token.
 

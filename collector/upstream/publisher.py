@@ -1,12 +1,19 @@
-"""Delivers batches of usage events to upstream: the flusher's Publisher over the wire, the token and the transport."""
+"""Delivers batches of usage events: the flusher's Publishers over the wire and the transport.
+
+One delivers to Productiv, with a token that it fetches; the other to a central collector, in Productiv's place.
+"""
+
+from collections.abc import Mapping
 
 from collector.clock import Clock
+from collector.config.kinds import Secret, UnixUrl
 from collector.contract.operations import PUBLISH_USAGE_EVENTS
-from collector.errors import CollectorError, Rejected, Retryable
+from collector.errors import CollectorError, PartlyRejected, Rejected, Retryable
 from collector.observe.metrics import Metrics
 from collector.upstream.auth import TokenSource
+from collector.upstream.central import central_name, forward_request, read_report
 from collector.upstream.transport import Transport
-from collector.upstream.wire import read_push, usage_events_request
+from collector.upstream.wire import Request, Response, read_push, usage_events_request
 
 
 class UsageEventsPublisher:
@@ -15,7 +22,7 @@ class UsageEventsPublisher:
     def __init__(
         self, transport: Transport, tokens: TokenSource, *, base_url: str, path: str, clock: Clock, metrics: Metrics
     ) -> None:
-        self._transport = transport
+        self._way = _TimedWay(transport, clock, metrics)
         self._tokens = tokens
         self._base_url = base_url
         self._path = path
@@ -38,6 +45,62 @@ class UsageEventsPublisher:
 
     async def _attempt(self, token: str, app_id: str, lines: bytes) -> float:
         request = usage_events_request(self._base_url, self._path, app_id=app_id, lines=lines, token=token)
+        response, seconds = await self._way.send(request)
+        read_push(response, PUBLISH_USAGE_EVENTS.id, app_id=app_id, now_seconds=self._clock.now_ms() / 1000)
+        return seconds
+
+
+class CentralPublisher:
+    """A central collector's HTTP endpoint: what it has stored, or knew before, is delivered."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        url: str | UnixUrl,
+        token: Secret | None,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._way = _TimedWay(transport, clock, metrics)
+        self._url = url
+        self._token = token
+        self._clock = clock
+        self._metrics = metrics
+
+    async def publish(self, app_id: str, lines: bytes, events: int) -> float:
+        """See `Publisher.publish`."""
+        try:
+            reasons, seconds = await self._attempt(app_id, lines, events)
+        except CollectorError as error:
+            self._metrics.deliveries.labels(_outcome(error)).inc()
+            raise
+        if taken := events - len(reasons):
+            self._metrics.deliveries.labels("delivered").inc()
+            self._metrics.batch_events.observe(taken)
+        else:
+            self._metrics.deliveries.labels("rejected").inc()
+        if reasons:
+            raise PartlyRejected(reasons, seconds=seconds)
+        return seconds
+
+    async def _attempt(self, app_id: str, lines: bytes, events: int) -> tuple[Mapping[int, str], float]:
+        request = forward_request(self._url, app_id=app_id, lines=lines, token=self._token)
+        response, seconds = await self._way.send(request)
+        now_seconds = self._clock.now_ms() / 1000
+        return read_report(response, central_name(self._url), events=events, now_seconds=now_seconds), seconds
+
+
+class _TimedWay:
+    """The transport, with what each request took in the metrics."""
+
+    def __init__(self, transport: Transport, clock: Clock, metrics: Metrics) -> None:
+        self._transport = transport
+        self._clock = clock
+        self._metrics = metrics
+
+    async def send(self, request: Request) -> tuple[Response, float]:
+        """The answer and the seconds it took. Raises as `Transport.send` does."""
         started = self._clock.monotonic()
         try:
             response = await self._transport.send(request)
@@ -46,8 +109,7 @@ class UsageEventsPublisher:
             raise
         seconds = self._clock.monotonic() - started
         self._metrics.observe_upstream(seconds, response.status)
-        read_push(response, PUBLISH_USAGE_EVENTS.id, app_id=app_id, now_seconds=self._clock.now_ms() / 1000)
-        return seconds
+        return response, seconds
 
 
 def _outcome(error: CollectorError) -> str:

@@ -32,15 +32,24 @@ class Streamed(NamedTuple):
 class Transport:
     """Sends requests over pooled connections. `open` and `close` it inside the loop that uses it."""
 
-    def __init__(self, *, timeout_seconds: float) -> None:
+    def __init__(self, *, timeout_seconds: float, unix_socket: Path | None = None) -> None:
+        """With a `unix_socket` every request goes to whoever listens there, whatever its URL's host."""
         self._timeout_seconds = timeout_seconds
+        self._unix_socket = unix_socket
         self._session: aiohttp.ClientSession | None = None
+
+    def use_timeout(self, seconds: float) -> None:
+        """From now on a request may take so long."""
+        self._timeout_seconds = seconds
 
     async def open(self) -> None:
         """Ready to send."""
-        self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=None), connector=aiohttp.TCPConnector(limit=0)
-        )
+        connector: aiohttp.BaseConnector
+        if self._unix_socket is None:
+            connector = aiohttp.TCPConnector(limit=0)
+        else:
+            connector = aiohttp.UnixConnector(str(self._unix_socket), limit=0)
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None), connector=connector)
 
     async def close(self) -> None:
         """All connections are closed; harmless where there are none."""

@@ -72,7 +72,7 @@ def token_request(token_url: str, *, client_id: str, client_secret: str, scope: 
     )
 
 
-def usage_events_request(base_url: str, path: str, *, app_id: str, lines: bytes, token: str) -> Request:
+def usage_events_request(base_url: str, path: str, *, app_id: str, lines: bytes, token: str | None) -> Request:
     """A publishUsageEvents. `lines` are events as JSON, one a line, and go into the body as they are."""
     # A line end cannot occur inside the JSON of an event, so this is all it takes to make an array of lines.
     body = b'{"events":[' + lines.replace(b"\n", b",") + b"]}"
@@ -84,7 +84,7 @@ def api_request(
     base_url: str,
     names: Mapping[str, str] = NOTHING,
     *,
-    token: str,
+    token: str | None,
     path: str = "",
     query: Sequence[tuple[str, str]] = (),
     body: bytes = b"",
@@ -100,7 +100,9 @@ def api_request(
             raise error(f"{operation.id}: {parameter} {name!r} cannot stand in a URL's path")
         url = url.replace(f"{{{parameter}}}", quote(name, safe=""))
     query_string = f"?{urlencode(query)}" if query else ""
-    headers = _headers(operation.request_format if body else "") | {"Authorization": f"Bearer {token}"}
+    headers = _headers(operation.request_format if body else "")
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
     return Request(operation.id, operation.method, f"{base_url}{url}{query_string}", headers, body)
 
 
@@ -118,10 +120,10 @@ def read_token(response: Response, *, now_seconds: float) -> AccessToken:
     """The token of a getAccessToken answer. Raises CredentialsRefused or Retryable."""
     if response.status in {400, 401, 403}:
         raise CredentialsRefused(
-            f"getAccessToken: {response.status}, the client ID or secret was refused{_said(response)}"
+            f"getAccessToken: {response.status}, the client ID or secret was refused{said(response)}"
         )
     if response.status != 200:
-        _raise_for_unexpected(response, "getAccessToken", now_seconds)
+        raise_for_unexpected(response, "getAccessToken", now_seconds)
     try:
         token = msgspec.json.decode(response.body, type=AccessToken)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -140,9 +142,9 @@ def read_push(response: Response, operation: str, *, app_id: str, now_seconds: f
     if response.status == 200:
         _check_success(response, operation)
     elif response.status in {403, 404}:
-        raise AppUnusable(f"{operation}: {response.status} for app {app_id!r}{_said(response)}")
+        raise AppUnusable(f"{operation}: {response.status} for app {app_id!r}{said(response)}")
     elif response.status in {400, 422} and _names_the_app(response):
-        raise AppUnusable(f"{operation}: upstream does not know app {app_id!r}{_said(response)}")
+        raise AppUnusable(f"{operation}: upstream does not know app {app_id!r}{said(response)}")
     else:
         _raise_refusal(response, operation, now_seconds)
 
@@ -180,12 +182,12 @@ def _upload_of(file: Path) -> str:
 
 def _raise_refusal(response: Response, operation: str, now_seconds: float) -> NoReturn:
     if response.status in {400, 404, 422}:
-        raise Rejected(f"{operation}: {response.status}{_said(response)}")
+        raise Rejected(f"{operation}: {response.status}{said(response)}")
     if response.status == 401:
-        raise CredentialsRefused(f"{operation}: 401, the access token was refused{_said(response)}")
+        raise CredentialsRefused(f"{operation}: 401, the access token was refused{said(response)}")
     if response.status == 413:
-        raise TooLarge(f"{operation}: 413, too large{_said(response)}")
-    _raise_for_unexpected(response, operation, now_seconds)
+        raise TooLarge(f"{operation}: 413, too large{said(response)}")
+    raise_for_unexpected(response, operation, now_seconds)
 
 
 def _check_success(response: Response, operation: str) -> None:
@@ -198,17 +200,18 @@ def _check_success(response: Response, operation: str) -> None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return
     if isinstance(answer, dict) and answer.get("success", True) is not True:
-        raise Retryable(f"{operation}: 200, but success is not true{_said(response)}")
+        raise Retryable(f"{operation}: 200, but success is not true{said(response)}")
 
 
-def _raise_for_unexpected(response: Response, operation: str, now_seconds: float) -> NoReturn:
+def raise_for_unexpected(response: Response, operation: str, now_seconds: float) -> NoReturn:
+    """What a status means that nothing more special is known of. Raises NotDone, Retryable or Unusable."""
     if response.status in {408, 425, 429} or response.status >= 500:
         error = NotDone if response.status == 429 else Retryable
         told_seconds = _date_seconds(
             response.headers.get("date", "")
         )  # a date means upstream's clock; ours may be wrong
         raise error(
-            f"{operation}: {response.status}{_said(response)}",
+            f"{operation}: {response.status}{said(response)}",
             retry_after_seconds=retry_after_seconds(
                 response.headers.get("retry-after"), now_seconds=now_seconds if told_seconds is None else told_seconds
             ),
@@ -216,7 +219,7 @@ def _raise_for_unexpected(response: Response, operation: str, now_seconds: float
     if 300 <= response.status < 400:
         raise Unusable(f"{operation}: {response.status}, a redirect; is the configured URL right?")
     if 400 <= response.status < 500:
-        raise Unusable(f"{operation}: {response.status}{_said(response)}")
+        raise Unusable(f"{operation}: {response.status}{said(response)}")
     raise Retryable(f"{operation}: {response.status}, which the contract does not know")
 
 
@@ -259,7 +262,7 @@ def _date_seconds(value: str) -> float | None:
         return None
 
 
-def _said(response: Response) -> str:
+def said(response: Response) -> str:
     """Upstream's words in one readable line, after a colon; nothing where it said nothing."""
     text = " ".join(response.body[: 4 * SAID_CHARS].decode("utf-8", "replace").split())
     text = "".join(character if character.isprintable() else "?" for character in text)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from collector.config import Config, load
-from collector.config.kinds import Address, Secret
+from collector.config.kinds import Address, Secret, UnixUrl
 from collector.config.load import keys
 from collector.errors import ConfigInvalid
 
@@ -80,6 +80,10 @@ SETTINGS: Mapping[str, tuple[str, object]] = {
     "upstream.export_scope": ("read", "read"),
     "upstream.usage_events_path": ("/{appId}/events", "/{appId}/events"),
     "upstream.timeout": ("5s", 5.0),
+    "forward.url": ("unix:/run/central.sock", UnixUrl(Path("/run/central.sock"))),
+    "forward.token": ("sesame", Secret("sesame")),
+    "forward.token_file": ("/token", Path("/token")),
+    "forward.timeout": ("6s", 6.0),
     "gateway.operations": ("getAppSummaries, publishSpendData", ("getAppSummaries", "publishSpendData")),
     "stop.deadline": ("20s", 20.0),
     "log.level": ("debug", "debug"),
@@ -183,6 +187,7 @@ def test_a_file_may_say_little(write: Write, text: str) -> None:
 
 def test_every_problem_is_told_at_once_with_key_value_and_what_is_allowed(write: Write) -> None:
     sizes = 'allowed: a size from "1KiB" to "1GiB", in B, KiB, MiB, GiB, TiB, kB, MB, GB, TB'
+    durations = 'allowed: a duration from "0s" to "1h", in ms, s, m, h, d'
     file = write(
         '[http]\nlisten = "nowhere"\nmax_request_bytes = "2TiB"\n[flush]\nbatch_events = 1001\nlingr = "1s"\n'
         '[upstreem]\n[log]\nlevel = "loud"\n'
@@ -195,7 +200,7 @@ def test_every_problem_is_told_at_once_with_key_value_and_what_is_allowed(write:
             "flush.lingr: unknown; did you mean flush.linger?",
             "upstreem: unknown; did you mean upstream?",
             'log.level: \'loud\'; allowed: one of "debug", "info", "warning", "error"',
-            'stop.deadline: \'soon\'; allowed: a duration from "0s" to "1h", in ms, s, m, h, d',
+            f"stop.deadline: 'soon'; {durations}; it was set by COLLECTOR_STOP__DEADLINE",
             "COLLECTOR_QUEUE__PTAH: unknown; did you mean COLLECTOR_QUEUE__PATH?",
             "upstream.client_secret: missing; give it here, in client_secret_file, or as a systemd credential",
             "upstream.client_id: missing; give the OAuth2 client ID that Productiv issued",
@@ -354,6 +359,60 @@ def test_a_secret_that_cannot_be_read_is_a_problem_with_its_place(tmp_path: Path
     assert said(b"\xff") == [f"{place} cannot be read (not UTF-8, or NUL in its name); allowed: a readable file"] * 2
 
 
+def test_a_credential_that_may_not_be_looked_at_is_a_problem_and_no_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(self: Path, **_: object) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "stat", forbidden)  # a test runs as root, who may look at all
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    said = problems(environment=ONLY_ID | {"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    credentials = ["systemd credential client_secret", "systemd credential forward_token", "access.tokens_file"]
+    assert [problem.partition(":")[0] for problem in said] == credentials
+    assert all("Permission denied" in problem for problem in said)
+
+
+def test_tokens_may_come_from_systemds_credentials_too(tmp_path: Path) -> None:
+    environment = CREDENTIALS | {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert load(None, environment).access.tokens_file is None, "there is none"
+    credential = tmp_path / "ingest_tokens"
+    credential.write_text("a-token-0123456789\n", encoding="utf-8")
+    assert load(None, environment).access.tokens_file == credential
+    assert load(None, environment | {"COLLECTOR_HTTP__LISTEN": "0.0.0.0:1"}).http.listen.port == 1
+    (tmp_path / "tokens").write_text("b-token-0123456789\n", encoding="utf-8")
+    nearer = environment | {"COLLECTOR_ACCESS__TOKENS_FILE": str(tmp_path / "tokens")}
+    assert load(None, nearer).access.tokens_file == tmp_path / "tokens"
+
+
+def test_a_credential_says_that_there_are_no_tokens_by_one_word_and_not_by_being_empty(tmp_path: Path) -> None:
+    environment = CREDENTIALS | {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    (tmp_path / "ingest_tokens").write_text("none\n", encoding="utf-8")
+    assert load(None, environment).access.tokens_file is None
+    (tmp_path / "ingest_tokens").write_text("", encoding="utf-8")
+    [said] = problems(environment=environment)
+    assert "holds no token" in said
+
+
+def test_who_only_listens_needs_no_credentials_and_cannot_pass_anything_on() -> None:
+    def said(environment: Mapping[str, str]) -> list[str]:
+        with pytest.raises(ConfigInvalid) as caught:
+            load(None, environment, with_credentials=False, with_listeners=True)
+        return str(caught.value).splitlines()
+
+    assert load(None, {}, with_credentials=False, with_listeners=True) == Config()
+    assert said({"COLLECTOR_HTTP__LISTEN": "0.0.0.0:1"})[0].startswith("http.listen: ")
+    assert said({"COLLECTOR_GATEWAY__OPERATIONS": "getAppSummaries"}) == [
+        "gateway.operations: getAppSummaries; cannot be passed on without upstream's credentials"
+    ]
+
+
+def test_who_only_delivers_is_asked_for_nothing_that_listeners_need() -> None:
+    environment = CREDENTIALS | {"COLLECTOR_HTTP__LISTEN": "0.0.0.0:1", "COLLECTOR_ACCESS__TOKENS_FILE": "/nowhere"}
+    assert load(None, environment, with_listeners=False).upstream.client_id == "client"
+
+
 def test_credentials_are_asked_for_only_where_they_are_needed() -> None:
     assert [problem.partition(":")[0] for problem in problems(environment={})] == [
         "upstream.client_secret",
@@ -362,11 +421,89 @@ def test_credentials_are_asked_for_only_where_they_are_needed() -> None:
     assert load(None, {}, with_credentials=False).upstream.client_secret is None
 
 
+def test_an_edge_needs_no_credentials_of_upstream_and_takes_those_that_there_are() -> None:
+    edge = {"COLLECTOR_FORWARD__URL": "https://central.example.com/"}
+    assert load(None, edge).upstream.client_secret is None
+    assert load(None, edge).delivers_to == "https://central.example.com"
+    assert load(None, edge | CREDENTIALS).upstream.client_secret == Secret("hunter2")
+
+
+def test_the_token_for_a_central_collector_comes_from_its_key_its_file_or_systemd(tmp_path: Path) -> None:
+    environment = {"COLLECTOR_FORWARD__URL": "https://central.example.com"}
+    assert load(None, environment).forward.token is None
+    (tmp_path / "forward_token").write_text("of systemd\n", encoding="utf-8")
+    environment |= {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert load(None, environment).forward.token == Secret("of systemd")
+    (tmp_path / "file").write_text("of file\n", encoding="utf-8")
+    environment |= {"COLLECTOR_FORWARD__TOKEN_FILE": str(tmp_path / "file")}
+    assert load(None, environment).forward.token == Secret("of file")
+    environment |= {"COLLECTOR_FORWARD__TOKEN": "of key"}
+    assert load(None, environment).forward.token == Secret("of key")
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"URL": "ftp://central"}, "forward.url: 'ftp://central'; allowed: an http:// or https:// URL without"),
+        ({"URL": "unix:"}, "forward.url: 'unix:'; allowed: an http:// or https:// URL without"),
+        ({"TOKEN": ""}, "forward.token: (not shown); allowed: text that is not empty"),
+        ({"TOKEN": "hunter\n2"}, "forward.token: (not shown) has characters that no header can carry"),
+        ({"TOKEN": "h\u00fcnter2"}, "forward.token: (not shown) has characters that no header can carry"),
+        ({"TOKEN_FILE": "/nowhere/token"}, "forward.token_file: '/nowhere/token' cannot be read (No such file"),
+    ],
+)
+def test_a_way_to_a_central_collector_that_is_none_is_a_problem(settings: dict[str, str], problem: str) -> None:
+    edge = {"URL": "https://central.example.com"} | settings
+    [said] = [text for text in problems(environment=_of_forward(edge)) if not text.startswith("upstream.")]
+    assert said.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("url", "listen", "leads_back"),
+    [
+        ("http://127.0.0.1:8787", "127.0.0.1:8787", True),
+        ("http://localhost:8787/", "127.0.0.1:8787", True),
+        ("http://[::1]:8787", "0.0.0.0:8787", True),
+        ("http://10.0.0.1:8787", "10.0.0.1:8787", True),
+        ("http://localhost", "127.0.0.1:80", True),
+        ("unix:/run/http.sock", "127.0.0.1:8787", True),
+        ("unix:/run/other.sock", "127.0.0.1:8787", False),
+        ("http://127.0.0.1:8788", "127.0.0.1:8787", False),
+        ("http://10.0.0.2:8787", "127.0.0.1:8787", False),
+        ("http://central.example.com:8787", "0.0.0.0:8787", False),
+    ],
+)
+def test_a_collector_that_would_forward_to_itself_is_refused(url: str, listen: str, leads_back: bool) -> None:
+    environment = _of_forward({"URL": url}) | {
+        "COLLECTOR_HTTP__LISTEN": listen,
+        "COLLECTOR_UNIX__STREAM": "/run/http.sock",
+        "COLLECTOR_ACCESS__ALLOW_UNAUTHENTICATED": "true",
+    }
+    if not leads_back:
+        assert str(load(None, environment).forward.url) == url
+        return
+    said = f"{url.rstrip('/')!r} is where this collector itself listens: all its events would come back as duplicates"
+    assert problems(environment=environment) == [f"forward.url: {said}; allowed: another collector"]
+
+
+def test_an_edge_passes_no_operations_on() -> None:
+    environment = _of_forward({"URL": "https://central.example.com"}) | {
+        "COLLECTOR_GATEWAY__OPERATIONS": "getAppSummaries"
+    }
+    [said] = problems(environment=environment)
+    assert said.startswith("gateway.operations: getAppSummaries; allowed: none beside forward.url")
+
+
+def _of_forward(settings: Mapping[str, str]) -> dict[str, str]:
+    return {f"COLLECTOR_FORWARD__{name}": value for name, value in settings.items()}
+
+
 def test_credentials_that_are_wrong_are_not_called_missing_too() -> None:
     environment = {"COLLECTOR_UPSTREAM__CLIENT_ID": "", "COLLECTOR_UPSTREAM__CLIENT_SECRET": ""}
+    allowed = "allowed: text that is not empty; it was set by COLLECTOR_UPSTREAM__CLIENT"
     assert sorted(problems(environment=environment)) == [
-        "upstream.client_id: ''; allowed: text that is not empty",
-        "upstream.client_secret: (not shown); allowed: text that is not empty",
+        f"upstream.client_id: ''; {allowed}_ID",
+        f"upstream.client_secret: (not shown); {allowed}_SECRET",
     ]
 
 

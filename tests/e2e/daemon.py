@@ -182,7 +182,7 @@ class Daemon:
         async for line in self._process.stderr:
             self._logged.append(line.decode().rstrip())
             self._said_more.set()
-            if match := re.search(r'"event":"agent.started".*"http":"([^"]+)"', self._logged[-1]):
+            if match := re.search(r'"event":"agent.started".*"http":(?:"([^"]+)"|null)', self._logged[-1]):
                 self._started.set_result(f"http://{match[1]}")
         if not self._started.done():
             self._started.set_exception(NotStartedError(f"the daemon did not start:\n{self.output}"))

@@ -128,7 +128,7 @@ async def test_sighup_changes_the_tokens_and_a_broken_file_changes_nothing_and_n
         assert f"access.tokens_file: {str(tokens)!r}, line 2: not a token" in str(first["error"])
         assert "holds no token" in str(second["error"])
         assert "No such file or directory" in str(third["error"])
-        assert first["remedy"] == "the tokens of before stay in force"
+        assert first["remedy"] == "the configuration of before stays in force"
         assert {first["level"], second["level"], third["level"]} == {"error"}
 
         tokens.write_text(f"{OLD}\n", encoding="ascii")

@@ -243,6 +243,7 @@ def test_a_directory_that_cannot_be_made_is_unavailable_not_broken(tmp_path: Pat
     ("code", "expected"),
     [
         (sqlite3.SQLITE_FULL, DiskFull),
+        (sqlite3.SQLITE_IOERR_SHMSIZE, DiskFull),
         (sqlite3.SQLITE_CORRUPT, QueueDamaged),
         (sqlite3.SQLITE_CORRUPT_INDEX, QueueDamaged),
         (sqlite3.SQLITE_NOTADB, QueueDamaged),

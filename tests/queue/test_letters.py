@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,9 @@ from collector.observe.metrics import Metrics
 from collector.queue.base import Burial, Verdict
 from collector.queue.letters import Choice, Letters
 from collector.queue.sqlite import SqliteQueue
+from collector.queue.store import Store
 from tests.fake_clock import START_MS, FakeClock
+from tests.queue import broken
 from tests.queue.contract import BATCH_EVENTS, available, lease, lease_all, numbers_of
 from tests.queue.samples import batch, line, numbers_in, opened, remembered, stored
 
@@ -162,6 +164,37 @@ async def test_two_that_retry_at_once_put_each_letter_back_once(tmp_path: Path) 
     assert {app: share.events for app, share in stored(tmp_path).items()} == {"wiki": 8, "crm": 4}
 
 
+@pytest.mark.parametrize("deed", ["retry", "purge", "replay"])
+def test_a_crash_at_any_statement_leaves_each_event_in_one_place(tmp_path: Path, deed: str) -> None:
+    """What a command moves either waits or is still where it was; what it deletes is gone alone."""
+    live = tmp_path / "live"
+    with closing(Store(live, batch_events=broken.BATCH_EVENTS, clock=FakeClock())) as store:
+        broken.fill(store)
+        before = broken.contents(live)
+        copies: list[Path] = []
+        with Letters(live, for_writing=True) as letters:
+
+            def crash(_statement: str) -> None:
+                copies.append(broken.copied(live, tmp_path / f"copy{len(copies)}"))
+
+            letters._connection.set_trace_callback(crash)
+            assert getattr(letters, deed)(Choice("wiki"))
+            letters._connection.set_trace_callback(None)
+            crash("")
+    states = set()
+    for left in copies:
+        Store(left, batch_events=broken.BATCH_EVENTS, clock=FakeClock()).close()
+        after = broken.contents(left)
+        states.add(after.counts)
+        assert after.keys == before.keys
+        lost = {event for event in before.events - after.events if deed != "purge" or event not in before.dead}
+        assert not lost
+        assert after.events <= before.events
+        assert deed == "purge" or sum(after.counts) == sum(before.counts)
+    assert len(states) > 1
+    assert before.counts in states
+
+
 # Delivered events
 
 
@@ -188,6 +221,24 @@ async def test_nothing_is_kept_where_nobody_asked_for_it(tmp_path: Path, clock: 
         await queue.settle(await lease(queue, "wiki"))
         with opened(tmp_path) as connection:
             assert connection.execute("SELECT * FROM delivered").fetchall() == []
+
+
+async def test_a_replay_that_is_overtaken_takes_no_later_row_that_has_the_number_of_one_that_is_gone(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    async with running(tmp_path, clock, keep_seconds=10**6) as queue:
+        await queue.put([batch("wiki", range(10))])
+        await queue.settle(await lease(queue, "wiki"))
+        with Letters(tmp_path, for_writing=True) as one, Letters(tmp_path, for_writing=True) as other:
+            stale = list(one.delivered(Choice()))
+            assert other.replay(Choice()) == 10
+            await second_passes(clock)
+            clock.advance(1)
+            await queue.settle(await lease(queue, "wiki"))
+            one.delivered = lambda _choice: iter(stale)  # type: ignore[method-assign, assignment]
+            assert one.replay(Choice()) == 0
+        stats = await queue.stats()
+        assert (stats.waiting_events, stats.kept_events) == (0, 10)
 
 
 async def test_replayed_events_of_a_time_and_an_app_wait_again_once(tmp_path: Path, clock: FakeClock) -> None:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from collector.errors import QueueBroken, QueueInUse, QueueUnavailable
-from collector.queue.database import APPLICATION_ID, FILE_NAME, MIGRATIONS, migrate
+from collector.errors import QueueBroken, QueueDamaged, QueueInUse, QueueUnavailable
+from collector.queue.database import APPLICATION_ID, FILE_NAME, MIGRATIONS, make_file, migrate
+from collector.queue.letters import Letters
 from collector.queue.operations import Put
 from collector.queue.recover import examine, recover
 from collector.queue.salvage import COMPLETE
 from collector.queue.store import Store
+from collector.queue.view import View
 from collector.queue.write_ahead_log import read_log
 from tests.fake_clock import FakeClock
 from tests.queue.broken import (
@@ -365,6 +367,27 @@ def test_a_crash_amid_salvaging_is_made_up_for_by_the_next_start(
     assert logged(caplog, "queue.file_damaged")
 
 
+def test_a_death_while_a_new_file_got_its_log_is_made_up_for_by_the_next_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until then a file has a journal, and what is half done can only be undone by who may write."""
+    live, left = tmp_path / "live", tmp_path / "left"
+    live.mkdir()
+    make_file(live / FILE_NAME)
+    with closing(sqlite3.connect(live / FILE_NAME, isolation_level=None)) as connection:
+        connection.execute("PRAGMA cache_size = 1")  # pages are written long before the commit
+        connection.execute("BEGIN")
+        connection.execute("UPDATE pruned SET keys = 1000")
+        connection.executemany("INSERT INTO segment VALUES (?, 0, 1, zeroblob(4000), 0)", [(n,) for n in range(20)])
+        shutil.copytree(live, left)
+    assert (left / f"{FILE_NAME}-journal").stat().st_size
+    assert (left / FILE_NAME).read_bytes() != (live / FILE_NAME).read_bytes()
+    start(left)
+    assert contents(left).counts == (0, 0, 0)
+    assert not logged(caplog, "queue.file_damaged")
+    assert examine(left) == []
+
+
 def test_a_file_that_others_have_open_is_not_replaced(tmp_path: Path) -> None:
     with closing(Store(tmp_path, batch_events=BATCH_EVENTS, clock=FakeClock())) as store:
         fill(store, puts=9)
@@ -408,6 +431,27 @@ def test_a_last_transaction_that_is_not_whole_is_damaged_where_the_index_knows_t
     log = read_log(wal)
     assert (log.is_damaged, log.torn_frames > 0) == (has_index, not has_index)
     assert hold_to_account(directory, before, caplog) == ends
+
+
+@pytest.mark.parametrize("for_writing", [False, True])
+def test_a_command_that_comes_before_the_next_start_does_not_open_what_has_a_damaged_log(
+    tmp_path: Path, files: Files, caplog: pytest.LogCaptureFixture, for_writing: bool
+) -> None:
+    """SQLite would note in the index that the log ends before the damage: what stands behind it would be lost."""
+    left, before = files
+    directory = copied(left, tmp_path / "queue")
+    wal = directory / f"{FILE_NAME}-wal"
+    frames = read_log(wal).frames
+    with wal.open("r+b") as file:
+        file.seek(frames[len(frames) // 2].offset + 200)
+        file.write(b"\xff" * 16)
+    with pytest.raises(QueueDamaged, match="bad pages amid finished commits"):
+        Letters(directory, for_writing=for_writing)
+    with pytest.raises(QueueDamaged, match="collector queue recover"):
+        View(directory)
+    assert read_log(wal).is_damaged
+    assert hold_to_account(directory, before, caplog) == "salvaged"
+    assert len(contents(directory).waiting) > len(before.waiting) * 0.9
 
 
 def test_what_a_commit_that_failed_has_left_in_the_log_is_no_damage(

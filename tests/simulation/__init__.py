@@ -13,7 +13,7 @@ that it took to notice:
 | acknowledged before the commit, whatever becomes of it | 1 |
 | acknowledged though the commit failed | 3 |
 | keys forgotten with the delivery of their events | 1 |
-| keys forgotten after nine tenths of the retention | 300 |
+| keys forgotten after nine tenths of the retention | 822 |
 | keys that were forgotten are not counted | 1 |
 | a batch dropped on 413 | 17 |
 | a 200 whose `success` is false taken for a success | 2 |
@@ -25,5 +25,6 @@ that it took to notice:
 | numbers of apps kept over a rollback | 89 |
 | one request more in flight than allowed | 4 |
 | a Retry-After not heard by a batch beside (found so) | 4 |
+| a Retry-After not heard while the disk refuses to settle (found so) | 1096 |
 | a Retry-After of the token not heard by other apps (found so) | 67 |
 """

@@ -13,6 +13,7 @@ from tests.simulation.world import simulate
     "seed",
     [
         pytest.param(3, id="a lease that came when its app had been told to wait was sent all the same"),
+        pytest.param(1095, id="a Retry-After was not heard before the disk let what came before it be settled"),
         pytest.param(66, id="each app asked for a token again before the Retry-After that another had been told"),
     ],
 )

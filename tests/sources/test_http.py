@@ -383,22 +383,34 @@ async def test_with_tokens_every_post_must_carry_one_of_them(tmp_path: Path) -> 
             headers = {**JSON, "Authorization": f"Bearer {token}", "Host": "collector.example.com"}
             assert (await client.post("/v1/events", event(1), headers))[0] == 200
         tokens.write_text("third-token-0123456789\n")
-        client.collector.reload()
+        client.collector.reload(client.collector._config)
         for token, status in (("first-token-0123456789", 401), ("third-token-0123456789", 200)):
             assert (await client.post("/v1/events", event(1), {**JSON, "Authorization": f"Bearer {token}"}))[
                 0
             ] == status
 
 
-async def test_what_is_not_http_at_all_gets_an_answer_of_the_one_shape(client: Client) -> None:
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (b"hello collector\r\n\r\n", "not HTTP/1.1: "),
+        (b"<13>1 2026-01-01T00:00:00Z host app - - - text\n", "not HTTP/1.1: "),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(32), "not HTTP/1.1: "),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "not HTTP/1.1: this is HTTP/2; send HTTP/1.1"),
+    ],
+    ids=["text", "syslog", "TLS", "HTTP/2"],
+)
+async def test_what_is_not_http_at_all_gets_an_answer_of_the_one_shape(
+    client: Client, sent: bytes, reason: str
+) -> None:
     address = client.collector.http_address
     reader, writer = await asyncio.open_connection(address.host, address.port)
-    writer.write(b"hello collector\r\n\r\n")
+    writer.write(sent)
     head, _, content = (await reader.read()).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
     said = msgspec.json.decode(content)
     assert said == {**answer(0), "errors": [{"reason": said["errors"][0]["reason"]}]}
-    assert "not HTTP/1.1" in said["errors"][0]["reason"]
+    assert said["errors"][0]["reason"].startswith(reason)
     writer.close()
 
 

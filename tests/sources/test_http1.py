@@ -1146,7 +1146,7 @@ async def test_a_request_too_many_is_refused_and_its_connection_goes_on() -> Non
 
 
 @on_both_loops
-async def test_a_stop_closes_idle_connections_at_once_and_answers_what_was_asked() -> None:
+async def test_a_stop_closes_idle_connections_at_once_and_answers_what_is_asked() -> None:
     async with serving() as site:
         idle, fresh, half, busy = [await site.client() for _ in range(4)]
         assert (await idle.ask(GET)).status == 200
@@ -1155,7 +1155,12 @@ async def test_a_stop_closes_idle_connections_at_once_and_answers_what_was_asked
         await settle()
         site.listener.close()
         stop = asyncio.create_task(site.server.stop(PATIENCE_SECONDS))
-        for client in (idle, fresh, half):
+        assert await idle.closed()
+        fresh.send(GET)
+        half.send(GET[-2:])
+        for client in (fresh, half):
+            got = await client.answer()
+            assert (got.status, got.is_last) == (200, True)
             assert await client.closed()
         assert not stop.done()
         busy.send(post(b"3"))
@@ -1200,6 +1205,24 @@ async def test_a_request_that_does_not_become_complete_after_a_stop_is_refused()
         assert (got.status, got.is_last, got.said()["label"]) == (503, True, "unavailable")
         client.end()
         assert await client.closed()
+        await stop
+
+
+async def test_who_has_asked_for_nothing_a_while_after_a_stop_is_let_go() -> None:
+    async with serving() as site:
+        silent, half = [await site.client() for _ in range(2)]
+        half.send(GET[:-2])
+        await settle()
+        stop = asyncio.create_task(site.server.stop(3.0))
+        await settle()
+        await site.later(2.9)
+        assert site.server.connections == 2
+        await site.later(0.2)
+        assert await silent.closed()
+        got = await half.answer()
+        assert (got.status, got.is_last, got.said()["label"]) == (503, True, "unavailable")
+        half.end()
+        assert await half.closed()
         await stop
 
 

@@ -132,3 +132,22 @@ async def test_a_daemon_starts_on_a_full_disk_and_delivers_what_it_finds(oracle:
             await assert_recovers(oracle, daemon, sender)
             assert await daemon.stop() == 0
     await oracle.close_books()
+
+
+async def test_a_daemon_that_was_stopped_starts_on_a_disk_that_another_program_has_filled(
+    oracle: Oracle, disk: SmallDisk
+) -> None:
+    """Not even the index of the log is there any more, which every open file needs: the reserve must do for it."""
+    oracle.upstream_has(DOWN)
+    async with oracle.running(stop__deadline="0s") as daemon, aiohttp.ClientSession() as session:
+        assert await Sender(oracle, session).post(daemon)
+        assert await daemon.stop() == 0
+    disk.fill()
+    async with oracle.running() as daemon:
+        assert "no room on the disk" in await daemon.until_readiness_is(503)
+        oracle.upstream_has()
+        await oracle.drained(daemon)
+        disk.clear()
+        await daemon.until_readiness_is(200)
+        assert await daemon.stop() == 0
+    await oracle.close_books()

@@ -14,6 +14,7 @@ from collector.cli.api.formats import InputFormat
 from collector.cli.loop import run
 from collector.config.model import Upstream
 from collector.contract.operations import PUBLISH_USAGE_EVENTS, Operation
+from collector.errors import ConfigInvalid
 from collector.upstream.client import Client
 from collector.upstream.wire import api_request
 
@@ -71,7 +72,9 @@ def change(
 
 
 def call(upstream: Upstream, work: Callable[[Client], Awaitable[Result]]) -> Result:
-    """What `work` makes of a client that is ready to call."""
+    """What `work` makes of a client that is ready to call. Raises ConfigInvalid where it has no credentials."""
+    if upstream.client_id is None or upstream.client_secret is None:  # which an edge that forwards can do without
+        raise ConfigInvalid("upstream.client_id, upstream.client_secret: missing; the API's operations need them")
 
     async def with_client() -> Result:
         async with Client(upstream) as client:

@@ -129,6 +129,17 @@ class JetStreamQueue:
         """This collector no longer does."""
         self._is_flusher = False
 
+    def use_limits(
+        self, *, max_bytes: int, max_uncommitted_bytes: int, max_dead_bytes: int, keep_delivered_seconds: float
+    ) -> None:
+        """See `Backend.use_limits`. Nothing that was delivered is kept."""
+        del keep_delivered_seconds
+        self._max_bytes, self._max_uncommitted_bytes = max_bytes, max_uncommitted_bytes
+        self._max_dead_bytes = max_dead_bytes
+
+    async def round_trip(self) -> None:
+        """See `Backend.round_trip`. No thread can hang here, and servers that do not answer are no defect."""
+
     def fleet_share(self) -> float:
         """The part of what upstream allows the whole fleet that this collector may use."""
         return self._fleet.share()

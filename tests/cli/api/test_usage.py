@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from collector.cli import exit_code, main
+from collector.cli import EXIT_CONFIG, exit_code, main
 from collector.contract.operations import OPERATIONS
 from collector.errors import (
     ChunkFailed,
@@ -78,6 +78,14 @@ def test_a_dry_run_needs_no_credentials_and_nobody_to_send_to(
     told = msgspec.json.decode(capfd.readouterr().out)
     assert (told["request"], told["dryRun"]) == (request_line.replace(" ", f" {NOWHERE}"), True)
     assert (told["records"], told["requests"]) == (records, requests)
+
+
+@pytest.mark.parametrize("words", [["apps", "list"], ["token"], ["audit-events"]])
+def test_where_events_are_forwarded_and_upstream_has_no_credentials_the_api_is_not_called(words: list[str]) -> None:
+    env = {"COLLECTOR_FORWARD__URL": NOWHERE, "COLLECTOR_UPSTREAM__BASE_URL": NOWHERE}
+    result = CliRunner(env=env).invoke(main, ["api", *words])
+    assert result.exit_code == EXIT_CONFIG
+    assert "upstream.client_id, upstream.client_secret: missing" in result.output
 
 
 @pytest.mark.parametrize(
