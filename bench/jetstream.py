@@ -20,6 +20,7 @@ import msgspec
 
 from bench.__main__ import Sample, child, cpu_seconds, first_line, load, python
 from collector.config.model import JetStream
+from collector.events import pack_timestamp
 from collector.queue.jetstream.connection import Connection
 from collector.queue.jetstream.stream import key_tokens
 from tests import nats
@@ -126,7 +127,7 @@ def delivered(sink_url: str) -> int:
 
 
 async def by_way(found: list[nats.Server], way: str) -> str:
-    """Events with random keys, published in one of the ways, four thousand in flight."""
+    """Events with keys of their own, published in one of the ways, four thousand in flight."""
     connection = Connection(JetStream(servers=tuple(server.url for server in found)))
     await connection.open()
     name = "W" + str(WAYS.index(way))
@@ -163,9 +164,16 @@ async def by_way(found: list[nats.Server], way: str) -> str:
     )
 
 
+def keys(number: int) -> list[bytes]:
+    """A batch's keys as live traffic has them: two a millisecond, then a digest."""
+    return [
+        pack_timestamp(1_700_000_000_000 + (number * BATCH + place) // 2) + os.urandom(16) for place in range(BATCH)
+    ]
+
+
 async def in_one_batch(connection: Connection, stream: str, _way: str, number: int) -> None:
     out = []
-    for place, token in enumerate(key_tokens([os.urandom(24) for _ in range(BATCH)]), 1):
+    for place, token in enumerate(key_tokens(keys(number)), 1):
         head = (
             b"NATS/1.0\r\nNats-Batch-Id:%d\r\nNats-Batch-Sequence:%d\r\n"
             b"Nats-Expected-Last-Subject-Sequence:0\r\n\r\n" % (number, place)
@@ -186,7 +194,7 @@ async def in_one_batch(connection: Connection, stream: str, _way: str, number: i
 async def in_single_messages(connection: Connection, stream: str, way: str, number: int) -> None:
     async with connection.answers() as (inbox, arrived):
         out = []
-        for token in key_tokens([os.urandom(24) for _ in range(BATCH)]):
+        for token in key_tokens(keys(number)):
             if way == "subject a key":
                 subject, head = b"%s.k.%s" % (stream.encode(), token), b"NATS/1.0\r\nPut:%d\r\n\r\n" % number
             else:
