@@ -13,8 +13,8 @@ from collector.clock import Clock
 from collector.config import Config, load
 from collector.errors import CollectorError, Unusable
 from collector.observe.status import SHOWN_APPS, Severity, Status, UpstreamStatus, problems
+from collector.queue.backend import at_rest
 from collector.queue.figures import app_status, queue_status
-from collector.queue.view import View
 from collector.version import __version__
 
 EXIT_TROUBLE = 1
@@ -84,18 +84,14 @@ def _ask(where: Place, timeout_seconds: float) -> Status:
 
 
 def _status_of_files(config: Config, clock: Clock) -> Status:
-    view = View(config.queue.path)
-    try:
-        stats, dead_letters = view.stats(clock), view.dead_letters()
-    finally:
-        view.close()
+    place, stats, dead_letters = at_rest(config)
     apps = [app_status(app, "unknown") for app in stats.apps]
     apps.sort(key=lambda app: (-app.waiting_events, app.app_id))
     status = Status(
         version=__version__,
         is_running=False,
         now_ms=clock.now_ms(),
-        queue=queue_status(stats, str(config.queue.path)),
+        queue=queue_status(stats, place),
         upstream=UpstreamStatus(config.delivers_to, "unknown"),
         apps=apps[:SHOWN_APPS],
         apps_left_out=max(0, len(apps) - SHOWN_APPS),
