@@ -38,6 +38,8 @@ class Lane:
         self.leased_events = 0
         """Here."""
         self.held_elsewhere = 0
+        self.orphan_looks = 0
+        """How often in a row messages were there that the consumer does not know of."""
         self.is_exhausted = False
         """The server had nothing to give when it was last asked."""
         self.waiting_since = 0.0

@@ -23,7 +23,7 @@ from collector.observe.metrics import Metrics
 from collector.observe.status import DeadLetters
 from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verdict
 from collector.queue.jetstream.connection import Connection, ServerError, decoded
-from collector.queue.jetstream.figures import LetterBody, dead_letters, purge_keys, stats
+from collector.queue.jetstream.figures import LetterBody, dead_letters, first_message, purge_keys, stats
 from collector.queue.jetstream.fleet import Fleet
 from collector.queue.jetstream.leases import Lane, Message, Slice
 from collector.queue.jetstream.publication import WRONG_LAST_SEQUENCE, Arrival, Publication
@@ -40,6 +40,10 @@ FULL_RETRY_AFTER_SECONDS = 5.0
 LOOK_SECONDS = 1.0
 """How often the servers are asked what waits: what other collectors put is seen within this time."""
 PRUNE_LOOKS = 10
+ORPHAN_LOOKS = 5
+NO_REPLY = ""
+OPEN_SECONDS = 10.0
+AGAIN_SECONDS = 0.2
 FETCH_MESSAGES = 256
 """Most messages in one fetch: with single events in each, four fetches make a batch."""
 FETCH_SECONDS = 2.0
@@ -109,12 +113,27 @@ class JetStreamQueue:
             opened.push_async_callback(self._connection.close)
             if self._connection.client.max_payload < MIN_PAYLOAD_BYTES:
                 raise Unusable(f"jetstream: the server's max_payload must be {MIN_PAYLOAD_BYTES} bytes or more")
-            await self._streams.ensure(self._connection)
-            await self._fleet.join()
-            await self.refresh()
+            await self._begin()
             opened.push_async_callback(self._give_all_back)
             opened.push_async_callback(self._publication.close)
             self._opened = opened.pop_all()
+
+    async def _begin(self) -> None:
+        """Waits out an election of leaders. Raises what `open` raises."""
+        deadline = asyncio.get_running_loop().time() + OPEN_SECONDS
+        while True:
+            try:
+                await self._streams.ensure(self._connection)
+                await self.refresh()
+                await self._fleet.join()
+            except QueueUnavailable:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(AGAIN_SECONDS)
+            except ServerError as error:
+                raise Unusable(f"jetstream: {self.place} cannot be used: {error}") from error
+            else:
+                return
 
     @property
     def is_flusher(self) -> bool:
@@ -335,9 +354,30 @@ class JetStreamQueue:
         # Where all is held, perhaps by a collector that has died: only a fetch can tell, one a look.
         lane.held_elsewhere = round(not_here * others / (others + pending)) if pending else 0
         lane.is_exhausted = False
+        is_orphaned = not pending and not held and not lane.messages and lane.waiting_events > 0
+        lane.orphan_looks = lane.orphan_looks + 1 if is_orphaned else 0
+        if lane.orphan_looks >= ORPHAN_LOOKS:
+            await self._adopt(lane)
         reached = found["delivered"]["stream_seq"]
         while lane.arrivals and (first := next(iter(lane.arrivals))) <= reached and first not in lane.messages:
             del lane.arrivals[first]
+
+    async def _adopt(self, lane: Lane) -> None:
+        """Takes in messages that the consumer takes for acknowledged, and that were not deleted.
+
+        Whoever acknowledged one has died before it was deleted, or the servers have; that it was delivered is likely,
+        and not certain. It is delivered again, which upstream absorbs.
+        """
+        after = 0
+        for _ in range(FETCH_MESSAGES):
+            subject = f"{self._streams.data}.{app_token(lane.app_id)}.>"
+            stored = await first_message(self._connection, self._streams.events, after=after, subject=subject)
+            if stored is None:
+                break
+            after, lines = stored.sequence, stored.data.split(b"\n")
+            lane.add(Message(after, NO_REPLY, len(lines), self._clock.monotonic()), lines)
+        log.warning("queue.messages_adopted", app=lane.app_id, messages=len(lane.messages))
+        self.arrivals.set()
 
     async def _ensure_app(self, app_id: str) -> None:
         token = app_token(app_id)
@@ -430,7 +470,8 @@ class JetStreamQueue:
             return
 
         async def finish(message: Message) -> None:
-            await self._connection.ask(message.reply, b"+ACK")
+            if message.reply != NO_REPLY:
+                await self._connection.ask(message.reply, b"+ACK")
             try:
                 body: dict[str, Any] = {"seq": message.sequence, "no_erase": True}
                 await self._connection.request(f"STREAM.MSG.DELETE.{self._streams.events}", body)
@@ -446,6 +487,7 @@ class JetStreamQueue:
     async def _extend(self) -> None:
         """Tells the servers that this collector is alive and holds what it holds."""
         replies = [message.reply for lane in self._lanes.values() for message in lane.messages.values()]
+        replies = [reply for reply in replies if reply != NO_REPLY]
         if replies:
             await self._connection.send(b"".join(b"PUB %s 4\r\n+WPI\r\n" % reply.encode() for reply in replies))
 
@@ -455,7 +497,8 @@ class JetStreamQueue:
         out = []
         for lane in self._lanes.values():
             for message in [each for each in lane.messages.values() if each.sequence not in leased]:
-                out.append(b"PUB %s 4\r\n-NAK\r\n" % message.reply.encode())
+                if message.reply != NO_REPLY:
+                    out.append(b"PUB %s 4\r\n-NAK\r\n" % message.reply.encode())
                 del lane.messages[message.sequence]
             lane.ready = [piece for piece in lane.ready if piece.sequence in lane.messages]
         if out and self._connection.is_up:
