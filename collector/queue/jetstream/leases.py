@@ -1,5 +1,6 @@
 """What this collector holds of one app: messages that it has fetched, cut into leases and put together again."""
 
+import asyncio
 from bisect import insort
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -32,6 +33,7 @@ class Lane:
 
     def __init__(self, app_id: str) -> None:
         self.app_id = app_id
+        self.settling = asyncio.Lock()
         self.waiting_events = 0
         """Of the fleet, held by somebody or not."""
         self.waiting_bytes = 0
