@@ -254,7 +254,7 @@ class Collector:
     def reload(self, config: Config) -> Changes:
         """What of `config` is in force from now on, and what keeps its value until a restart; no connection is dropped.
 
-        The tokens' file is read again. Held apps are tried at once where upstream's settings have changed. Raises
+        The tokens' file is read again. Held apps are tried at once where [upstream] or [forward] has changed. Raises
         ConfigInvalid, with everything as it was.
         """
         found = changes(self._config, config)

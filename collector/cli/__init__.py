@@ -32,7 +32,9 @@ COMMANDS = {
     "check-config": ("collector.cli.check_config", "Check the configuration and list every problem."),
     "completion": ("collector.cli.completion", "Print a shell's completion script."),
     "demo": ("collector.cli.demo", "Show the main job: sandbox, collector, an outage, and the books."),
+    "drain": ("collector.cli.drain", "Wait until everything is delivered."),
     "healthcheck": ("collector.cli.healthcheck", "Ask whether the collector lives, or takes events."),
+    "init": ("collector.cli.init", "Write a configuration, and install the systemd units."),
     "push": ("collector.cli.push", "Send events from NDJSON files to a running collector."),
     "queue": ("collector.cli.queue", "Look into the queue, and mend it: dead letters, broken files."),
     "replay": ("collector.cli.replay", "Send delivered events once more."),
@@ -74,6 +76,7 @@ def main() -> None:
     """Collects usage events from local apps and delivers them to Productiv, each exactly once.
 
     \b
+    collector init                        writes a configuration to edit
     collector check-config                every problem of the configuration at once
     collector run --config FILE           the daemon; apps post to http://127.0.0.1:8787/v1/events
     collector status                      how it is; http://127.0.0.1:8787/ shows the same in a browser

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import faulthandler
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -120,6 +121,8 @@ def command(config_file: Path | None, role: Role, log_level: str | None) -> None
     Under systemd it says when it is ready, how it is and that it is alive, and takes over the sockets of a .socket unit
     in place of those that are configured.
     """
+    if os.getpid() == 1:  # of a container: the kernel itself reaps orphans, such as what an `exec` has left
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     daemon = Daemon(config_file, role, log_level)
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     run(daemon.serve())

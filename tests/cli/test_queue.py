@@ -216,3 +216,21 @@ async def test_a_daemon_on_a_broken_file_runs_and_says_the_numbers_at_error(
         assert await daemon.stop() == 0
     assert (await state.stats()).received == 4_997
     assert (await desk.answer("queue", "stats"))["deadEvents"] == 3
+
+
+# -- backup ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_copy_made_beside_the_daemon_is_a_queue_that_another_one_goes_on_with(
+    desk: Desk, state: State, tmp_path: Path
+) -> None:
+    copy = tmp_path / "elsewhere" / "queue"
+    async with running(desk.folder, NOWHERE) as daemon, aiohttp.ClientSession() as session:
+        await Books().post(session, daemon.url, events(50))
+        assert f"bytes are in {copy}" in await desk.ask("queue", "backup", str(copy))
+        assert "is there already" in await desk.ask("queue", "backup", str(copy), status=1)
+    sandbox = Sandbox(state, create_apps=True)
+    await sandbox.start("127.0.0.1", 0)
+    async with running(copy.parent, sandbox.url):
+        await settled(state, 50)
+    await sandbox.stop()

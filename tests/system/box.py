@@ -35,7 +35,9 @@ FLAGS = (
     "--boot --register=no --keep-unit --private-network --console=read-only --link-journal=no --resolv-conf=off "
     "--timezone=off --capability=CAP_BPF,CAP_NET_ADMIN --system-call-filter=bpf"
 )
+# Disks of other tests, which unmount them while the box runs, must not stay mounted in here: first of all they go.
 SCRIPT = f"""
+awk '/^[/]dev[/]loop/ {{ print $2 }}' /proc/mounts | tac | xargs -r umount --lazy
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir /run/box && mount -t tmpfs tmpfs /run/box && cd /run/box && mkdir upper work root
 mount -t overlay overlay -o lowerdir=/,upperdir=upper,workdir=work root
@@ -122,6 +124,13 @@ class Box:
                 if numbers[1] != numbers[-1] == inside and self._is_ours(status.parent):
                     return int(numbers[1])
         raise AssertionError(f"{unit} has no process")
+
+    def may_read(self, unit: str, file: str) -> bool:
+        """Whether the unit's user may, with what its main process sees of the machine."""
+        process = self.process(unit)
+        user = str(Path(f"/proc/{process}").stat().st_uid)
+        entered = ["nsenter", "-t", str(process), "-U", "-m", "-n", "-p", "-S", user, "-G", user, "--"]
+        return subprocess.run([*entered, "head", "-c", "1", file], check=False, capture_output=True).returncode == 0
 
     @contextlib.contextmanager
     def network(self) -> Iterator[None]:

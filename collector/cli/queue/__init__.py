@@ -10,5 +10,5 @@ def command() -> None:
     """Look into the queue and mend it; but for `recover`, also while the daemon runs."""
 
 
-for member in (stats.command, dead.command, export.command, files.check, files.recover):
+for member in (stats.command, dead.command, export.command, files.check, files.recover, files.backup):
     command.add_command(member)

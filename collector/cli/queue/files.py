@@ -1,4 +1,4 @@
-"""`collector queue check` and `recover`: the queue's file, looked at and mended by hand."""
+"""`collector queue check`, `recover` and `backup`: the queue's file, looked at, mended and copied by hand."""
 
 import sys
 from pathlib import Path
@@ -10,6 +10,7 @@ from collector.cli.options import config_option
 from collector.config import Config, load
 from collector.queue.backend import JETSTREAM, need_file
 from collector.queue.backend import problems as problems_of
+from collector.queue.backup import back_up
 from collector.queue.recover import recover as recover_file
 
 
@@ -52,6 +53,21 @@ def recover(config_file: Path | None, always: bool, as_json: bool) -> None:
     else:
         for name, value in salvaged.as_fields().items():
             click.echo(f"{name.replace('_', ' '):<24}{value:>12,}" if isinstance(value, int) else f"{name}: {value}")
+
+
+@click.command("backup")
+@config_option
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+def backup(config_file: Path | None, directory: Path) -> None:
+    """Copy the queue as it is at this instant to DIRECTORY, also while the daemon runs.
+
+    A collector with queue.path = DIRECTORY goes on from there: what was delivered since is delivered once more, which
+    upstream absorbs, and what was accepted since is not known to it.
+    """
+    config = load(config_file, with_credentials=False)
+    need_file(config, "collector queue backup")
+    size = back_up(config.queue.path, directory)
+    click.echo(f"{size:,} bytes are in {directory}")
 
 
 def damaged(config: Config) -> str:
