@@ -163,6 +163,33 @@ async def test_what_a_collector_held_when_it_closed_is_anybodys_at_once(open_que
     assert sorted(numbers_of(first, *await lease_all(other, "wiki"))) == list(range(15))
 
 
+async def test_a_message_that_was_acknowledged_and_not_deleted_is_delivered_again_and_then_deleted(
+    open_queue: Opener,
+) -> None:
+    one, other = await open_queue(), await open_queue()
+    await one.put([batch("wiki", range(10))])
+    await lease(one, "wiki")
+    [message] = one._lanes["wiki"].messages.values()
+    await one._connection.ask(message.reply, b"+ACK")
+    await one._connection.close()
+    held = await leased_at_last(other, "wiki")
+    assert numbers_of(held) == list(range(10))
+    await other.settle(held)
+    await other.refresh()
+    assert other.waiting_events == 0
+
+
+async def test_two_leases_that_share_a_message_are_settled_at_once_and_nothing_of_it_stays(open_queue: Opener) -> None:
+    queue = await open_queue()
+    await queue.put([batch("wiki", range(5))])
+    await queue.put([batch("wiki", range(5, 15))])
+    first, second = await lease(queue, "wiki"), await lease(queue, "wiki")
+    assert (first.events, second.events) == (10, 5)
+    await asyncio.gather(queue.settle(first), queue.settle(second))
+    await queue.refresh()
+    assert (queue.waiting_events, queue._lanes["wiki"].messages) == (0, {})
+
+
 async def test_a_limit_for_the_fleet_is_shared_by_those_that_have_something_to_do(open_queue: Opener) -> None:
     fleet = [await open_queue() for _ in range(3)]
     for queue, is_busy in zip(fleet, (True, True, False), strict=True):

@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from collector.clock import Clock
 from collector.config.model import JetStream
@@ -22,11 +20,12 @@ from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.status import DeadLetters
 from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verdict
-from collector.queue.jetstream.connection import Connection, ServerError, decoded
-from collector.queue.jetstream.figures import LetterBody, dead_letters, purge_keys, stats
+from collector.queue.jetstream.connection import Connection, ServerError
+from collector.queue.jetstream.deliveries import NO_REPLY, Deliveries
+from collector.queue.jetstream.figures import dead_letters, purge_keys, stats
 from collector.queue.jetstream.fleet import Fleet
 from collector.queue.jetstream.leases import Lane, Message, Slice
-from collector.queue.jetstream.publication import WRONG_LAST_SEQUENCE, Arrival, Publication
+from collector.queue.jetstream.publication import Arrival, Publication
 from collector.queue.jetstream.stream import Streams, app_token
 
 if TYPE_CHECKING:
@@ -40,13 +39,14 @@ FULL_RETRY_AFTER_SECONDS = 5.0
 LOOK_SECONDS = 1.0
 """How often the servers are asked what waits: what other collectors put is seen within this time."""
 PRUNE_LOOKS = 10
+ORPHAN_LOOKS = 5
+OPEN_SECONDS = 10.0
+AGAIN_SECONDS = 0.2
 FETCH_MESSAGES = 256
 """Most messages in one fetch: with single events in each, four fetches make a batch."""
-FETCH_SECONDS = 2.0
 KEEP_LOOKS = 10
 """What nobody here delivers for about so many looks is given to whichever collector asks first."""
 MIN_PAYLOAD_BYTES = 2**20
-MESSAGE_NOT_FOUND = frozenset({10037, 10043, 10057})
 
 
 class JetStreamQueue:
@@ -75,6 +75,7 @@ class JetStreamQueue:
         self._connection = Connection(settings)
         self._streams = Streams(settings)
         self._fleet = Fleet(self._connection, self._streams.fleet)
+        self._deliveries = Deliveries(self._connection, self._streams)
         self._publication = Publication(
             self._connection,
             self._streams,
@@ -109,12 +110,27 @@ class JetStreamQueue:
             opened.push_async_callback(self._connection.close)
             if self._connection.client.max_payload < MIN_PAYLOAD_BYTES:
                 raise Unusable(f"jetstream: the server's max_payload must be {MIN_PAYLOAD_BYTES} bytes or more")
-            await self._streams.ensure(self._connection)
-            await self._fleet.join()
-            await self.refresh()
+            await self._begin()
             opened.push_async_callback(self._give_all_back)
             opened.push_async_callback(self._publication.close)
             self._opened = opened.pop_all()
+
+    async def _begin(self) -> None:
+        """Waits out an election of leaders. Raises what `open` raises."""
+        deadline = asyncio.get_running_loop().time() + OPEN_SECONDS
+        while True:
+            try:
+                await self._streams.ensure(self._connection)
+                await self.refresh()
+                await self._fleet.join()
+            except QueueUnavailable:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(AGAIN_SECONDS)
+            except ServerError as error:
+                raise Unusable(f"jetstream: {self.place} cannot be used: {error}") from error
+            else:
+                return
 
     @property
     def is_flusher(self) -> bool:
@@ -228,20 +244,24 @@ class JetStreamQueue:
         Of a message some of whose events wait on, nothing is acknowledged: after a crash all of them are sent again,
         which upstream's own key absorbs.
         """
-        lane, pieces = self._lanes[lease.app_id], self._leases[lease.first]
+        lane = self._lanes[lease.app_id]
+        async with lane.settling:  # two leases may share a message
+            await self._settle(lane, lease.first, buried, set(returned))
+
+    async def _settle(self, lane: Lane, number_of_lease: int, buried: Sequence[Burial], back: set[int]) -> None:
+        pieces = self._leases[number_of_lease]
         places = [
             (piece.sequence, position, line)
             for piece in pieces
             for position, line in zip(piece.positions, piece.lines, strict=True)
         ]
-        await self._bury(lease.app_id, [(burial, places[burial.position]) for burial in buried])
-        back = set(returned)
+        await self._bury(lane.app_id, [(burial, places[burial.position]) for burial in buried])
         rest, open_events = _rest(places, back), dict[int, int]()
         for number, (sequence, _, _) in enumerate(places):
             if number not in back:
                 open_events[sequence] = open_events.get(sequence, lane.message(sequence).open_events) - 1
         done = [sequence for sequence, events in open_events.items() if not events]
-        await self._finish([lane.message(sequence) for sequence in done])
+        await self._deliveries.finish([lane.message(sequence) for sequence in done])
         for sequence, events in open_events.items():
             lane.message(sequence).open_events = events
         for sequence in done:
@@ -251,7 +271,7 @@ class JetStreamQueue:
         size = sum(len(line) + 1 for number, (_, _, line) in enumerate(places) if number not in back)
         lane.waiting_bytes = max(0, lane.waiting_bytes - size)
         lane.leased_events -= len(places)
-        del self._leases[lease.first]
+        del self._leases[number_of_lease]
         if rest:
             for piece in rest:
                 lane.message(piece.sequence).since = min(lane.message(piece.sequence).since, self._clock.monotonic())
@@ -281,7 +301,8 @@ class JetStreamQueue:
         await self._connection.revive()
         self._looks += 1
         await self._fleet.announce(is_busy=bool(self._leases) or any(lane.available for lane in self._lanes.values()))
-        await self._extend()
+        held = [message for lane in self._lanes.values() for message in lane.messages.values()]
+        await self._deliveries.extend(held)
         if self._looks % KEEP_LOOKS == 0 and not self._leases:
             await self._give_all_back()
         await self.refresh()
@@ -335,6 +356,10 @@ class JetStreamQueue:
         # Where all is held, perhaps by a collector that has died: only a fetch can tell, one a look.
         lane.held_elsewhere = round(not_here * others / (others + pending)) if pending else 0
         lane.is_exhausted = False
+        is_orphaned = not pending and not held and not lane.messages and lane.waiting_events > 0
+        lane.orphan_looks = lane.orphan_looks + 1 if is_orphaned else 0
+        if lane.orphan_looks >= ORPHAN_LOOKS:
+            await self._adopt(lane)
         reached = found["delivered"]["stream_seq"]
         while lane.arrivals and (first := next(iter(lane.arrivals))) <= reached and first not in lane.messages:
             del lane.arrivals[first]
@@ -368,22 +393,45 @@ class JetStreamQueue:
     async def _fetch(self, lane: Lane, events: int) -> None:
         """Asks the server for messages with about so many events. Raises QueueUnavailable."""
         wanted = min(FETCH_MESSAGES, self._messages_of(lane, events))
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._streams.events}.{app_token(lane.app_id)}"
-        body = msgspec.json.encode({"batch": wanted, "no_wait": True})
-        async with self._connection.answers() as (inbox, arrived):
-            await self._connection.client.publish(subject, body, reply=inbox)
-            for _ in range(wanted):
-                try:
-                    async with asyncio.timeout(FETCH_SECONDS):
-                        message = await arrived.get()
-                except TimeoutError as error:
-                    if lane.ready:
-                        return
-                    raise QueueUnavailable("JetStream does not answer") from error
-                if (message.headers or {}).get("Status") is not None or not message.reply:
-                    lane.is_exhausted = True
-                    return
-                self._hold(lane, message)
+        async for message in self._deliveries.fetch(lane.app_id, wanted):
+            wanted -= 1
+            self._hold(lane, message)
+        lane.is_exhausted = wanted > 0
+
+    async def _bury(self, app_id: str, letters: Sequence[tuple[Burial, tuple[int, int, bytes]]]) -> None:
+        if not letters:
+            return
+        size = sum(len(line) + len(burial.reason) for burial, (_, _, line) in letters)
+        if self._dead_bytes + size > self._max_dead_bytes:
+            raise DeadLettersFull(
+                f"dead letters take {self._dead_bytes} of queue.max_dead_bytes = {self._max_dead_bytes} bytes, so "
+                f"nothing more is buried, and this app's events wait. Upstream refuses {len(letters)} of them: "
+                f"{letters[0][0].reason}. Make room: collector queue dead list, export, and retry or purge"
+            )
+        await self._deliveries.bury(app_id, letters, self._clock.now_ms())
+        self._dead_bytes += size
+
+    async def _give_all_back(self) -> None:
+        """What is held and not leased is anybody's."""
+        leased = {piece.sequence for pieces in self._leases.values() for piece in pieces}
+        free: list[Message] = []
+        for lane in self._lanes.values():
+            free += [message for message in lane.messages.values() if message.sequence not in leased]
+            lane.messages = {number: message for number, message in lane.messages.items() if number in leased}
+            lane.ready = [piece for piece in lane.ready if piece.sequence in lane.messages]
+        await self._deliveries.give_back(free)
+
+    async def _adopt(self, lane: Lane) -> None:
+        """Takes in messages that the consumer takes for acknowledged, and that were not deleted.
+
+        Whoever acknowledged one has died before it was deleted, or the servers have; that it was delivered is likely,
+        and not certain. It is delivered again, which upstream absorbs.
+        """
+        for stored in await self._deliveries.left_over(lane.app_id, FETCH_MESSAGES):
+            lines = stored.data.split(b"\n")
+            lane.add(Message(stored.sequence, NO_REPLY, len(lines), self._clock.monotonic()), lines)
+        log.warning("queue.messages_adopted", app=lane.app_id, messages=len(lane.messages))
+        self.arrivals.set()
 
     def _messages_of(self, lane: Lane, events: int) -> int:
         """How many messages that are probably needed for so many events, by what was fetched last."""
@@ -401,66 +449,6 @@ class JetStreamQueue:
             age = self._clock.now_us() / 1e6 - metadata.timestamp.timestamp()
             since = self._clock.monotonic() - max(0.0, age)
         lane.add(Message(sequence, message.reply, len(lines), since), lines)
-
-    async def _bury(self, app_id: str, letters: Sequence[tuple[Burial, tuple[int, int, bytes]]]) -> None:
-        if not letters:
-            return
-        size = sum(len(line) + len(burial.reason) for burial, (_, _, line) in letters)
-        if self._dead_bytes + size > self._max_dead_bytes:
-            raise DeadLettersFull(
-                f"dead letters take {self._dead_bytes} of queue.max_dead_bytes = {self._max_dead_bytes} bytes, so "
-                f"nothing more is buried, and this app's events wait. Upstream refuses {len(letters)} of them: "
-                f"{letters[0][0].reason}. Make room: collector queue dead list, export, and retry or purge"
-            )
-        now = self._clock.now_ms()
-        for burial, (sequence, position, line) in letters:
-            body = LetterBody(app_id, burial.reason, now, msgspec.Raw(line))
-            subject = f"{self._streams.dead}.{app_token(app_id)}.{sequence}.{position}"
-            once = {"Nats-Expected-Last-Subject-Sequence": "0"}
-            try:
-                decoded((await self._connection.ask(subject, msgspec.json.encode(body), headers=once)).data)
-            except ServerError as error:
-                if error.err_code not in WRONG_LAST_SEQUENCE:  # else an earlier attempt has buried it
-                    raise QueueUnavailable(f"JetStream does not store a dead letter: {error}") from error
-        self._dead_bytes += size
-
-    async def _finish(self, messages: Sequence[Message]) -> None:
-        """These messages are acknowledged, which the server has confirmed, and deleted. Raises QueueUnavailable."""
-        if not messages:
-            return
-
-        async def finish(message: Message) -> None:
-            await self._connection.ask(message.reply, b"+ACK")
-            try:
-                body: dict[str, Any] = {"seq": message.sequence, "no_erase": True}
-                await self._connection.request(f"STREAM.MSG.DELETE.{self._streams.events}", body)
-            except ServerError as error:
-                if error.err_code not in MESSAGE_NOT_FOUND:  # else it was deleted before, and the answer was lost
-                    raise QueueUnavailable(f"JetStream does not delete what was delivered: {error}") from error
-
-        results = await asyncio.gather(*map(finish, messages), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-
-    async def _extend(self) -> None:
-        """Tells the servers that this collector is alive and holds what it holds."""
-        replies = [message.reply for lane in self._lanes.values() for message in lane.messages.values()]
-        if replies:
-            await self._connection.send(b"".join(b"PUB %s 4\r\n+WPI\r\n" % reply.encode() for reply in replies))
-
-    async def _give_all_back(self) -> None:
-        """What is held and not leased is anybody's."""
-        leased = {piece.sequence for pieces in self._leases.values() for piece in pieces}
-        out = []
-        for lane in self._lanes.values():
-            for message in [each for each in lane.messages.values() if each.sequence not in leased]:
-                out.append(b"PUB %s 4\r\n-NAK\r\n" % message.reply.encode())
-                del lane.messages[message.sequence]
-            lane.ready = [piece for piece in lane.ready if piece.sequence in lane.messages]
-        if out and self._connection.is_up:
-            await self._connection.send(b"".join(out))
-            await self._connection.client.flush()
 
     def _lane(self, app_id: str) -> Lane:
         lane = self._lanes.get(app_id)
