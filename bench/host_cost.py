@@ -1,13 +1,15 @@
 """What recording an event costs the program that does it: ours beside two analytics libraries, nobody to send to.
 
-Each runs in a process of its own, in bursts as requests come, with the defaults of its library: 10,000 events fit into
-each one's memory. Prints medians over all rounds of the calls' percentiles, in microseconds, the CPU time of the whole
+Each runs in a process of its own, with the defaults of its library: 10,000 events fit into each one's memory. Two ways
+of calling. Steady: the host is at work, and each call comes between two pieces of it. Bursts: the process sleeps, then
+calls a hundred times in a row, and so on. There one call in a hundred is the first after a pause, and finds the
+processor's caches cold: the p99 of all calls is theirs. So the first ones stand in a column of their own beside the p99
+of the others. A function that does nothing, called and timed in the same way, says what of a figure is the machine's
+and the clock's.
+
+Prints medians over all rounds of the calls' percentiles, in microseconds; of bursts also the CPU time of the whole
 process a call (what the library's threads do is the program's time too), and how many passes of the garbage collector
 the calls and those threads set off: nothing else in the process allocates what it counts.
-
-One call in a hundred is the first after a pause, and finds the processor's caches cold: the p99 of all calls is theirs.
-So the first ones stand in a column of their own beside the p99 of the others, and a function that does nothing, called
-and timed in the same way, says what of a figure is the machine's and the clock's.
 """
 
 import argparse
@@ -26,6 +28,8 @@ from typing import NamedTuple
 
 CALLS, BURST_CALLS, BURST_PAUSE_SECONDS = 10_000, 100, 0.01
 EMAIL, EVENT_NAME = "user@example.com", "page_saved"
+DOCUMENT = json.dumps([{"title": f"Page {number}", "tags": ["a", "b"], "words": number} for number in range(40)])
+"""What the host is at work on: reading and writing it takes some 100 us and 15 KB."""
 
 
 class Cost(NamedTuple):
@@ -98,8 +102,23 @@ ROWS: dict[str, Callable[[int, str], Callable[[], object]]] = {
 }
 
 
-def measure(name: str, folder: str) -> Cost:
-    """Calls in bursts; what each took."""
+def steady(_number: int) -> None:
+    """The host's work between two calls."""
+    json.dumps(json.loads(DOCUMENT))
+
+
+def bursts(number: int) -> None:
+    """Nothing but a pause now and then."""
+    if number % BURST_CALLS == 0:
+        time.sleep(BURST_PAUSE_SECONDS)
+
+
+WAYS: dict[str, Callable[[int], None]] = {"steady": steady, "bursts": bursts}
+
+
+def measure(name: str, way: str, folder: str) -> Cost:
+    """What each call took."""
+    between = WAYS[way]
     logging.disable()
     with socket.socket() as dead:  # bound, and nobody listens: connections are refused
         dead.bind(("127.0.0.1", 0))
@@ -108,12 +127,11 @@ def measure(name: str, folder: str) -> Cost:
         took: list[int] = []
         passes_before = _gc_passes()
         cpu_before = time.process_time()
-        for _ in range(CALLS // BURST_CALLS):
-            time.sleep(BURST_PAUSE_SECONDS)
-            for _ in range(BURST_CALLS):
-                before = time.perf_counter_ns()
-                call()
-                took.append(time.perf_counter_ns() - before)
+        for number in range(CALLS):
+            between(number)
+            before = time.perf_counter_ns()
+            call()
+            took.append(time.perf_counter_ns() - before)
         cpu_seconds = time.process_time() - cpu_before
         passes = _gc_passes() - passes_before
     first = took[::BURST_CALLS]
@@ -134,9 +152,9 @@ def _gc_passes() -> int:
     return sum(generation["collections"] for generation in gc.get_stats())
 
 
-def in_child(name: str) -> Cost:
+def in_child(name: str, way: str) -> Cost:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "bench.host_cost", "--row", name, "--folder", folder]
+        command = [sys.executable, "-m", "bench.host_cost", "--row", name, "--way", way, "--folder", folder]
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120).stdout
     return Cost(*json.loads(printed))
 
@@ -145,22 +163,30 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--row", help="measure this one here, and print it as JSON")
+    parser.add_argument("--way", choices=WAYS)
     parser.add_argument("--folder")
     options = parser.parse_args()
     if options.row:
-        print(json.dumps(measure(options.row, options.folder)), flush=True)
+        print(json.dumps(measure(options.row, options.way, options.folder)), flush=True)
         os._exit(0)  # their threads would go on trying
-    costs: dict[str, list[Cost]] = {name: [] for name in ROWS}
+    costs: dict[tuple[str, str], list[Cost]] = {(way, name): [] for way in WAYS for name in ROWS}
     for _ in range(options.rounds):
-        for name, rounds in costs.items():
-            rounds.append(in_child(name))
-    print(f"{'us a call':34}{'p50':>8}{'p99':>8}{'first':>8}{'p99 of others':>15}{'max':>9}{'CPU':>8}{'GC passes':>11}")
-    for name, rounds in costs.items():
-        cost = Cost(*map(statistics.median, zip(*rounds, strict=True)))
-        print(
-            f"{name:34}{cost.p50_us:8.1f}{cost.p99_us:8.1f}{cost.first_us:8.1f}{cost.p99_of_others_us:15.1f}"
-            f"{cost.max_us:9.0f}{cost.cpu_us:8.1f}{cost.gc_passes:11.0f}"
-        )
+        for (way, name), rounds in costs.items():
+            rounds.append(in_child(name, way))
+    medians = {row: Cost(*map(statistics.median, zip(*rounds, strict=True))) for row, rounds in costs.items()}
+    print(f"{'steady, us a call':34}{'p50':>8}{'p99':>8}{'max':>9}")
+    for (way, name), cost in medians.items():
+        if way == "steady":
+            print(f"{name:34}{cost.p50_us:8.1f}{cost.p99_us:8.1f}{cost.max_us:9.0f}")
+    print(
+        f"\n{'in bursts':34}{'p50':>8}{'p99':>8}{'first':>8}{'p99 of others':>15}{'max':>9}{'CPU':>8}{'GC passes':>11}"
+    )
+    for (way, name), cost in medians.items():
+        if way == "bursts":
+            print(
+                f"{name:34}{cost.p50_us:8.1f}{cost.p99_us:8.1f}{cost.first_us:8.1f}{cost.p99_of_others_us:15.1f}"
+                f"{cost.max_us:9.0f}{cost.cpu_us:8.1f}{cost.gc_passes:11.0f}"
+            )
 
 
 if __name__ == "__main__":

@@ -230,7 +230,8 @@ class Collector:
         Raises Rejected with the reason, Retryable where the queue cannot take it now, TypeError.
         """
         self._check_runs()
-        return await self._recorder.record(event_of(self._clock, email, event_name, timestamp_ms, app_id))
+        stamped = self._clock.now_ms() if timestamp_ms is None else timestamp_ms
+        return await self._recorder.record(event_of(email, event_name, stamped, app_id))
 
     async def record_many(self, events: Iterable[UsageEvent]) -> Report:
         """What became of the events, after the commit that holds all that were accepted. Raises Retryable."""
@@ -245,7 +246,8 @@ class Collector:
         For the loop's own thread. Until its commit an event dies with the process. Raises TypeError.
         """
         self._check_runs()
-        return self._recorder.offer(event_of(self._clock, email, event_name, timestamp_ms, app_id))
+        stamped = self._clock.now_ms() if timestamp_ms is None else timestamp_ms
+        return self._recorder.offer(event_of(email, event_name, stamped, app_id))
 
     async def flush(self) -> None:
         """Returns when everything that was recorded without waiting is on disk, or was rejected."""

@@ -13,6 +13,7 @@ what is left; a process that leaves by `os._exit`, as children of multiprocessin
 """
 
 import atexit
+import contextlib
 import errno
 import http.client
 import json
@@ -26,6 +27,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from json.encoder import encode_basestring_ascii as _quoted
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
@@ -157,24 +159,26 @@ class Client:
         if len(waiting) >= self._room:
             return self._drop()
         waiting.append(line)
-        if not self._some.is_set():
+        if not self._some.is_set:
             self._wake()
-        if len(waiting) >= BATCH_EVENTS and not self._hurry.is_set():
+        if len(waiting) >= BATCH_EVENTS and not self._hurry.is_set:
             self._hurry.set()
         return True
 
     def flush(self, timeout_seconds: float) -> bool:
         """Whether everything that was recorded before has been sent; False when the time is over."""
+        self._some.set()
         self._hurry.set()
         with self._progress:
             goal = self._settled + len(self._waiting)
-            self._progress.wait_for(lambda: self._settled >= goal or self._is_over, timeout_seconds)
+            patience_seconds = min(timeout_seconds, threading.TIMEOUT_MAX)
+            self._progress.wait_for(lambda: self._settled >= goal or self._is_over, patience_seconds)
             return self._settled >= goal
 
     def close(self, timeout_seconds: float = 5.0) -> bool:
         """Whether everything recorded was sent in this time; nothing more is taken. Closing again is harmless."""
         with self._progress:
-            if self._closing.is_set():
+            if self._closing.is_set:
                 return not self._waiting
             self._room = 0  # `record` finds no room
             self._give_up_at = time.monotonic() + timeout_seconds
@@ -219,9 +223,9 @@ class Client:
     def _begin(self) -> None:
         """Everything that belongs to one process: for a new client, and again in a forked child."""
         self._waiting: deque[bytes] = deque()
-        self._some = threading.Event()  # something waits
-        self._hurry = threading.Event()  # do not linger
-        self._closing = threading.Event()
+        self._some = _Bell()  # something waits
+        self._hurry = _Bell()  # do not linger
+        self._closing = _Bell()
         if not self._room:  # the parent had closed it
             self._closing.set()
         self._progress = threading.Condition()
@@ -257,14 +261,13 @@ class Client:
         return False
 
     def _record_now(self, line: bytes) -> bool:
-        if self._closing.is_set():
+        if self._closing.is_set:
             raise Unusable("the client is closed")
         give_up_at = time.monotonic() + self._timeout_seconds
         failures = 0
         while True:
             try:
-                with self._sending:
-                    sent = self._transport.send([line])
+                sent = self._send_now(line, give_up_at)
             except Retryable as error:
                 failures += 1
                 pause_seconds = _pause_seconds(failures, error)
@@ -278,6 +281,14 @@ class Client:
                 if sent.rejected:
                     raise Rejected(sent.reason)
                 return True
+
+    def _send_now(self, line: bytes, give_up_at: float) -> Sent:
+        if not self._sending.acquire(timeout=max(0.0, give_up_at - time.monotonic())):
+            raise Retryable("other events of this client are still being sent")
+        try:
+            return self._transport.send([line])
+        finally:
+            self._sending.release()
 
     def _work(self) -> None:
         """The thread: until the client is closed, sends what waits."""
@@ -295,7 +306,7 @@ class Client:
             self._progress.notify_all()
 
     def _may_end(self) -> bool:
-        return self._closing.is_set() and (not self._waiting or time.monotonic() >= self._give_up_at)
+        return self._closing.is_set and (not self._waiting or time.monotonic() >= self._give_up_at)
 
     def _try_to_send(self) -> int:
         """Sends some of what waits; how many events need not be thought of any more. Pauses where it was in vain."""
@@ -330,7 +341,7 @@ class Client:
             self._say("usage events were refused: %s (rejected %d, failed %d)", sent.reason, *counts)
 
     def _pause(self, seconds: float) -> None:
-        if not self._closing.is_set():
+        if not self._closing.is_set:
             self._closing.wait(seconds)  # whoever closes gets one attempt at once
         else:
             time.sleep(max(0.0, min(seconds, self._give_up_at - time.monotonic())))
@@ -340,6 +351,29 @@ class Client:
         if now >= self._say_at.get(message, 0.0):
             self._say_at[message] = now + SAY_SECONDS
             log.warning(message, *values)
+
+
+class _Bell:
+    """Wakes one thread. A signal's handler may ring it amid a ringing, where a threading.Event would wait for ever."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._words: SimpleQueue[None] = SimpleQueue()
+
+    def set(self) -> None:
+        self.is_set = True
+        self._words.put(None)
+
+    def clear(self) -> None:
+        self.is_set = False
+        while not self._words.empty():
+            self._words.get()
+
+    def wait(self, timeout_seconds: float | None = None) -> None:
+        """Returns when it is set, when the time is over, or for nothing."""
+        if not self.is_set:
+            with contextlib.suppress(Empty):
+                self._words.get(timeout=timeout_seconds)
 
 
 class _Http:

@@ -13,8 +13,9 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
+from queue import Empty, SimpleQueue
 from typing import Any, Self, TypeVar
 
 import msgspec
@@ -44,7 +45,8 @@ HURRIED_SECONDS = 0.01
 class SyncCollector:
     """`with SyncCollector(config) as collector:`; or its first event starts it, and the interpreter's end stops it.
 
-    Every method may be called from any thread. `listens` and `delivery` are as for `Collector`.
+    Every method may be called from any thread, `record_nowait`, `flush` and `stop` also from a handler of signals.
+    `listens` and `delivery` are as for `Collector`.
     """
 
     def __init__(self, config: Config, *, listens: bool = False, delivery: Delivery = Delivery.ELECTED) -> None:
@@ -53,9 +55,10 @@ class SyncCollector:
         self._delivery = delivery
         self._clock = Clock()
         self._max_waiting = config.events.max_recorded
-        self._lock = threading.Lock()
         self._life: _Life | None = None
         self._storing: _Storing | None = None
+        self._is_starting = False
+        self._make_locks()
         _all.add(self)
 
     def start(self) -> None:
@@ -86,11 +89,16 @@ class SyncCollector:
         Costs the caller a few microseconds and never waits. Until its commit an event dies with the process; `flush`
         and `stop` wait for it. Raises TypeError.
         """
-        event = event_of(self._clock, email, event_name, timestamp_ms, app_id)
+        # Code that has not run for a while costs the most, so there is little of it: no clock of ours, no method.
+        stamped = time.time_ns() // 1_000_000 if timestamp_ms is None else timestamp_ms
+        event = event_of(email, event_name, stamped, app_id)
         storing = self._storing or self._start_storing()
-        if len(storing.waiting) >= self._max_waiting:
+        waiting = storing.waiting
+        if len(waiting) >= self._max_waiting:
             return False
-        storing.offer(event)
+        waiting.append(event)
+        if storing.needs_word:
+            self._tell(storing)
         return True
 
     def flush(self, timeout_seconds: float) -> bool:
@@ -99,15 +107,19 @@ class SyncCollector:
         if storing is None:
             return True
         reached = threading.Event()
-        storing.offer(reached)
-        return reached.wait(timeout_seconds)
+        storing.waiting.append(reached)
+        self._tell(storing)
+        if not reached.wait(min(timeout_seconds, threading.TIMEOUT_MAX)):
+            with contextlib.suppress(ValueError):  # its turn has come
+                storing.waiting.remove(reached)
+        return reached.is_set()
 
     def stop(self) -> StopReport:
         """Everything recorded is on disk, and delivery went on, up to `stop.deadline` each. Harmless to repeat.
 
         What is not delivered by then is left for the next start, or for the processes that still run.
         """
-        with self._lock:
+        with self._storing_lock:
             storing, self._storing = self._storing, None
         lost = 0 if storing is None else storing.stop(self._config.stop.deadline)
         with self._lock:
@@ -129,25 +141,45 @@ class SyncCollector:
         if life is None or life.is_over:
             with self._lock:
                 life = self._life
+                if self._is_starting:
+                    raise Unusable("a handler of signals has interrupted the start of the SyncCollector that it needs")
                 if life is None or life.is_over:
-                    life = self._life = _Life(self._new_collector)
+                    self._is_starting = True
+                    try:
+                        life = self._life = _Life(self._new_collector)
+                    finally:
+                        self._is_starting = False
         return life
 
     def _new_collector(self) -> Collector:
         return Collector(self._config, listens=self._listens, delivery=self._delivery, clock=self._clock)
 
     def _start_storing(self) -> "_Storing":
-        with self._lock:
+        with self._storing_lock:
             if self._storing is None:
                 self._storing = _Storing(self.record_many)
             return self._storing
+
+    def _tell(self, storing: "_Storing") -> None:
+        """The thread knows that something waits; where it has ended meanwhile, another one stores that."""
+        storing.wake()
+        if storing.has_ended:
+            for item in storing.left():
+                successor = self._storing or self._start_storing()
+                successor.waiting.append(item)
+                successor.wake()
 
     def _forget(self) -> None:
         """This is a forked child: what was begun belongs to the parent."""
         never_free(self._life)
         never_free(self._storing)
-        self._lock = threading.Lock()
+        self._make_locks()
+        self._is_starting = False
         self._life = self._storing = None
+
+    def _make_locks(self) -> None:
+        # Reentrant for handlers of signals. Two, because a start may take long, and `record_nowait` never waits for it.
+        self._lock, self._storing_lock = threading.RLock(), threading.RLock()
 
 
 class _Life:
@@ -215,31 +247,38 @@ class _Storing:
     """A thread that stores what was recorded without waiting, in the order in which it came.
 
     Waking a thread costs the waker more than all the rest of a call: 7 us against 0.4 us. So the thread looks by itself
-    for a while after each event, and needs to be woken only after it has seen none for that long.
+    for a while after each event, and needs to be woken only after it has seen none for that long. It is woken by a
+    SimpleQueue: a handler of signals that interrupts the setting of a threading.Event, to set it too, waits for ever.
     """
 
     def __init__(self, store: Callable[[Sequence[UsageEvent]], Report]) -> None:
         self.waiting: deque[UsageEvent | threading.Event] = deque()
+        self.needs_word = False
+        """The thread does not look by itself: whoever has appended something to `waiting` must say so."""
+        self.has_ended = False
         self._store = store
-        self._sleeps = False
-        self._wake = threading.Event()
+        self._words: SimpleQueue[None] = SimpleQueue()
         self._is_over = False
         self._give_up_at = float("inf")
         self._lost_events = 0
         self._thread = threading.Thread(target=self._work, name="collector-recorder", daemon=True)
         self._thread.start()
 
-    def offer(self, item: UsageEvent | threading.Event) -> None:
-        """Stores an event; sets an Event when everything before it is stored."""
-        self.waiting.append(item)
-        if self._sleeps:
-            self._wake.set()
+    def wake(self) -> None:
+        """The thread looks now: it stores the events that wait, and sets an Event when all before it are stored."""
+        self._words.put(None)
+
+    def left(self) -> Iterator[UsageEvent | threading.Event]:
+        """Takes out what waits, each item once, whoever else does that at the same time."""
+        with contextlib.suppress(IndexError):
+            while True:
+                yield self.waiting.popleft()
 
     def stop(self, timeout_seconds: float) -> int:
         """Nothing waits any more; how many events were lost because they could not be stored in time."""
         self._give_up_at = time.monotonic() + timeout_seconds
         self._is_over = True
-        self._wake.set()
+        self.wake()
         self._thread.join()
         return self._lost_events
 
@@ -247,25 +286,29 @@ class _Storing:
         quiet = 0
         while self.waiting or not self._is_over:
             quiet = 0 if self.waiting else quiet + 1
-            self._sleeps = quiet > QUIET_LOOKS
-            if not self._sleeps or not self.waiting:  # one that came just before would not have woken it
-                self._wake.wait(None if self._sleeps else LINGER_SECONDS)
-            self._sleeps = False
-            if not self._is_over:
-                self._wake.clear()
+            self.needs_word = quiet > QUIET_LOOKS
+            if not self._is_over and not (self.needs_word and self.waiting):  # one that came just before said nothing
+                with contextlib.suppress(Empty):
+                    self._words.get(timeout=None if self.needs_word else LINGER_SECONDS)
+            self.needs_word = False
+            while not self._words.empty():
+                self._words.get()
             self._store_waiting()
+        self.has_ended = True
+        self.needs_word = True
+        self._store_waiting()  # what came before that, and said nothing
 
     def _store_waiting(self) -> None:
         events: list[UsageEvent] = []
-        while self.waiting:
-            item = self.waiting.popleft()
+        for item in self.left():
             if isinstance(item, UsageEvent):
                 events.append(item)
-            if len(events) == CHUNK_EVENTS or not self.waiting or isinstance(item, threading.Event):
+            if len(events) == CHUNK_EVENTS or isinstance(item, threading.Event):
                 self._keep(events)
                 events = []
             if isinstance(item, threading.Event):
                 item.set()
+        self._keep(events)
 
     def _keep(self, events: Sequence[UsageEvent]) -> None:
         said = ""

@@ -35,14 +35,12 @@ class Recorded(Enum):
     DUPLICATE = "duplicate"
 
 
-def event_of(clock: Clock, email: object, event_name: object, timestamp_ms: object, app_id: object) -> UsageEvent:
-    """The event, stamped now where it has no time. Raises TypeError; what else may be wrong is judged later."""
+def event_of(email: object, event_name: object, timestamp_ms: object, app_id: object) -> UsageEvent:
+    """The event. Raises TypeError; what else may be wrong is judged later."""
     if not isinstance(email, str):
         raise TypeError(f"email: expected text, not {type(email).__name__}")
     if not isinstance(event_name, str):
         raise TypeError(f"event_name: expected text, not {type(event_name).__name__}")
-    if timestamp_ms is None:
-        timestamp_ms = clock.now_ms()
     if not isinstance(timestamp_ms, int):
         raise TypeError(f"timestamp_ms: expected whole milliseconds, not {type(timestamp_ms).__name__}")
     if app_id is None:
