@@ -248,11 +248,13 @@ class Client:
         with self._progress:
             if self._thread is None:
                 thread = threading.Thread(target=self._work, name="collector-client", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:  # no more threads, or the interpreter ends: the next event tries again
-                    return
-                self._thread = thread
+                if self._thread is None:  # a signal's handler that has come in between has not made one
+                    self._thread = thread
+                    try:
+                        thread.start()
+                    except RuntimeError:  # no more threads, or the interpreter ends: the next event tries again
+                        self._thread = None
+                        return
         self._some.set()
 
     def _drop(self) -> bool:

@@ -156,8 +156,10 @@ class SyncCollector:
 
     def _start_storing(self) -> "_Storing":
         with self._storing_lock:
-            if self._storing is None:
-                self._storing = _Storing(self.record_many)
+            made = self._storing or _Storing(self.record_many)
+            if self._storing is None:  # nor has a handler of signals that came in between made one
+                self._storing = made
+                made.start()
             return self._storing
 
     def _tell(self, storing: "_Storing") -> None:
@@ -262,6 +264,9 @@ class _Storing:
         self._give_up_at = float("inf")
         self._lost_events = 0
         self._thread = threading.Thread(target=self._work, name="collector-recorder", daemon=True)
+
+    def start(self) -> None:
+        """The thread runs."""
         self._thread.start()
 
     def wake(self) -> None:

@@ -381,6 +381,15 @@ async def test_flush_and_close_return_in_time_from_a_collector_that_never_answer
     await asyncio.to_thread(client._thread.join, PATIENCE_SECONDS)
 
 
+async def test_a_blocking_record_does_not_wait_longer_for_others_than_for_its_own_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = Client(f"http://127.0.0.1:{silent.getsockname()[1]}", blocking=True, timeout_seconds=0.05)
+        with client._sending, pytest.raises(Retryable, match="other events"):
+            client.record(email="user@example.com", event_name="saved")
+        assert client.flush(float("inf"))
+        assert await closed(client)
+
+
 async def test_closing_twice_is_harmless_and_nothing_is_taken_afterwards(tmp_path: Path) -> None:
     async with listening(tmp_path) as collector:
         client = Client(url_of(collector, tmp_path, "unix"))

@@ -151,6 +151,31 @@ os._exit(0)
             is_forked.set()
 
 
+@pytest.mark.parametrize("scheme", ["http", "unixgram"])
+async def test_a_handler_of_signals_may_record_and_flush_whatever_it_interrupts(tmp_path: Path, scheme: str) -> None:
+    async with listening(tmp_path) as collector:
+        source = """
+import signal
+handled = 0
+
+def handle(*_):
+    global handled
+    handled += 1
+    record(handled)
+    client.flush(0)
+
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+while handled < 1000:
+    client.flush(0)
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert client.flush(20)
+print(client.counters.sent == handled)
+"""
+        assert await said(tmp_path, url_of(collector, tmp_path, scheme), source) == "True\n"
+        await stored(collector, 1000)
+
+
 async def test_the_end_of_the_program_does_not_wait_long_for_a_collector_that_is_away(tmp_path: Path) -> None:
     source = "import logging\nlogging.disable()\nrecord(1)\n"
     async with asyncio.timeout(PATIENCE_SECONDS / 2):

@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from collector import QueueFull, Recorded, Rejected, SyncCollector, Unusable, UsageEvent
+from collector.sync import _Storing
 from tests.embedded import config
 
 NOWHERE = "http://127.0.0.1:9"
@@ -116,8 +118,44 @@ def test_a_flush_returns_in_time_also_where_the_queue_takes_nothing(tmp_path: Pa
         collector.record_nowait(email="user@example.com", event_name="s" * 1000, timestamp_ms=n) for n in range(2000)
     ]
     assert 100 <= taken.count(True) <= 100 + 1000  # one chunk is on its way
-    assert not collector.flush(0.05)
+    assert not any(collector.flush(0.001) for _ in range(50))
+    assert len(storing_of(collector).waiting) <= 100  # a flush that was in vain takes no room
     assert collector.stop().lost_events == taken.count(True)
+    assert collector.flush(0)  # nothing waits any more
+
+
+def test_a_flush_may_wait_for_ever(tmp_path: Path, collector: SyncCollector) -> None:
+    assert collector.record_nowait(email="user@example.com", event_name="saved")
+    assert collector.flush(float("inf"))
+    assert waiting(tmp_path) == 1
+
+
+def test_recording_without_waiting_does_not_wait_for_another_threads_start(tmp_path: Path) -> None:
+    collector = collector_of(tmp_path)
+    with ThreadPoolExecutor(1) as other, collector._lock:  # as while it starts
+        call = other.submit(collector.record_nowait, email="user@example.com", event_name="saved")
+        assert call.result(timeout=10)
+    assert collector.flush(30)
+    collector.stop()
+    assert waiting(tmp_path) == 1
+
+
+def test_what_is_recorded_amid_a_stop_is_not_forgotten(tmp_path: Path) -> None:
+    collector = collector_of(tmp_path)
+    collector.record_nowait(email="user@example.com", event_name="saved", timestamp_ms=1)
+    ended = storing_of(collector)
+    collector.stop()
+    ended.waiting.append(UsageEvent(2, "user@example.com", "saved"))  # by a thread that had looked before the stop
+    assert ended.needs_word
+    collector._tell(ended)
+    assert collector.flush(30)
+    collector.stop()
+    assert waiting(tmp_path) == 2
+
+
+def storing_of(collector: SyncCollector) -> _Storing:
+    assert collector._storing is not None
+    return collector._storing
 
 
 def test_an_event_that_is_none_costs_its_neighbours_nothing(tmp_path: Path, collector: SyncCollector) -> None:
@@ -199,6 +237,49 @@ def ended(process: subprocess.Popen[str]) -> str:
 def test_the_end_of_the_program_stores_what_it_recorded(tmp_path: Path) -> None:
     ended(program(tmp_path, "for number in range(500): record_nowait(number)\n"))
     assert waiting(tmp_path) == 500
+
+
+def test_a_handler_of_signals_may_record_and_flush_whatever_it_interrupts(tmp_path: Path) -> None:
+    source = """
+import signal
+handled = 0
+
+def handle(*_):
+    global handled
+    handled += 1
+    collector.record_nowait(email="user@example.com", event_name="signalled", timestamp_ms=handled)
+    assert collector.flush(0) in (True, False)
+
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+number = 0
+while handled < 1000:
+    number += 1
+    collector.record_nowait(email="user@example.com", event_name="saved", timestamp_ms=number % 500)
+    collector.flush(0)
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert collector.flush(20)
+"""
+    ended(program(tmp_path, source))
+    assert waiting(tmp_path) >= 1000
+
+
+def test_a_signal_that_ends_the_program_leaves_time_for_a_flush(tmp_path: Path) -> None:
+    source = """
+import atexit, signal
+atexit.register(lambda: print("at exit", collector.flush(5)))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+try:
+    for number in range(1000):
+        record_nowait(number)
+        if number == 500:
+            os.kill(os.getpid(), signal.SIGTERM)
+finally:
+    record_nowait(5000)
+    print("finally", collector.flush(5))
+"""
+    assert ended(program(tmp_path, source)) == "finally True\nat exit True\n"
+    assert waiting(tmp_path) == 502
 
 
 def test_recording_in_a_finally_at_the_end_works(tmp_path: Path) -> None:
