@@ -271,7 +271,8 @@ class _Storing:
 
     def wake(self) -> None:
         """The thread looks now: it stores the events that wait, and sets an Event when all before it are stored."""
-        self._words.put(None)
+        if self._words.empty():
+            self._words.put(None)
 
     def left(self) -> Iterator[UsageEvent | threading.Event]:
         """Takes out what waits, each item once, whoever else does that at the same time."""

@@ -53,7 +53,7 @@ def event_of(email: object, event_name: object, timestamp_ms: object, app_id: ob
 class Recorder:
     """Takes events from the program that the collector runs in, on its loop.
 
-    `max_waiting_events` bounds what `offer` holds in memory: 150 to 500 bytes an event.
+    `max_waiting_events` bounds what `offer` holds in memory: 150 to 300 bytes an event with ordinary texts.
     """
 
     def __init__(self, intake: Intake, *, max_waiting_events: int, clock: Clock, metrics: Metrics) -> None:
