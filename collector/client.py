@@ -109,7 +109,7 @@ class Client:
     """Records events at the collector that `url` names. Every method may be called from any thread.
 
     `max_events` bounds what waits in memory, each as its JSON and 40 bytes: 10,000 ordinary events take 1.3 MB, and
-    17 MB with the longest texts of ASCII that a collector takes by default. `blocking` is for scripts: `record` then returns
+    17 MB with the longest that a collector takes by default. `blocking` is for scripts: `record` then returns
     when the event is on the collector's disk (`http:` and `unix:` only). `timeout_seconds` is for one answer; a
     blocking `record` also tries again for so long.
     Raises ValueError for an address or a token that cannot be.
@@ -185,6 +185,7 @@ class Client:
             self._give_up_at = time.monotonic() + timeout_seconds
             self._closing.set()
         self._some.set()
+        self._hurry.set()
         is_done = self.flush(timeout_seconds)
         if self._thread is not None and is_done:
             self._thread.join(1.0)  # it has nothing left to do but to close its connection
