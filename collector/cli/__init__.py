@@ -5,6 +5,7 @@ before you try again), 75 not now (the same command may succeed later; sysexits'
 (EX_NOPERM), 78 wrong configuration (EX_CONFIG).
 """
 
+import os
 import sys
 from typing import Any
 
@@ -49,6 +50,7 @@ class _Main(LazyGroup):
     """Turns errors into a message and an exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        _open_closed_streams()
         try:
             return super().main(*args, **kwargs)
         except ConfigInvalid as error:
@@ -57,6 +59,20 @@ class _Main(LazyGroup):
         except CollectorError as error:
             click.echo(f"collector: {error}", err=True)
             sys.exit(exit_code(error))
+
+
+def _open_closed_streams() -> None:
+    """Standard input is empty, output and error go nowhere, where whoever started this process has closed them.
+
+    Else the next file or connection takes the number of one of them, and what is meant for people goes into it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
 
 
 def exit_code(error: BaseException | None) -> int:

@@ -155,10 +155,25 @@ def _quoted(value: Any) -> str:
     return f'"{escaped}"'
 
 
-def _text(value: Any) -> str:
+def is_unicode(text: str) -> bool:
+    """Whether it has no stand-ins for bytes that are not UTF-8, which Python makes of what the system hands over."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _given(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(value)
     return value
+
+
+def _text(value: Any) -> str:
+    if not is_unicode(_given(value)):
+        raise Refused("not UTF-8")
+    return str(value)
 
 
 def text(about: str, allowed: str = "text that is not empty") -> Kind:
@@ -243,7 +258,7 @@ def _list(about: str, allowed: str, is_allowed: Callable[[str], bool]) -> Kind:
 
 def path(about: str) -> Kind:
     """A place in the file system; `~` is the home directory."""
-    return Kind(about, "a path", lambda value: Path(_text(value)).expanduser(), _quoted)
+    return Kind(about, "a path", lambda value: Path(_given(value)).expanduser(), _quoted)
 
 
 def secret(about: str) -> Kind:
@@ -279,10 +294,10 @@ def url_or_unix(about: str) -> Kind:
     """A URL as above, or `unix:` and the path of a socket's file."""
 
     def parse(value: Any) -> str | UnixUrl:
-        path = _text(value).removeprefix("unix:")
+        path = _given(value).removeprefix("unix:")
         if path == value:
             return _parse_url(value)
-        return UnixUrl(Path(_text(path)).expanduser())
+        return UnixUrl(Path(_given(path)).expanduser())
 
     allowed = "an http:// or https:// URL without user, query or fragment, or unix:PATH"
     return Kind(about, allowed, parse, _quoted)

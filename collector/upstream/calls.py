@@ -23,7 +23,7 @@ from collector.errors import MalformedAnswer, NotDone, OutcomeUnknown, Retryable
 from collector.observe.metrics import Metrics
 from collector.upstream.auth import token_sources
 from collector.upstream.transport import Transport
-from collector.upstream.wire import NOTHING, api_request, read_answer, read_upload, upload_request
+from collector.upstream.wire import NOTHING, api_request, read_answer, read_upload, request_body, upload_request
 
 ATTEMPTS = 5
 """How often a request is tried before its error is the caller's: 15 s of waits at most, if Retry-After says no more."""
@@ -76,7 +76,7 @@ class Calls:
         body: msgspec.Struct | None = None,
     ) -> Answer:
         """What the operation has answered. The errors are those of `read_answer`, once all attempts have failed."""
-        content = b"" if body is None else msgspec.json.encode(body)
+        content = b"" if body is None else request_body(operation, body)
 
         async def attempt(token: str) -> Answer:
             request = api_request(operation, self._base_url, names, token=token, path=path, query=query, body=content)

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,6 +158,8 @@ class _File:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for whoever writes into it
+                raise Unusable(f"{path}: not a regular file, so nobody knows how long it is")
             self._file = path.open("rb")
             self.size = self._file.seek(0, io.SEEK_END)
             self._file.seek(0)

@@ -229,6 +229,17 @@ async def test_a_name_that_cannot_stand_in_a_path_is_refused(client: Client, nam
         await client.show_app(name)
 
 
+async def test_text_that_is_not_utf8_is_refused(client: Client) -> None:
+    wrong = os.fsdecode(b"\xff")
+    for call in (
+        client.list_users(wrong),
+        client.create_app(AppSetup(wrong)),
+        client.upload_urls(APP, [wrong]),
+    ):
+        with pytest.raises(Rejected, match="not UTF-8"):
+            await call
+
+
 async def test_what_is_not_there_is_said(client: Client) -> None:
     with pytest.raises(Rejected, match="getAppDetails: 404"):
         await client.show_app("nobodys")
@@ -508,6 +519,13 @@ async def test_files_of_one_name_are_refused_before_anything_is_sent(client: Cli
 async def test_a_file_that_cannot_be_read_is_named(client: Client, tmp_path: Path) -> None:
     with pytest.raises(Unusable, match=r"missing\.csv: No such file"):
         await client.upload(APP, [tmp_path / "missing.csv"])
+
+
+async def test_a_pipe_is_refused_rather_than_waited_for(client: Client, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(Unusable, match="pipe: not a regular file"):
+        await client.upload(APP, [pipe])
 
 
 def test_the_credentials_are_the_sandboxs(settings: Upstream) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pty
+from asyncio.subprocess import PIPE
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.cli.api.conftest import APP, Api, environment, rows
 from tests.cli.child import SECONDS, finish, own_environment, run, started
+from tests.e2e.daemon import command
 
 PUSH = "/services/push/v1/customer"
 EVENTS_CSV = "timestamp,email,eventName\n" + "".join(f"{n},user@example.com,viewed\n" for n in range(2500))
@@ -209,3 +211,17 @@ async def test_output_that_cannot_be_written_is_said(sandbox: Sandbox) -> None:
         os.close(full)
         ended = await finish(process)
     assert ended == (1, "", "collector: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+async def test_a_standard_stream_that_was_closed_harms_nothing(sandbox: Sandbox, closed: int) -> None:
+    words = ["api", "events", "push", APP, "-"]
+    shell = ["sh", "-c", f'exec "$@" {closed}>&-', "sh", *command(*words)]
+    process = await asyncio.create_subprocess_exec(
+        *shell, env=environment(sandbox), stdin=PIPE, stdout=PIPE, stderr=PIPE
+    )
+    ended = await finish(process, EVENTS_CSV.encode() if closed else b"")
+    if closed == 0:
+        assert ended == (1, "", "collector: standard input: it is empty; nothing was sent\n")
+    else:
+        assert (ended.status, ended.err) == (0, "")

@@ -1,7 +1,9 @@
 """Words on the command line: what is refused before anything is done, and what help says."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -20,6 +22,7 @@ from collector.errors import (
     Unusable,
 )
 
+NOT_UTF8 = os.fsdecode(b"\xff")
 NOWHERE = "http://127.0.0.1:1"
 PUSH = "/services/push/v1/customer"
 EVENTS_CSV = "timestamp,email,eventName\n" + "1,user@example.com,viewed\n" * 2500
@@ -40,6 +43,7 @@ COMMANDS = [
         (["events", "push", "wiki", "/does/not/exist"], "does not exist"),
         (["events", "push", "wiki", "-", "--input-format", "xml"], "'xml' is not one of"),
         (["upload", "wiki", __file__, __file__], "Two files are called 'test_usage.py'"),
+        (["upload", "wiki", "/dev/null"], "'/dev/null' is not a regular file"),
         (["apps", "list", "--format", "xml"], "'xml' is not one of"),
         (["workflows", "executions", "w", "--since", "yesterday"], "'yesterday' is no time"),
         (["workflows", "executions", "w", "--since", "-1h", "--until", "-2h"], "--since is not before --until"),
@@ -78,6 +82,29 @@ def test_a_dry_run_needs_no_credentials_and_nobody_to_send_to(
     told = msgspec.json.decode(capfd.readouterr().out)
     assert (told["request"], told["dryRun"]) == (request_line.replace(" ", f" {NOWHERE}"), True)
     assert (told["records"], told["requests"]) == (records, requests)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["apps", "create", NOT_UTF8], ["apps", "create", "Wiki", "--url", NOT_UTF8], ["apps", "show", NOT_UTF8]),
+        *(["events", "push", NOT_UTF8, "-"], ["users", "list", NOT_UTF8], ["users", "delete", "wiki", f"{NOT_UTF8}@b"]),
+        *(["workflows", "executions", NOT_UTF8], ["workflows", "execution", "w", NOT_UTF8]),
+    ],
+    ids=" ".join,
+)
+def test_words_that_are_not_utf8_are_wrong_usage(words: list[str]) -> None:
+    result = CliRunner().invoke(main, ["api", *words])
+    assert (result.exit_code, result.exception.__class__) == (2, SystemExit)
+    assert "is not UTF-8" in result.output
+
+
+def test_a_file_whose_name_is_not_utf8_is_not_uploaded(tmp_path: Path) -> None:
+    file = tmp_path / f"{NOT_UTF8}.csv"
+    file.touch()
+    result = CliRunner().invoke(main, ["api", "upload", "wiki", str(file), "--dry-run"])
+    assert result.exit_code == 2
+    assert "is not UTF-8" in result.output
 
 
 @pytest.mark.parametrize("words", [["apps", "list"], ["token"], ["audit-events"]])
