@@ -1,8 +1,7 @@
 """Operations that others ask for, carried out with the collector's own token; the answer is handed over as it comes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import parse_qsl
 
 from aiolimiter import AsyncLimiter
 
@@ -27,15 +26,16 @@ class Passage:
         """From now on requests go there."""
         self._base_url = base_url
 
-    async def carry_out(self, operation: Operation[Any], names: Mapping[str, str], query: str, body: bytes) -> Streamed:
+    async def carry_out(
+        self, operation: Operation[Any], names: Mapping[str, str], query: Sequence[tuple[str, str]], body: bytes
+    ) -> Streamed:
         """What upstream has answered, whatever its status but 401: then CredentialsRefused, after a second token.
 
         Nothing is tried again beyond that: whoever asked decides. Raises CollectorError where there is no answer.
         """
 
         async def attempt(token: str) -> Streamed:
-            pairs = parse_qsl(query, keep_blank_values=True)
-            request = api_request(operation, self._base_url, names, token=token, query=pairs, body=body)
+            request = api_request(operation, self._base_url, names, token=token, query=query, body=body)
             if operation.is_export:
                 await self._export_limiter.acquire()
             answer = await self._transport.stream(request)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from collector.errors import CollectorError, NotDone, Retryable, Unusable
+from collector.errors import CollectorError, MalformedAnswer, NotDone, Retryable, Unusable
 from collector.upstream.wire import Request, Response
 
 MAX_RESPONSE_BYTES = 256 * 1024
@@ -146,6 +146,12 @@ class Transport:
         said = str(error) or type(error).__name__
         if isinstance(error, aiohttp.ClientConnectorError):  # says host and port
             return NotDone(f"{request.name}: {said}")
+        if isinstance(error, aiohttp.ClientPayloadError):
+            return Retryable(f"{request.name}: the answer broke off, or cannot be decoded")
+        if isinstance(error, aiohttp.ClientResponseError):  # its status is aiohttp's own: there was none
+            return Retryable(f"{request.name}: the answer is not HTTP; is there something else at this address?")
+        if request.has_secret_url and isinstance(error, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)):
+            return MalformedAnswer(f"{request.name}: the uploadUrl that upstream gave is no http:// or https:// URL")
         if request.has_secret_url:
             said = type(error).__name__
         was_sent = not isinstance(error, aiohttp.InvalidURL)

@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import logging
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,38 @@ async def test_a_name_that_cannot_stand_in_a_path_is_refused(client: Client, nam
         await client.list_users(name)
     with pytest.raises(Rejected):
         await client.show_app(name)
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ("SSH-2.0-server\r\n", "the answer is not HTTP"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "the answer broke off"),
+        ("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", "cannot be decoded"),
+    ],
+    ids=["not HTTP", "cut", "not gzip"],
+)
+async def test_what_cannot_be_read_as_an_answer_is_said_in_one_line_without_a_status(
+    client: Client, sandbox: Sandbox, raw: str, said: str
+) -> None:
+    sandbox.set_faults(Fault(operation="getAppSummaries", cut=True, raw=raw))
+    with pytest.raises(Retryable) as raised:
+        await client.list_apps()
+    assert said in str(raised.value)
+    assert not {"400", "\n"} & set(re.findall(r"\d+|\n", str(raised.value)))
+
+
+@pytest.mark.parametrize("wrong", ["file:///secret", "http://[", "", "report.csv"])
+async def test_an_upload_url_that_is_none_is_said_at_once(
+    client: Client, sandbox: Sandbox, clock: Instant, tmp_path: Path, wrong: str
+) -> None:
+    file = tmp_path / "report.csv"
+    file.touch()
+    answer = json.dumps({"uploadUrls": [{"filename": file.name, "uploadUrl": wrong}]})
+    sandbox.set_faults(Fault(operation="getBatchUploadUrls", status=200, body=answer))
+    with pytest.raises(MalformedAnswer, match=r"upload of 'report.csv': the uploadUrl that upstream gave is no http"):
+        await client.upload(APP, [file])
+    assert clock.slept == []
 
 
 async def test_text_that_is_not_utf8_is_refused(client: Client) -> None:
