@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help venv demo test check bench bench-host bounds soak fuzz simulate format clean
+.PHONY: help venv demo test check bench bench-host bench-jetstream bounds soak fuzz simulate format clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
@@ -38,6 +38,9 @@ bench: $(READY)  ## speed beside the limits measured in the same run
 bench-host: $(READY)  ## what recording costs the host program, beside other libraries
 	@$(OUTER) -m pip --python $(BIN)/python --quiet --disable-pip-version-check install --constraint constraints.txt --editable '.[bench]'
 	@$(BIN)/python -m bench.host_cost
+
+bench-jetstream: $(READY)  ## JetStream with 1 and 3 servers, 1 to 4 collectors, beside SQLite
+	@$(BIN)/python -m bench.jetstream
 
 bounds: $(READY)  ## start, memory, log and stalls with ten million events waiting, some minutes
 	@$(BIN)/python -m bench.bounds
