@@ -50,7 +50,7 @@ class _Main(LazyGroup):
     """Turns errors into a message and an exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        _open_closed_streams()
+        _occupy_closed_streams()
         try:
             return super().main(*args, **kwargs)
         except ConfigInvalid as error:
@@ -61,18 +61,17 @@ class _Main(LazyGroup):
             sys.exit(exit_code(error))
 
 
-def _open_closed_streams() -> None:
-    """Standard input is empty, output and error go nowhere, where whoever started this process has closed them.
+def _occupy_closed_streams() -> None:
+    """No file or socket will get the number of a standard stream that whoever started this has closed.
 
-    Else the next file or connection takes the number of one of them, and what is meant for people goes into it.
+    Else what is meant for standard output would go there, and uvloop would end the process. What stands there can
+    neither be read nor written as the stream would be, so that using it is an error still.
     """
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+    for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+            os.open(os.devnull, os.O_RDONLY if number else os.O_WRONLY)  # takes the lowest number that is free
 
 
 def exit_code(error: BaseException | None) -> int:

@@ -155,8 +155,14 @@ def _quoted(value: Any) -> str:
     return f'"{escaped}"'
 
 
-def is_unicode(text: str) -> bool:
-    """Whether it has no stand-ins for bytes that are not UTF-8, which Python makes of what the system hands over."""
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(value)
+    return value
+
+
+def is_sendable(text: str) -> bool:
+    """Whether UTF-8 has it. A lone surrogate it has not: with these Python stands for bytes of a name that is not."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -164,21 +170,15 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _given(value: Any) -> str:
-    if not isinstance(value, str) or not value:
+def _sendable(value: Any) -> str:
+    if not is_sendable(_text(value)):
         raise ValueError(value)
-    return value
-
-
-def _text(value: Any) -> str:
-    if not is_unicode(_given(value)):
-        raise Refused("not UTF-8")
     return str(value)
 
 
 def text(about: str, allowed: str = "text that is not empty") -> Kind:
     """Text, taken as it is."""
-    return Kind(about, allowed, _text, _quoted)
+    return Kind(about, allowed, _sendable, _quoted)
 
 
 def choice(about: str, *options: str) -> Kind:
@@ -258,13 +258,13 @@ def _list(about: str, allowed: str, is_allowed: Callable[[str], bool]) -> Kind:
 
 def path(about: str) -> Kind:
     """A place in the file system; `~` is the home directory."""
-    return Kind(about, "a path", lambda value: Path(_given(value)).expanduser(), _quoted)
+    return Kind(about, "a path", lambda value: Path(_text(value)).expanduser(), _quoted)
 
 
 def secret(about: str) -> Kind:
     """Text that must not be shown, not even when it is wrong."""
     return Kind(
-        about, "text that is not empty", lambda value: Secret(_text(value)), lambda value: _quoted(value.reveal())
+        about, "text that is not empty", lambda value: Secret(_sendable(value)), lambda value: _quoted(value.reveal())
     )
 
 
@@ -294,10 +294,10 @@ def url_or_unix(about: str) -> Kind:
     """A URL as above, or `unix:` and the path of a socket's file."""
 
     def parse(value: Any) -> str | UnixUrl:
-        path = _given(value).removeprefix("unix:")
+        path = _text(value).removeprefix("unix:")
         if path == value:
             return _parse_url(value)
-        return UnixUrl(Path(_given(path)).expanduser())
+        return UnixUrl(Path(_text(path)).expanduser())
 
     allowed = "an http:// or https:// URL without user, query or fragment, or unix:PATH"
     return Kind(about, allowed, parse, _quoted)
@@ -306,10 +306,11 @@ def url_or_unix(about: str) -> Kind:
 def _parse_url(value: Any) -> str:
     if "@" in str(value):
         raise Refused("a URL with an @ in it (not shown, for there may be a password before it)")
-    parts = urlsplit(_text(value))
+    parts = urlsplit(_sendable(value))
     if parts.scheme not in {"http", "https"} or not parts.hostname or not _URL.fullmatch(value):
         raise ValueError(value)
     _ = parts.port  # raises ValueError where it is no number
+    parts.hostname.encode("idna")  # raises UnicodeError, a ValueError, where looking it up would
     return str(value).rstrip("/")
 
 
@@ -317,7 +318,7 @@ def url_path(about: str, placeholder: str) -> Kind:
     """The path part of a URL with one placeholder in it."""
 
     def parse(value: Any) -> str:
-        if not _text(value).startswith("/") or value.count(placeholder) != 1 or "?" in value or "#" in value:
+        if not _sendable(value).startswith("/") or value.count(placeholder) != 1 or "?" in value or "#" in value:
             raise ValueError(value)
         return str(value)
 

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from collector.config.kinds import is_unicode
+from collector.config.kinds import is_sendable
 from collector.contract.models import AccessToken
 from collector.contract.operations import PUBLISH_USAGE_EVENTS, Answer, Operation
 from collector.errors import (
@@ -92,36 +92,22 @@ def api_request(
 ) -> Request:
     """Any operation but getAccessToken. `names` fill the path, which is the contract's unless another is given.
 
-    Raises AppUnusable or Rejected where a name cannot stand in a path.
+    Raises AppUnusable or Rejected where a name cannot stand in a path, and Rejected where a text cannot be sent.
     """
     url = path or operation.path
+    for parameter, text in (*names.items(), *query):
+        if not is_sendable(text):
+            raise Rejected(f"{operation.id}: {parameter} {text!r} is not UTF-8")
     for parameter, name in names.items():
         if name in {"", ".", ".."}:
             error = AppUnusable if parameter == "appId" else Rejected
             raise error(f"{operation.id}: {parameter} {name!r} cannot stand in a URL's path")
-        _require_unicode(operation, parameter, name)
         url = url.replace(f"{{{parameter}}}", quote(name, safe=""))
-    for parameter, value in query:
-        _require_unicode(operation, parameter, value)
     query_string = f"?{urlencode(query)}" if query else ""
     headers = _headers(operation.request_format if body else "")
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
     return Request(operation.id, operation.method, f"{base_url}{url}{query_string}", headers, body)
-
-
-def request_body(operation: Operation[Any], content: msgspec.Struct) -> bytes:
-    """`content` as JSON. Raises Rejected where a text in it has no UTF-8."""
-    try:
-        return msgspec.json.encode(content)
-    except UnicodeEncodeError:
-        raise Rejected(f"{operation.id}: a text in the request is not UTF-8; nothing was sent") from None
-
-
-def _require_unicode(operation: Operation[Any], parameter: str, text: str) -> None:
-    """Raises Rejected for what Python makes of bytes that are not UTF-8, in file names and on the command line."""
-    if not is_unicode(text):
-        raise Rejected(f"{operation.id}: {parameter} {text!r} is not UTF-8")
 
 
 def upload_request(url: str, file: Path) -> Request:

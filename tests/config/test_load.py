@@ -554,14 +554,3 @@ def test_a_configuration_does_not_tell_its_secret() -> None:
     assert "hunter2" not in repr(config) + str(config) + repr(msgspec.structs.asdict(config.upstream))
     with pytest.raises(TypeError):
         msgspec.json.encode(config)
-
-
-def test_text_that_is_not_utf8_is_a_problem_and_a_path_is_not() -> None:
-    wrong = os.fsdecode(b"\xff")
-    environment = CREDENTIALS | {"COLLECTOR_UPSTREAM__CLIENT_SECRET": wrong, "COLLECTOR_APPS__DEFAULT": wrong}
-    with pytest.raises(ConfigInvalid) as raised:
-        load(environment=environment | {"COLLECTOR_QUEUE__PATH": f"/{wrong}"})
-    assert [line.partition(";")[0] for line in sorted(str(raised.value).splitlines())] == [
-        "apps.default: not UTF-8",
-        "upstream.client_secret: not UTF-8",
-    ]

@@ -61,7 +61,7 @@ def list_(config_file: Path | None, output_format: str | None) -> None:
 @command.command("show")
 @config_option
 @format_option
-@click.argument("application_id", type=TextType(), metavar="ID")
+@click.argument("application_id", metavar="ID", type=TextType())
 def show(config_file: Path | None, output_format: str | None, application_id: str) -> None:
     """One app at length (getAppDetails). Its figures lag by up to a day."""
     write_one(call(load(config_file).upstream, lambda client: client.show_app(application_id)), output_format)

@@ -23,7 +23,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-app_argument = click.argument("app_id", type=TextType(), metavar="APP")
+app_argument = click.argument("app_id", metavar="APP", type=TextType())
 file_argument = click.argument(
     "file", type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True), metavar="FILE"
 )

@@ -92,7 +92,7 @@ def list_(config_file: Path | None, output_format: str | None, app_id: str) -> N
     help='File of records with an email each; "-" is standard input.',
 )
 @app_argument
-@click.argument("emails", nargs=-1, type=TextType(), metavar="[EMAIL]...")
+@click.argument("emails", nargs=-1, metavar="[EMAIL]...", type=TextType())
 def delete(
     config_file: Path | None,
     output_format: str | None,
