@@ -1,4 +1,4 @@
-"""Puts a backlog into a queue, in batches of a thousand of one app, as upstream's outage leaves it. Runs as a process."""
+"""Puts a backlog into a queue, in batches of a thousand of one app, as an outage leaves it. Runs as a process."""
 
 import argparse
 import asyncio

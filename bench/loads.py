@@ -51,9 +51,9 @@ def by_http(folder: Path, posts: Posts, seed: int, queue: Path | None = None) ->
         return running.finish(sample, time.perf_counter() - sample.seconds, cpu_before)
 
 
-def by_datagram(folder: Path, target: str, rate: float, seed: int) -> Sample:
+def by_datagram(folder: Path, target: str, rate: float, seed: int, queue: Path | None = None) -> Sample:
     """Datagrams of one event each into a fresh collector; the time ends when every one is stored or lost."""
-    with collector(folder) as running:
+    with collector(folder, queue) as running:
         cpu_before = cpu_seconds(running.pid)
         options = {
             "--rate": rate,

@@ -84,9 +84,8 @@ def summary(name: str, against: str | None, p99_against: str | None, samples: di
 
 def table(rows: list[Row]) -> str:
     """The rows for people."""
-    lines = [
-        f"{'row':<18}{'events/s':>12}{'delivered/s':>13}{'CPU us/event':>14}{'p99 ms':>9}{'lost':>9}{'MiB':>6}   of its limit"
-    ]
+    head = f"{'row':<18}{'events/s':>12}{'delivered/s':>13}{'CPU us/event':>14}{'p99 ms':>9}{'lost':>9}{'MiB':>6}"
+    lines = [f"{head}   of its limit"]
     for row in rows:
         limit = (
             f"{row.ratio:.0%} of {row.against} ({row.ratio_min:.0%} to {row.ratio_max:.0%})"
