@@ -243,7 +243,8 @@ def run(peer: Peer, folder: Path, seconds: float) -> Result:
 def markdown(results: list[Result], seconds: float) -> str:
     lines = [
         f"Measured {dt.datetime.now(dt.UTC):%Y-%m-%d} by `make bench-peers`: {seconds:g} s of load each, from one",
-        f"program over one connection, {os.cpu_count()} cores, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}.",
+        f"program over one connection, {os.cpu_count()} cores, Python {platform.python_version()},",
+        f"SQLite {sqlite3.sqlite_version}.",
         "",
         "| | accepted/s | delivered/s | CPU us an event | MiB | accepted means | lost by kill -9 | sent twice |",
         "|---|--:|--:|--:|--:|---|--:|--:|",
