@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help venv demo test check bench bench-check bench-flat bench-host bench-idle bench-peers bounds soak fuzz simulate format clean
+.PHONY: help venv demo test check bench bench-check bench-flat bench-host bench-idle bench-jetstream bench-peers bounds soak fuzz simulate format clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
@@ -51,6 +51,9 @@ bench-idle: $(READY)  ## what a collector with nothing to do costs, and its star
 bench-peers: $(READY)  ## the same work by other libraries and programs; renews docs/peers.*
 	@$(OUTER) -m pip --python $(BIN)/python --quiet --disable-pip-version-check install --constraint constraints.txt --editable '.[bench]'
 	@$(BIN)/python -m bench.peers
+
+bench-jetstream: $(READY)  ## JetStream with 1 and 3 servers, 1 to 4 collectors, beside SQLite
+	@$(BIN)/python -m bench.jetstream
 
 bounds: $(READY)  ## start, memory, log and stalls with ten million events waiting, some minutes
 	@$(BIN)/python -m bench.bounds

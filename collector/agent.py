@@ -32,7 +32,8 @@ from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.status import Status
 from collector.observer import Observer
-from collector.queue.sqlite import SqliteQueue
+from collector.pace import Pace
+from collector.queue.backend import backend
 from collector.queue.step_thread import StepThread
 from collector.sources.gateway import Gateway
 from collector.sources.recorder import Recorded, Recorder, event_of
@@ -96,18 +97,7 @@ class Collector:
         self._process = os.getpid()
         self._clock = clock or Clock()
         self.metrics = Metrics()
-        self._queue = SqliteQueue(
-            config.queue.path,
-            batch_events=config.flush.batch_events,
-            max_bytes=config.queue.max_bytes,
-            max_uncommitted_bytes=config.queue.max_uncommitted,
-            max_dead_bytes=config.queue.max_dead_bytes,
-            dedup_retention_seconds=config.queue.dedup_retention,
-            keep_delivered_seconds=config.queue.keep_delivered,
-            clock=self._clock,
-            metrics=self.metrics,
-            new_thread=new_thread,
-        )
+        self._queue = backend(config, clock=self._clock, metrics=self.metrics, new_thread=new_thread)
         self._intake = Intake(
             self._queue,
             default_app=config.apps.default,
@@ -127,6 +117,7 @@ class Collector:
             backoff_base_seconds=config.flush.backoff_base,
             backoff_max_seconds=config.flush.backoff_max,
             hold_retry_seconds=config.flush.hold_retry,
+            pace=Pace(config.flush.max_requests_per_second, self._queue.fleet_share, clock=self._clock),
             clock=self._clock,
             metrics=self.metrics,
         )
@@ -197,7 +188,7 @@ class Collector:
             udp=_shown(self.udp_address),
             passed_sockets=self._passed_sockets,
             delivery=self._delivery.name.lower(),
-            queue=str(self._config.queue.path),
+            queue=self._queue.place,
             waiting_events=self._queue.waiting_events,
             oldest_waiting_seconds=round(self._queue.oldest_waiting_seconds(), 3),
             upstream=self._config.delivers_to,
@@ -290,6 +281,7 @@ class Collector:
             backoff_base_seconds=flush.backoff_base,
             backoff_max_seconds=flush.backoff_max,
             hold_retry_seconds=flush.hold_retry,
+            max_requests_per_second=flush.max_requests_per_second,
         )
         self._transport.use_timeout(config.delivery_timeout)
         self._flusher.use_publisher(self._publisher())

@@ -29,6 +29,7 @@ from collector.errors import CollectorError, DeadLettersFull, PartlyRejected, Re
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.outages import Outages
+from collector.pace import Pace, unpaced
 from collector.queue.base import Backlog, Burial, Lease, Queue
 
 log = get_logger(__name__)
@@ -124,6 +125,7 @@ class Flusher:
         clock: Clock,
         metrics: Metrics,
         random_fraction: Callable[[], float] = random.random,
+        pace: Pace | None = None,
     ) -> None:
         self._queue = queue
         self._publisher = publisher
@@ -136,6 +138,7 @@ class Flusher:
         self._clock = clock
         self._metrics = metrics
         self._random_fraction = random_fraction
+        self._pace = pace or unpaced(clock)
         self.outages = Outages(clock)
         self._lanes: dict[str, _Lane] = {}
         self._limit = AdaptiveLimit(max_in_flight)
@@ -172,6 +175,7 @@ class Flusher:
         backoff_base_seconds: float,
         backoff_max_seconds: float,
         hold_retry_seconds: float,
+        max_requests_per_second: int,
     ) -> None:
         """From now on these hold; who waits already, waits as long as before."""
         self._linger_seconds = linger_seconds
@@ -180,6 +184,7 @@ class Flusher:
         self._backoff_base_seconds = backoff_base_seconds
         self._backoff_max_seconds = backoff_max_seconds
         self._hold_retry_seconds = hold_retry_seconds
+        self._pace.use_limit(max_requests_per_second)
         self._queue.arrivals.set()
 
     def try_held(self) -> None:
@@ -309,6 +314,7 @@ class Flusher:
         Raises what `Publisher.publish` raises if it has taken none.
         """
         reasons: Mapping[int, str] = {}
+        await self._pace.turn()
         was_in_trouble = lane.is_in_trouble
         began = self._limit.began(self._in_flight - self._probes)
         try:

@@ -28,9 +28,8 @@ from collector.observe.status import (
     UpstreamStatus,
     problems,
 )
-from collector.queue.base import AppStats
+from collector.queue.base import AppStats, Backend
 from collector.queue.figures import app_status, queue_status
-from collector.queue.sqlite import SqliteQueue
 from collector.sources.datagrams import DatagramSource
 from collector.sources.http import HttpSource
 from collector.version import __version__
@@ -52,7 +51,7 @@ class Observer:
         self,
         config: Config,
         *,
-        queue: SqliteQueue,
+        queue: Backend,
         flusher: Flusher,
         http: HttpSource,
         datagrams: Mapping[str, DatagramSource],
@@ -72,7 +71,7 @@ class Observer:
         self._started = clock.monotonic()
         self._delivered = 0
         self._last_delivery_ms: int | None = None
-        self._in_file = QueueStatus(str(config.queue.path))
+        self._in_file = QueueStatus(queue.place)
         self._apps_in_file: list[AppStats] = []
         self._dead_letters = DeadLetters()
         self._status: Status | None = None

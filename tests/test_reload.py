@@ -15,6 +15,7 @@ from collector.config.kinds import Address, Secret
 from collector.config.load import keys
 from collector.config.model import NEEDS_RESTART, Config
 from collector.errors import ConfigInvalid
+from collector.queue.sqlite import SqliteQueue
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.config.test_load import SETTINGS
@@ -143,6 +144,7 @@ async def test_fewer_requests_at_one_time_are_fewer_at_once(tmp_path: Path) -> N
 async def test_a_round_trip_ends_after_what_the_writer_was_given_before(tmp_path: Path) -> None:
     async with embedded(tmp_path, "http://127.0.0.1:1") as collector:
         gate = threading.Event()
+        assert isinstance(collector._queue, SqliteQueue)
         hanging = collector._queue._writer.run(gate.wait)
         trip = asyncio.create_task(collector.round_trip())
         assert (await collector.status()).is_running, "the loop is well, and so is the reader"

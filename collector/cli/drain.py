@@ -9,7 +9,7 @@ import msgspec
 
 from collector.cli.options import DurationType, place_options
 from collector.cli.reach import Unreachable
-from collector.cli.status import EXIT_NOT_RUNNING, look
+from collector.cli.status import EXIT_NOT_RUNNING, look, say_unreachable
 
 LOOK_SECONDS = 0.5
 EXIT_NOT_EMPTY = 75  # EX_TEMPFAIL of sysexits
@@ -41,7 +41,7 @@ def command(
         try:
             where, status = look(config_file, url, token_file, timeout)
         except Unreachable as error:
-            click.echo(f"collector: {error}", err=True)
+            say_unreachable(error, as_json=as_json)
             sys.exit(EXIT_NOT_RUNNING)
         waiting = status.queue.waiting_events
         if not waiting or not status.is_running or time.monotonic() >= until:

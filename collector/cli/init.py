@@ -1,5 +1,6 @@
 """`collector init`: a commented configuration, and the systemd units."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +76,7 @@ def command(path: Path | None, systemd: bool, split: bool, dry_run: bool, yes: b
 
 
 def _write_config(file: Path, *, dry_run: bool) -> None:
-    if file.exists():
+    if os.path.lexists(file):
         raise Unusable(f"{file} is there already and was left as it is; name another file, or move it away")
     if dry_run:
         click.echo(f"write   {file}\nNothing was done.")

@@ -8,7 +8,8 @@ import msgspec
 from collector.cli.options import TimeType, config_option
 from collector.clock import Clock
 from collector.config import load
-from collector.queue.letters import Choice, Letters
+from collector.queue.backend import letters as letters_of
+from collector.queue.letters import Choice
 
 
 @click.command("replay", short_help="Send delivered events once more.")
@@ -27,7 +28,7 @@ def command(
     its timestamp, email and eventName, so that sending it again adds nothing where it had arrived.
     """
     choice = Choice(app_id, since_ms=since, until_ms=Clock().now_ms() if until is None else until)
-    with Letters(load(config_file, with_credentials=False).queue.path, for_writing=not dry_run) as letters:
+    with letters_of(load(config_file, with_credentials=False), for_writing=not dry_run) as letters:
         events = letters.count_delivered(choice) if dry_run else letters.replay(choice)
     if as_json:
         click.echo(msgspec.json.encode({"events": events, "dryRun": dry_run}))

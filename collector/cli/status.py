@@ -8,13 +8,13 @@ import msgspec
 
 from collector.cli.options import place_options
 from collector.cli.reach import Place, Unreachable, ask, place
-from collector.cli.screen import screen
+from collector.cli.screen import plain, screen
 from collector.clock import Clock
 from collector.config import Config, load
 from collector.errors import CollectorError, Unusable
 from collector.observe.status import SHOWN_APPS, Severity, Status, UpstreamStatus, problems
+from collector.queue.backend import at_rest
 from collector.queue.figures import app_status, queue_status
-from collector.queue.view import View
 from collector.version import __version__
 
 EXIT_TROUBLE = 1
@@ -23,7 +23,9 @@ EXIT_NOT_RUNNING = 69  # EX_UNAVAILABLE of sysexits
 
 @click.command("status", short_help="Show how the collector is, on one screen.")
 @place_options
-@click.option("--json", "as_json", is_flag=True, help="The document that GET /status.json answers.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="The document that GET /status.json answers, or why there is none."
+)
 def command(config_file: Path | None, url: str | None, token_file: Path | None, timeout: float, as_json: bool) -> None:
     """Show how the collector is: what comes in and goes out, what waits and why, upstream, dead letters, limits.
 
@@ -37,10 +39,23 @@ def command(config_file: Path | None, url: str | None, token_file: Path | None, 
     try:
         where, status = look(config_file, url, token_file, timeout)
     except Unreachable as error:
-        click.echo(f"collector: {error}", err=True)
+        say_unreachable(error, as_json=as_json)
         sys.exit(EXIT_NOT_RUNNING)
     click.echo(msgspec.json.encode(status) if as_json else screen(status, str(where)))
     sys.exit(exit_code(status))
+
+
+def say_unreachable(error: Unreachable, *, as_json: bool) -> None:
+    """A script that asked for JSON gets JSON, a person a line on standard error."""
+    if as_json:
+        click.echo(unreachable_json(error))
+    else:
+        click.echo(f"collector: {error}", err=True)
+
+
+def unreachable_json(error: Unreachable) -> str:
+    """What stands in place of the document where neither a collector nor a queue could be asked."""
+    return msgspec.json.encode({"isRunning": False, "said": plain(str(error))}).decode()
 
 
 def exit_code(status: Status) -> int:
@@ -84,18 +99,14 @@ def _ask(where: Place, timeout_seconds: float) -> Status:
 
 
 def _status_of_files(config: Config, clock: Clock) -> Status:
-    view = View(config.queue.path)
-    try:
-        stats, dead_letters = view.stats(clock), view.dead_letters()
-    finally:
-        view.close()
+    place, stats, dead_letters = at_rest(config)
     apps = [app_status(app, "unknown") for app in stats.apps]
     apps.sort(key=lambda app: (-app.waiting_events, app.app_id))
     status = Status(
         version=__version__,
         is_running=False,
         now_ms=clock.now_ms(),
-        queue=queue_status(stats, str(config.queue.path)),
+        queue=queue_status(stats, place),
         upstream=UpstreamStatus(config.delivers_to, "unknown"),
         apps=apps[:SHOWN_APPS],
         apps_left_out=max(0, len(apps) - SHOWN_APPS),

@@ -14,7 +14,7 @@ from rich.text import Text
 from collector.cli.options import place_options
 from collector.cli.reach import Unreachable
 from collector.cli.screen import plain, screen
-from collector.cli.status import EXIT_NOT_RUNNING, exit_code, look
+from collector.cli.status import EXIT_NOT_RUNNING, exit_code, look, unreachable_json
 
 
 @click.command("top", short_help="Show how the collector is, live.")
@@ -68,7 +68,6 @@ def _look(
     try:
         where, status = look(config_file, url, token_file, timeout)
     except Unreachable as error:
-        said = plain(str(error))
-        return EXIT_NOT_RUNNING, msgspec.json.encode({"isRunning": False, "said": said}).decode() if as_json else said
+        return EXIT_NOT_RUNNING, unreachable_json(error) if as_json else plain(str(error))
     text = msgspec.json.encode(status).decode() if as_json else screen(status, str(where)) + "\n"
     return exit_code(status), text

@@ -82,6 +82,8 @@ _BINARY_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE_UNITS = _BINARY_UNITS | {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _NAME = re.compile(r'[^"\\\x00-\x1f]+')
 _FILE_MODE = re.compile(r"0?[0-7]{3}")
+_NATS_URL = re.compile(r"(nats|tls)://[^\s/?#@,]+:\d{1,5}", re.ASCII)
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _URL = re.compile(r"[^\s?#@\x00-\x1f]+")
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", re.ASCII)
 
@@ -207,6 +209,26 @@ def names(about: str) -> Kind:
 def choices(about: str, *options: str) -> Kind:
     """A list of some of the words; in the environment separated by commas."""
     return _list(about, f"a list of any of {', '.join(options)}", lambda entry: entry in options)
+
+
+def servers(about: str) -> Kind:
+    """A list of NATS servers; in the environment separated by commas. No credentials stand in their URLs."""
+    return _list(
+        about,
+        "a list of nats://HOST:PORT or tls://HOST:PORT, without user and password",
+        lambda entry: _NATS_URL.fullmatch(entry) is not None,
+    )
+
+
+def token(about: str) -> Kind:
+    """A name that can be a part of subjects."""
+
+    def parse(value: Any) -> str:
+        if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+            raise ValueError(value)
+        return value
+
+    return Kind(about, "1 to 64 letters, digits, - and _", parse, _quoted)
 
 
 def _list(about: str, allowed: str, is_allowed: Callable[[str], bool]) -> Kind:

@@ -31,7 +31,7 @@ _PLACES_OF_SECRET = {
     f"systemd credential {SECRET_CREDENTIAL}",
 }
 _ANYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - told apart, not bound
-SECRETS = {"upstream.client_secret", "forward.token"}
+SECRETS = {"upstream.client_secret", "forward.token", "jetstream.password"}
 TOKENS_CREDENTIAL = "ingest_tokens"
 NO_TOKENS = b"none"
 """A credential that must be there, as a unit cannot leave it out, can be this word."""
@@ -118,7 +118,7 @@ def load(
     config = Config(**sections)
     if with_credentials:
         config = _with_credentials(config, environment, problems)
-        problems += _wrong_ways(config)
+        problems += [*_wrong_ways(config), *_at_odds(config)]
     if with_credentials if with_listeners is None else with_listeners:
         config = msgspec.structs.replace(config, access=_with_tokens(config.access, environment))
         problems += _open_doors(config)
@@ -128,6 +128,22 @@ def load(
     if problems:
         raise ConfigInvalid("\n".join(map(str, problems)))
     return config
+
+
+def _at_odds(config: Config) -> list[Problem]:
+    """Settings that are sound by themselves and do not go together."""
+    ours, found = config.jetstream, []
+    if config.queue.backend == "jetstream" and config.queue.keep_delivered:
+        found.append(Problem("queue.keep_delivered", 'not with queue.backend = "jetstream"', 'allowed there: "0s"'))
+    if ours.password is not None and ours.user is None:
+        found.append(Problem("jetstream.user", "missing", "jetstream.password needs it"))
+    ways = [name for name in ("user", "credentials_file", "nkey_file") if getattr(ours, name) is not None]
+    if len(ways) > 1:
+        named = " and ".join(f"jetstream.{name}" for name in ways)
+        found.append(Problem(f"jetstream.{ways[0]}", f"{named} are given", "allowed: one of them"))
+    if ours.key_file is not None and ours.certificate_file is None:
+        found.append(Problem("jetstream.certificate_file", "missing", "jetstream.key_file needs it"))
+    return found
 
 
 def _with_credentials(config: Config, environment: Mapping[str, str], problems: list[Problem]) -> Config:

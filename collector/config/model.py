@@ -187,6 +187,15 @@ class Events(msgspec.Struct, frozen=True, kw_only=True):
 class Queue(msgspec.Struct, frozen=True, kw_only=True):
     """The durable queue between the sources and upstream."""
 
+    backend: Annotated[
+        str,
+        kinds.choice(
+            "sqlite: a file on this machine's disk. jetstream: a replicated stream that several collectors share; see "
+            "[jetstream], and install usage-collector[nats].",
+            "sqlite",
+            "jetstream",
+        ),
+    ] = "sqlite"
     path: Annotated[Path, kinds.path("Directory of the queue. Made if it is missing; on a local file system.")] = Path(
         "collector-queue"
     )
@@ -231,6 +240,48 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
     ] = Seconds(0.0)
 
 
+class JetStream(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the queue is with queue.backend = "jetstream": nats-server 2.12 or newer, with JetStream."""
+
+    servers: Annotated[tuple[str, ...], kinds.servers("The servers of one cluster, or some of them.")] = (
+        "nats://127.0.0.1:4222",
+    )
+    stream: Annotated[
+        str,
+        kinds.token(
+            "Name of the stream, which is made if it is missing, and first part of its subjects. Collectors with the "
+            "same one are a fleet; dead letters are in a second one with -dead behind its name."
+        ),
+    ] = "usage"
+    replicas: Annotated[
+        int,
+        kinds.integer(
+            "On how many servers each event is; a put is acknowledged when a majority has it. 3 outlives any one.", 1, 5
+        ),
+    ] = 3
+    lease_timeout: Annotated[
+        Seconds,
+        kinds.duration("When others may deliver what a collector that died was delivering.", "1s", "1h"),
+    ] = Seconds(30.0)
+    user: Annotated[str | None, kinds.text("User name, where the servers want user and password.")] = None
+    password: Annotated[
+        Secret | None, kinds.secret("The password. Rather than in a file, give it in the environment.")
+    ] = None
+    credentials_file: Annotated[
+        Path | None, kinds.path("File with a user's JWT and key, as `nsc generate creds` writes it.")
+    ] = None
+    nkey_file: Annotated[Path | None, kinds.path("File with the seed of a user's nkey.")] = None
+    ca_file: Annotated[
+        Path | None, kinds.path("Certificates, in PEM, of who may sign the servers'; else the system's. Turns TLS on.")
+    ] = None
+    certificate_file: Annotated[
+        Path | None, kinds.path("This collector's certificate in PEM, where the servers want one.")
+    ] = None
+    key_file: Annotated[Path | None, kinds.path("The certificate's key in PEM, where it is not in the same file.")] = (
+        None
+    )
+
+
 class Flush(msgspec.Struct, frozen=True, kw_only=True):
     """How events leave for upstream."""
 
@@ -249,6 +300,15 @@ class Flush(msgspec.Struct, frozen=True, kw_only=True):
             256,
         ),
     ] = 16
+    max_requests_per_second: Annotated[
+        int,
+        kinds.integer(
+            "Most requests to upstream in a second; 0 is no limit. With the jetstream backend the collectors that have "
+            "something to deliver share it evenly.",
+            0,
+            100_000,
+        ),
+    ] = 0
     backoff_base: Annotated[
         Seconds,
         kinds.duration("Ceiling of the first random wait after a failure; it doubles with each failure.", "1ms", "1h"),
@@ -362,6 +422,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     apps: Apps = Apps()
     events: Events = Events()
     queue: Queue = Queue()
+    jetstream: JetStream = JetStream()
     flush: Flush = Flush()
     upstream: Upstream = Upstream()
     forward: Forward = Forward()
@@ -389,6 +450,18 @@ NEEDS_RESTART = frozenset(
         "unix.datagram",
         "unix.mode",
         "unix.owner",
+        "queue.backend",
+        "jetstream.servers",
+        "jetstream.stream",
+        "jetstream.replicas",
+        "jetstream.lease_timeout",
+        "jetstream.user",
+        "jetstream.password",
+        "jetstream.credentials_file",
+        "jetstream.nkey_file",
+        "jetstream.ca_file",
+        "jetstream.certificate_file",
+        "jetstream.key_file",
         "queue.path",
         "queue.dedup_retention",
         "flush.batch_events",

@@ -7,7 +7,7 @@ cannot be folded up meanwhile and grows by what is committed in that time.
 
 import os
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from collector.errors import QueueBroken
@@ -21,10 +21,10 @@ def back_up(directory: Path, to: Path) -> int:
     QueueUnavailable and DiskFull with nothing of it left.
     """
     target = to / FILE_NAME
-    if target.exists():
-        raise QueueBroken(f"{target} is there already; name a directory without a queue")
     making = to / (FILE_NAME + ".backup")
     try:
+        if target.exists():
+            raise QueueBroken(f"{target} is there already; name a directory without a queue")
         to.mkdir(mode=0o750, parents=True, exist_ok=True)
         making.unlink(missing_ok=True)
         with closing(open_reader(directory)) as source, closing(sqlite3.connect(making)) as copy:
@@ -35,7 +35,8 @@ def back_up(directory: Path, to: Path) -> int:
         return target.stat().st_size
     except (sqlite3.Error, OSError) as error:
         for name in (making, making.with_name(making.name + "-wal"), making.with_name(making.name + "-shm")):
-            name.unlink(missing_ok=True)
+            with suppress(OSError):
+                name.unlink()
         raise translate(error, target) from error
 
 

@@ -11,6 +11,9 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from collector.errors import CollectorError
+from collector.observe.status import DeadLetters
+
 
 class Batch(msgspec.Struct, frozen=True, gc=False):
     """Up to `flush.batch_events` events of one app on their way in: one key and one line of JSON for each event."""
@@ -123,4 +126,91 @@ class Queue(Protocol):
         The events at `returned` positions wait again, those of `buried` are dead letters. Raises, with nothing
         changed, QueueUnavailable: settle again; and DeadLettersFull: settle with nothing buried.
         """
+        ...
+
+
+class Backend(Queue, Protocol):
+    """A queue as its owner has it, who opens, tends and closes it, and as those see it who only look."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people."""
+        ...
+
+    async def open(self) -> None:
+        """What waits in it is known. A queue opens once, in the loop that will use it.
+
+        Raises Unusable or QueueUnavailable, with nothing left open.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Returns after every put and settle that was begun is on disk, and everything held is free. Repeatable."""
+        ...
+
+    async def maintain(self) -> None:
+        """Until cancelled: forgets old keys, and notices what other processes have done. Raises Unusable."""
+        ...
+
+    async def refresh(self) -> None:
+        """Learns what waits, also what other processes have put. Raises Retryable."""
+        ...
+
+    @property
+    def is_flusher(self) -> bool:
+        """This process delivers from the queue."""
+        ...
+
+    def take_flusher_role(self) -> None:
+        """This process leases and settles. Raises QueueInUse where another one does and they cannot share."""
+        ...
+
+    def release_flusher_role(self) -> None:
+        """Another process may deliver."""
+        ...
+
+    def use_limits(
+        self, *, max_bytes: int, max_uncommitted_bytes: int, max_dead_bytes: int, keep_delivered_seconds: float
+    ) -> None:
+        """From now on these hold. What is there already stays."""
+        ...
+
+    async def round_trip(self) -> None:
+        """Returns when what takes events has done what it was given before; never, where it hangs."""
+        ...
+
+    def fleet_share(self) -> float:
+        """The part of what upstream allows all who deliver from this queue that this process may use: 1 if alone."""
+        ...
+
+    @property
+    def waiting_events(self) -> int:
+        """Events of all apps that are not settled, leased or not."""
+        ...
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of their lines."""
+        ...
+
+    @property
+    def uncommitted_bytes(self) -> int:
+        """Bytes of events that wait in memory for their commit."""
+        ...
+
+    @property
+    def trouble(self) -> CollectorError | None:
+        """Why the queue cannot take events at the moment; None where it can."""
+        ...
+
+    def oldest_waiting_seconds(self) -> float:
+        """How long the oldest event that is not leased has waited; 0 where there is none."""
+        ...
+
+    async def stats(self) -> QueueStats:
+        """The queue at this instant. Raises CollectorError."""
+        ...
+
+    async def dead_letters(self) -> DeadLetters:
+        """Why events became dead letters, and the latest of them. Raises CollectorError."""
         ...

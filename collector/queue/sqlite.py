@@ -158,6 +158,15 @@ class SqliteQueue:
             self._opened = opened.pop_all()
 
     @property
+    def place(self) -> str:
+        """See `Backend.place`."""
+        return str(self._directory)
+
+    def fleet_share(self) -> float:
+        """See `Backend.fleet_share`. One process at a time delivers from a file."""
+        return 1.0
+
+    @property
     def is_flusher(self) -> bool:
         """This process delivers from the queue."""
         return self._flusher_role.is_held

@@ -44,3 +44,9 @@ async def test_without_a_collector_it_fails(tmp_path: Path) -> None:
     ended = await run("drain", env=environment(tmp_path, NOWHERE, http__listen="127.0.0.1:1"))
     assert (ended.status, ended.out) == (69, "")
     assert "does not answer" in ended.err
+
+
+async def test_without_a_collector_json_says_so_too() -> None:
+    ended = await run("drain", "--url", NOWHERE, "--json")
+    assert (ended.status, ended.err) == (69, "")
+    assert ended.out == f'{{"isRunning":false,"said":"{NOWHERE} does not answer: Connection refused"}}\n'

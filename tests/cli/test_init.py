@@ -1,5 +1,6 @@
 """`collector init`: what it writes works, and nothing that is there is lost."""
 
+import errno
 import stat
 from pathlib import Path
 
@@ -41,6 +42,24 @@ def test_a_configuration_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
     file.write_text("# mine\n")
     assert "was left as it is" in init(str(file), status=1)
     assert file.read_text() == "# mine\n"
+
+
+def test_a_link_that_leads_nowhere_is_left_too(tmp_path: Path) -> None:
+    link = tmp_path / "collector.toml"
+    link.symlink_to("later.toml")
+    assert "was left as it is" in init(str(link), status=1)
+    assert link.is_symlink()
+
+
+def test_a_place_that_nobody_may_look_at_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("os.stat", forbidden)
+    monkeypatch.setattr("os.lstat", forbidden)
+    monkeypatch.setattr(Path, "mkdir", forbidden)
+    file = tmp_path / "collector.toml"
+    assert f"{file} cannot be written: Permission denied" in init(str(file), status=1)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -101,6 +101,15 @@ async def test_tokens_are_shown_where_they_are_asked_for(tmp_path: Path) -> None
         assert (await run("status", env=settings(tmp_path, daemon, access__tokens_file=str(tokens)))).status == 0
 
 
+async def test_a_script_that_asks_for_json_gets_it_also_where_nothing_answers() -> None:
+    ended = await run("status", "--url", NOWHERE, "--json")
+    assert (ended.status, ended.err) == (69, "")
+    assert msgspec.json.decode(ended.out) == {
+        "isRunning": False,
+        "said": f"{NOWHERE} does not answer: Connection refused",
+    }
+
+
 # -- top ---------------------------------------------------------------------------------------------------------------
 
 

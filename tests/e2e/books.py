@@ -136,8 +136,13 @@ class Books:
         self.remembered |= keys
         return answer
 
-    async def balance(self, state: State, queues: Iterable[Path] = ()) -> Balance:
-        """How the books stand, where nothing waits any more; `queues` are the directories that hold dead letters."""
+    async def balance(
+        self, state: State, queues: Iterable[Path] = (), letters: Iterable[tuple[str, bytes, str]] = ()
+    ) -> Balance:
+        """How the books stand, where nothing waits any more; `queues` are the directories that hold dead letters.
+
+        Where they are elsewhere, `letters` are the dead letters themselves.
+        """
         arrived, altered, twice = set[Key](), list[Key](), 0
         for app_id, line in await state.events():
             key, is_sound = self._compare(app_id, line)
@@ -146,7 +151,7 @@ class Books:
             if not is_sound or key[3] == POISON:
                 altered.append(key)
         buried = set[Key]()
-        for app_id, line, reason in (letter for queue in queues for letter in dead_letters(queue)):
+        for app_id, line, reason in (*letters, *(letter for queue in queues for letter in dead_letters(queue))):
             key, is_sound = self._compare(app_id, line)
             twice += key in buried
             buried.add(key)
@@ -183,6 +188,16 @@ def dead_letters(queue: Path) -> list[tuple[str, bytes, str]]:
         return connection.execute("SELECT name, line, reason FROM dead JOIN app USING (app)").fetchall()
     finally:
         connection.close()
+
+
+def exported(ndjson: bytes) -> list[tuple[str, bytes, str]]:
+    """App, JSON and reason of every event in what `collector queue dead export` writes."""
+    letters = []
+    for line in ndjson.splitlines():
+        fields = msgspec.json.decode(line, type=dict[str, Any])
+        del fields["buriedAt"]
+        letters.append((fields.pop("appId"), fields.pop("reason"), fields))
+    return [(app_id, msgspec.json.encode(fields), reason) for app_id, reason, fields in letters]
 
 
 async def settled(state: State, expected: int, *, seconds: float = 30.0) -> None:

@@ -25,8 +25,8 @@ import msgspec
 from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
-from tests.e2e.books import POISON, Balance, Books, Event, random_event
-from tests.e2e.daemon import NOTICE_SECONDS, Daemon, running
+from tests.e2e.books import POISON, Balance, Books, Event, exported, random_event
+from tests.e2e.daemon import NOTICE_SECONDS, Daemon, command, environment, running
 from tests.e2e.rigged import Rig
 
 CLIENTS = 4
@@ -56,8 +56,11 @@ def new_seed() -> int:
 class Oracle:
     """One queue directory, one upstream, and the books of both."""
 
-    def __init__(self, folder: Path, sandbox: Sandbox, state: State, seed: int) -> None:
+    def __init__(
+        self, folder: Path, sandbox: Sandbox, state: State, seed: int, settings: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = folder
+        self.settings = dict(settings or {})
         self.rng = random.Random(seed)
         self.books = Books()
         self.datagrams = 0
@@ -92,7 +95,7 @@ class Oracle:
     ) -> AbstractAsyncContextManager[Daemon]:
         """A daemon for the length of a block; see `tests.e2e.daemon.running`."""
         ours = {"udp__listen": "127.0.0.1:0", "events__keep_fields": "note", "flush__hold_retry": "50ms"}
-        return running(self.folder, self._sandbox.url, rig, variables, wrapper, **(ours | settings))
+        return running(self.folder, self._sandbox.url, rig, variables, wrapper, **(ours | self.settings | settings))
 
     @asynccontextmanager
     async def load(
@@ -183,6 +186,9 @@ class Oracle:
             await self.drained(daemon)
             assert await daemon.stop() == 0, daemon.output
             assert daemon.log("agent.stopped")[0]["waiting_events"] == 0
+        if self.settings.get("queue__backend") == "jetstream":
+            letters = await exported_letters(self.folder, self._sandbox.url, self.settings)
+            return await self.books.balance(self._state, letters=letters)
         return await self.books.balance(self._state, [self.queue])
 
     async def sent_again(self) -> int:
@@ -191,15 +197,29 @@ class Oracle:
         return stats.received - stats.distinct
 
 
+async def exported_letters(
+    folder: Path, upstream_url: str, settings: Mapping[str, str]
+) -> list[tuple[str, bytes, str]]:
+    """The dead letters of a queue that is no file, as a person gets them."""
+    process = await asyncio.create_subprocess_exec(
+        *command("queue", "dead", "export"),
+        env=environment(folder, upstream_url, **settings),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0
+    return exported(output)
+
+
 @asynccontextmanager
-async def oracle_in(folder: Path, seed: int) -> AsyncIterator[Oracle]:
-    """An oracle with an upstream of its own, in a directory that is made if need be."""
+async def oracle_in(folder: Path, seed: int, settings: Mapping[str, str] | None = None) -> AsyncIterator[Oracle]:
+    """An oracle with an upstream of its own, in a directory that is made if need be; settings are for each daemon."""
     folder.mkdir(parents=True, exist_ok=True)
     state = await State.open()
     sandbox = Sandbox(state, create_apps=True)
     try:
         await sandbox.start("127.0.0.1", 0)
-        yield Oracle(folder, sandbox, state, seed)
+        yield Oracle(folder, sandbox, state, seed, settings)
         assert (await sandbox.stats()).unexpected == 0
     finally:
         await sandbox.stop()

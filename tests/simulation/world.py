@@ -31,6 +31,7 @@ from collector.config import Config
 from collector.errors import Retryable
 from collector.queue import group_commit, reserve
 from collector.queue.database import FILE_NAME
+from collector.queue.sqlite import SqliteQueue
 from tests.simulation.audit import check_counts, check_delivered, open_file
 from tests.simulation.books import Books
 from tests.simulation.clients import Client
@@ -301,7 +302,7 @@ class World:
                 return
             queue = running[1]._queue
             if not queue._commits._committing and not queue._writer._pending:  # type: ignore[attr-defined]
-                check_counts(self._disk.directory, queue.waiting_events, queue._waiting_bytes)
+                check_counts(self._disk.directory, queue.waiting_events, queue.waiting_bytes)
                 return
             await asyncio.sleep(0.01)
 
@@ -344,7 +345,9 @@ class World:
         if latest is None:
             return
         assert self._collector is not None
-        now_us = self._collector._queue._wall.earliest_us()  # where wall time has jumped ahead, keys stay for longer
+        queue = self._collector._queue
+        assert isinstance(queue, SqliteQueue)
+        now_us = queue._wall.earliest_us()  # where wall time has jumped ahead, keys stay for longer
         remaining = max(0.0, (latest - now_us) / 1e6 + retention)
         before = self._clock.late_seconds
         # Not a turn of the maintenance a second: what it still sleeps for may be a day.

@@ -634,7 +634,7 @@ async def test_over_udp_a_full_queue_costs_no_more_than_has_no_room(tmp_path: Pa
         many = [encoded([event(next(numbers)) for _ in range(10)]) for _ in range(100)]  # about 80 KB
         door.send(*many)
         await until(lambda: door.events("accepted") // 10 + door.refused("queue_refused") == 100)
-        stored_bytes = door.collector._queue._waiting_bytes
+        stored_bytes = door.collector._queue.waiting_bytes
         assert 64 * 1024 - len(many[0]) - 100 <= stored_bytes <= 64 * 1024
 
 

@@ -35,7 +35,9 @@ FLAGS = (
     "--boot --register=no --keep-unit --private-network --console=read-only --link-journal=no --resolv-conf=off "
     "--timezone=off --capability=CAP_BPF,CAP_NET_ADMIN --system-call-filter=bpf"
 )
+# Disks of other tests, which unmount them while the box runs, must not stay mounted in here: first of all they go.
 SCRIPT = f"""
+awk '/^[/]dev[/]loop/ {{ print $2 }}' /proc/mounts | tac | xargs -r umount --lazy
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir /run/box && mount -t tmpfs tmpfs /run/box && cd /run/box && mkdir upper work root
 mount -t overlay overlay -o lowerdir=/,upperdir=upper,workdir=work root

@@ -19,7 +19,8 @@ from collector.config.load import keys
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.e2e.books import settled
-from tests.system.images import BASE, IMAGE, LOCKED_DOWN, ROOT, Podman, build_context, import_base, wheels_in
+from tests.system.conftest import ROOT
+from tests.system.images import BASE, IMAGE, LOCKED_DOWN, Podman, build_context, import_base
 
 UID = 10001
 OFFLINE = "--no-index --find-links wheels usage-collector"
@@ -28,7 +29,7 @@ OWN_BYTES = 80 * 2**20
 
 
 @pytest.fixture(scope="module")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+def podman(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Iterator[Podman]:
     """With the image built."""
     folder = tmp_path_factory.mktemp("podman")
     podman = Podman(folder)
@@ -36,7 +37,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
         import_base(podman, folder)
         context = folder / "context"
         context.mkdir()
-        with build_context(context, wheels_in(folder / "wheels")):
+        with build_context(context, wheels):
             arguments = ("--build-arg", f"PYTHON_IMAGE={BASE}", "--build-arg", f"INSTALL={OFFLINE}")
             where = ("--isolation", "chroot", "--network", "host", "--pull=never", "--format", "docker")
             podman("build", "--quiet", *where, *arguments, "-t", IMAGE, "-f", f"{context}/Containerfile", str(context))

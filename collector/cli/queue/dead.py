@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -12,7 +12,11 @@ import msgspec
 from collector.cli.options import TimeType, config_option
 from collector.cli.queue.export import OUTPUT, write_lines
 from collector.config import load
+from collector.queue.backend import letters as letters_of
 from collector.queue.letters import FOREVER_MS, Choice, Letter, Letters
+
+if TYPE_CHECKING:
+    from collector.queue.jetstream.letters import StreamLetters
 
 
 @click.group("dead", short_help="Dead letters: events that upstream refused for good.")
@@ -104,8 +108,8 @@ def purge(config_file: Path | None, yes: bool, as_json: bool, **chosen: Any) -> 
         _say(letters.purge(choice), "dead letters are deleted", "purged", as_json=as_json)
 
 
-def _letters(config_file: Path | None, *, for_writing: bool = False) -> Letters:
-    return Letters(load(config_file, with_credentials=False).queue.path, for_writing=for_writing)
+def _letters(config_file: Path | None, *, for_writing: bool = False) -> "Letters | StreamLetters":
+    return letters_of(load(config_file, with_credentials=False), for_writing=for_writing)
 
 
 def _choice(chosen: dict[str, Any]) -> Choice:

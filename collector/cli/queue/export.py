@@ -9,7 +9,8 @@ import msgspec
 
 from collector.cli.options import config_option
 from collector.config import load
-from collector.queue.letters import Choice, Letter, Letters
+from collector.queue.backend import letters as letters_of
+from collector.queue.letters import Choice, Letter
 
 WHAT = ("waiting", "dead", "delivered")
 OUTPUT = click.option(
@@ -36,7 +37,7 @@ def command(config_file: Path | None, what: str, app_id: str | None, output: str
 
     In constant memory, whatever there is. What a running daemon moves meanwhile may be missing, or be there twice.
     """
-    with Letters(load(config_file, with_credentials=False).queue.path) as letters:
+    with letters_of(load(config_file, with_credentials=False)) as letters:
         choice = Choice(app_id)
         sources = {"waiting": letters.waiting, "dead": letters.dead, "delivered": letters.delivered}
         write_lines((letter for name in WHAT if what in {name, "all"} for letter in sources[name](choice)), output)

@@ -7,9 +7,10 @@ import click
 import msgspec
 
 from collector.cli.options import config_option
-from collector.config import load
+from collector.config import Config, load
+from collector.queue.backend import JETSTREAM, need_file
+from collector.queue.backend import problems as problems_of
 from collector.queue.backup import back_up
-from collector.queue.recover import examine
 from collector.queue.recover import recover as recover_file
 
 
@@ -19,16 +20,17 @@ from collector.queue.recover import recover as recover_file
 def check(config_file: Path | None, as_json: bool) -> None:
     """Read the whole file and say what is wrong with it. Exit code 1 if anything is.
 
-    Also while the daemon runs; the log is only looked at while nobody writes to it.
+    Also while the daemon runs; the log is only looked at while nobody writes to it. With JetStream: whether the streams
+    are as they must be, and all replicas up to date.
     """
-    directory = load(config_file, with_credentials=False).queue.path
-    problems = examine(directory)
+    config = load(config_file, with_credentials=False)
+    problems = problems_of(config)
     if as_json:
         click.echo(msgspec.json.encode({"problems": problems}))
     else:
         for problem in problems:
             click.echo(problem)
-        click.echo("the queue is damaged; collector queue recover mends it" if problems else "the queue is sound")
+        click.echo(damaged(config) if problems else "the queue is sound")
     sys.exit(1 if problems else 0)
 
 
@@ -41,7 +43,9 @@ def recover(config_file: Path | None, always: bool, as_json: bool) -> None:
 
     The daemon must not run. Nothing is deleted: the damaged file stays beside the new one.
     """
-    salvaged = recover_file(load(config_file, with_credentials=False).queue.path, always=always)
+    config = load(config_file, with_credentials=False)
+    need_file(config, "collector queue recover")
+    salvaged = recover_file(config.queue.path, always=always)
     if as_json:
         click.echo(msgspec.json.encode(salvaged))
     elif salvaged is None:
@@ -60,5 +64,14 @@ def backup(config_file: Path | None, directory: Path) -> None:
     A collector with queue.path = DIRECTORY goes on from there: what was delivered since is delivered once more, which
     upstream absorbs, and what was accepted since is not known to it.
     """
-    size = back_up(load(config_file, with_credentials=False).queue.path, directory)
+    config = load(config_file, with_credentials=False)
+    need_file(config, "collector queue backup")
+    size = back_up(config.queue.path, directory)
     click.echo(f"{size:,} bytes are in {directory}")
+
+
+def damaged(config: Config) -> str:
+    """What a person does about problems."""
+    if config.queue.backend == JETSTREAM:
+        return "the streams need attention; the servers' own tools mend them"
+    return "the queue is damaged; collector queue recover mends it"

@@ -6,10 +6,9 @@ import click
 import msgspec
 
 from collector.cli.options import config_option
-from collector.clock import Clock
 from collector.config import load
+from collector.queue.backend import at_rest
 from collector.queue.base import QueueStats
-from collector.queue.view import View
 
 
 @click.command("stats")
@@ -17,11 +16,7 @@ from collector.queue.view import View
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(config_file: Path | None, as_json: bool) -> None:
     """What waits, what is dead, and how large the files are, over all apps and by app."""
-    view = View(load(config_file, with_credentials=False).queue.path)
-    try:
-        queue = view.stats(Clock())
-    finally:
-        view.close()
+    _, queue, _ = at_rest(load(config_file, with_credentials=False))
     click.echo(msgspec.json.encode(queue).decode() if as_json else _table(queue))
 
 

@@ -1,0 +1,99 @@
+"""Which queue it is: the one place that knows both."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from collector.clock import Clock
+from collector.config import Config
+from collector.errors import Unusable
+from collector.observe.metrics import Metrics
+from collector.observe.status import DeadLetters
+from collector.queue.base import Backend, QueueStats
+from collector.queue.letters import Letters
+from collector.queue.recover import examine
+from collector.queue.sqlite import SqliteQueue
+from collector.queue.step_thread import StepThread
+from collector.queue.view import View
+
+if TYPE_CHECKING:
+    from collector.queue.jetstream.letters import StreamLetters
+
+JETSTREAM = "jetstream"
+
+
+def backend(
+    config: Config,
+    *,
+    clock: Clock,
+    metrics: Metrics,
+    new_thread: Callable[[str], StepThread] = StepThread,
+) -> Backend:
+    """The queue that `queue.backend` names, not open yet."""
+    queue = config.queue
+    if queue.backend == JETSTREAM:
+        from collector.queue.jetstream.queue import JetStreamQueue  # noqa: PLC0415 - who has SQLite needs none of it
+
+        return JetStreamQueue(
+            config.jetstream,
+            batch_events=config.flush.batch_events,
+            max_bytes=queue.max_bytes,
+            max_uncommitted_bytes=queue.max_uncommitted,
+            max_dead_bytes=queue.max_dead_bytes,
+            dedup_retention_seconds=queue.dedup_retention,
+            clock=clock,
+            metrics=metrics,
+        )
+    return SqliteQueue(
+        queue.path,
+        batch_events=config.flush.batch_events,
+        max_bytes=queue.max_bytes,
+        max_uncommitted_bytes=queue.max_uncommitted,
+        max_dead_bytes=queue.max_dead_bytes,
+        dedup_retention_seconds=queue.dedup_retention,
+        keep_delivered_seconds=queue.keep_delivered,
+        clock=clock,
+        metrics=metrics,
+        new_thread=new_thread,
+    )
+
+
+def letters(config: Config, *, for_writing: bool = False) -> "Letters | StreamLetters":
+    """Events and dead letters by hand, to be entered. Raises what opening the queue raises."""
+    if config.queue.backend != JETSTREAM:
+        return Letters(config.queue.path, for_writing=for_writing)
+    return _stream_letters(config)
+
+
+def at_rest(config: Config) -> tuple[str, QueueStats, DeadLetters]:
+    """Where the queue is, how much there is of what, and why events are dead letters, as anybody can see it.
+
+    Raises what opening the queue raises.
+    """
+    if config.queue.backend == JETSTREAM:
+        with _stream_letters(config) as stream:
+            return stream.place, stream.stats(), stream.dead_letters()
+    view = View(config.queue.path)
+    try:
+        return str(config.queue.path), view.stats(Clock()), view.dead_letters()
+    finally:
+        view.close()
+
+
+def problems(config: Config) -> list[str]:
+    """What is wrong with the queue, found by looking at all of it. Raises what opening the queue raises."""
+    if config.queue.backend == JETSTREAM:
+        with _stream_letters(config) as stream:
+            return stream.problems()
+    return examine(config.queue.path)
+
+
+def need_file(config: Config, what: str) -> None:
+    """Raises Unusable where the queue is no file."""
+    if config.queue.backend == JETSTREAM:
+        raise Unusable(f'{what} is for the file of queue.backend = "sqlite"; JetStream keeps its replicas sound itself')
+
+
+def _stream_letters(config: Config) -> "StreamLetters":
+    from collector.queue.jetstream.letters import StreamLetters  # noqa: PLC0415 - as above
+
+    return StreamLetters(config.jetstream)
