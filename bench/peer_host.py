@@ -72,7 +72,7 @@ def posthog(url: str) -> Way:
 
 def snowplow(url: str) -> Way:
     from snowplow_tracker.emitters import AsyncEmitter  # noqa: PLC0415
-    from snowplow_tracker.events import StructuredEvent  # noqa: PLC0415
+    from snowplow_tracker.events.structured_event import StructuredEvent  # noqa: PLC0415
     from snowplow_tracker.tracker import Tracker  # noqa: PLC0415
 
     host, port = url.removeprefix("http://").split(":")

@@ -193,7 +193,8 @@ def host(peer: Peer, url: str, seconds: float) -> list[str]:
 
 def latest(load: subprocess.Popen[str], last: str) -> str:
     """The last line that the program has to say."""
-    return [last, *(load.stdout or [])][-1]
+    lines: list[str] = [last, *(load.stdout or [])]
+    return lines[-1]
 
 
 def measured(peer: Peer, folder: Path, seconds: float, result: Result) -> None:
