@@ -71,7 +71,9 @@ def posthog(url: str) -> Way:
 
 
 def snowplow(url: str) -> Way:
-    from snowplow_tracker import AsyncEmitter, StructuredEvent, Tracker  # noqa: PLC0415
+    from snowplow_tracker.emitters import AsyncEmitter  # noqa: PLC0415
+    from snowplow_tracker.events.structured_event import StructuredEvent  # noqa: PLC0415
+    from snowplow_tracker.tracker import Tracker  # noqa: PLC0415
 
     host, port = url.removeprefix("http://").split(":")
     emitter = AsyncEmitter(host, protocol="http", port=int(port), method="post", batch_size=BATCH)

@@ -7,7 +7,7 @@ of the process that stores and delivers; of a library, of the program.
 """
 
 import argparse
-import datetime
+import datetime as dt
 import os
 import platform
 import shutil
@@ -31,6 +31,7 @@ import msgspec
 from bench.processes import child, cpu_seconds, first_line, memory_bytes, python
 
 DOCS = Path(__file__).parents[1] / "docs"
+PATHS = f"{os.environ.get('PATH', '')}:/usr/sbin"
 SETTLED_SECONDS, MOST_WAIT_SECONDS = 3.0, 60.0
 
 
@@ -93,7 +94,7 @@ def syslog_ng(folder: Path, sink: str) -> Iterator[tuple[subprocess.Popen[str], 
     configuration.write_text(SYSLOG_NG.format(port=port, sink=sink, folder=folder))
     files = {"-f": configuration, "-R": folder / "persist", "-p": folder / "pid", "-c": folder / "ctl"}
     words = [str(word) for pair in files.items() for word in pair]
-    with child(["syslog-ng", "-F", "--no-caps", *words]) as process:
+    with child([str(shutil.which("syslog-ng", path=PATHS)), "-F", "--no-caps", *words]) as process:
         await_port(port)
         yield process, f"http://127.0.0.1:{port}"
 
@@ -145,7 +146,7 @@ def library(name: str, way: str, module: str) -> Peer:
 def program(
     name: str, binary: str, means: str, serve: Callable[[Path, str], Iterator[tuple[subprocess.Popen[str], str]]]
 ) -> Peer:
-    return Peer(name, "tcp", means, None if shutil.which(binary) else f"{binary} is not on PATH", serve)
+    return Peer(name, "tcp", means, None if shutil.which(binary, path=PATHS) else f"{binary} is not on PATH", serve)
 
 
 PEERS = [
@@ -190,13 +191,18 @@ def host(peer: Peer, url: str, seconds: float) -> list[str]:
     return python("bench.peer_host", "--way", peer.way, "--url", url, "--seconds", str(seconds))
 
 
+def latest(load: subprocess.Popen[str], last: str) -> str:
+    """The last line that the program has to say."""
+    lines: list[str] = [last, *(load.stdout or [])]
+    return lines[-1]
+
+
 def measured(peer: Peer, folder: Path, seconds: float, result: Result) -> None:
     with child(python("bench.peer_sink")) as sink_process:
         sink = f"http://127.0.0.1:{int(first_line(sink_process.stdout))}"
         with started(peer, folder, sink) as (server, url), child(host(peer, url, seconds)) as load:
             last, began = first_line(load.stdout), time.perf_counter()
-            for last in load.stdout or ():
-                pass
+            last = latest(load, last)
             accepted, took, cpu, resident = (float(word) for word in last.split())
             ended = settled(sink, int(accepted)) if server else time.perf_counter()
             if server:
@@ -217,8 +223,7 @@ def killed(peer: Peer, folder: Path, seconds: float, result: Result) -> None:
                     break
             (server or load).send_signal(signal.SIGKILL)
             if server:
-                for last in load.stdout or ():  # it ends when its connection does
-                    pass
+                last = latest(load, last)  # it ends when its connection does
         accepted = int(last.split()[0])
         with started(peer, folder, sink) if peer.serve else started(Peer("", "", ""), folder, sink):
             settled(sink, accepted)
@@ -238,8 +243,9 @@ def run(peer: Peer, folder: Path, seconds: float) -> Result:
 
 def markdown(results: list[Result], seconds: float) -> str:
     lines = [
-        f"Measured {datetime.datetime.now(datetime.UTC):%Y-%m-%d} by `make bench-peers`: {seconds:g} s of load each from one",
-        f"program, {os.cpu_count()} cores, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}.",
+        f"Measured {dt.datetime.now(dt.UTC):%Y-%m-%d} by `make bench-peers`: {seconds:g} s of load each, from one",
+        f"program over one connection, {os.cpu_count()} cores, Python {platform.python_version()},",
+        f"SQLite {sqlite3.sqlite_version}.",
         "",
         "| | accepted/s | delivered/s | CPU us an event | MiB | accepted means | lost by kill -9 | sent twice |",
         "|---|--:|--:|--:|--:|---|--:|--:|",
@@ -247,7 +253,7 @@ def markdown(results: list[Result], seconds: float) -> str:
     lines += [
         f"| {each.name} | not measured: {each.skipped} | | | | | | |"
         if each.skipped
-        else f"| {each.name} | {each.accepted_per_s:,.0f} | {each.delivered_per_s:,.0f} | {each.cpu_us_per_event:.2f} "
+        else f"| {each.name} | {each.accepted_per_s:,.0f} | {each.delivered_per_s:,.0f} | {each.cpu_us_per_event:.1f} "
         f"| {each.rss_mib:.0f} | {each.means} | {each.lost:,} | {each.doubled:,} |"
         for each in results
     ]
