@@ -55,19 +55,6 @@ bench-peers: $(READY)  ## the same work by other libraries and programs; renews 
 bench-jetstream: $(READY)  ## JetStream with 1 and 3 servers, 1 to 4 collectors, beside SQLite
 	@$(BIN)/python -m bench.jetstream
 
-bench-check: $(READY)  ## fails where a ratio of the latest `make bench` is worse than the committed one
-	@$(BIN)/python -m bench.check
-
-bench-flat: $(READY)  ## the same speed with fifty million keys remembered and with timestamps in disorder, some minutes
-	@$(BIN)/python -m bench.flat
-
-bench-idle: $(READY)  ## what a collector with nothing to do costs, and its start
-	@$(BIN)/python -m bench.idle
-
-bench-peers: $(READY)  ## the same work by other libraries and programs; renews docs/peers.*
-	@$(OUTER) -m pip --python $(BIN)/python --quiet --disable-pip-version-check install --constraint constraints.txt --editable '.[bench]'
-	@$(BIN)/python -m bench.peers
-
 bounds: $(READY)  ## start, memory, log and stalls with ten million events waiting, some minutes
 	@$(BIN)/python -m bench.bounds
 

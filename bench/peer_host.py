@@ -10,11 +10,12 @@ import resource
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from http.client import HTTPConnection
 from typing import NamedTuple
 
-BATCH = 1000
+BATCH, CONNECTIONS = 1000, 4
 SAY_SECONDS = 0.05
 
 
@@ -22,7 +23,8 @@ class Way(NamedTuple):
     """How events are reported; `accept` takes the first number and returns how many were accepted from there on."""
 
     accept: Callable[[int], int]
-    finish: Callable[[], object] = lambda: None
+    finish: Callable[[], int | None] = lambda: None
+    """Waits for what is on its way; how much more was accepted."""
 
 
 def line(number: int) -> str:
@@ -30,19 +32,31 @@ def line(number: int) -> str:
     return f'{{"timestamp":{at},"email":"mark-{number}-@example.com","eventName":"document_opened_{number % 20}"}}'
 
 
-def collector(url: str) -> Way:
+def posts(url: str) -> Way:
+    """Posts of a batch each, some on their way at once; they count in the order in which they were sent."""
     host, port = url.removeprefix("http://").split(":")
-    connection = HTTPConnection(host, int(port))
+    idle = [HTTPConnection(host, int(port)) for _ in range(CONNECTIONS)]
+    asked: deque[HTTPConnection] = deque()
 
     def accept(first: int) -> int:
-        body = f"[{','.join(map(line, range(first, first + BATCH)))}]"
-        connection.request("POST", "/v1/events", body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        assert answer.status == 200, answer.read()
-        answer.read()
+        while idle:
+            start = first + BATCH * len(asked)
+            body = f"[{','.join(map(line, range(start, start + BATCH)))}]"
+            idle[-1].request("POST", "/v1/events", body, {"Content-Type": "application/json"})
+            asked.append(idle.pop())
+        return answered()
+
+    def answered() -> int:
+        answer = asked[0].getresponse()
+        content = answer.read()
+        assert answer.status == 200, content
+        idle.append(asked.popleft())
         return BATCH
 
-    return Way(accept)
+    def finish() -> int:
+        return sum(answered() for _ in range(len(asked)))
+
+    return Way(accept, finish)
 
 
 def tcp(url: str) -> Way:
@@ -86,7 +100,7 @@ def snowplow(url: str) -> Way:
     return Way(accept, emitter.sync_flush)
 
 
-WAYS = {"collector": collector, "tcp": tcp, "segment": segment, "posthog": posthog, "snowplow": snowplow}
+WAYS = {"posts": posts, "tcp": tcp, "segment": segment, "posthog": posthog, "snowplow": snowplow}
 
 
 def main() -> None:
@@ -116,7 +130,7 @@ def main() -> None:
         if not taken:  # the library's memory is full
             time.sleep(0.001)
     took = time.perf_counter() - began
-    way.finish()
+    accepted += way.finish() or 0
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(accepted, f"{took:.3f}", f"{time.process_time():.3f}", resident, flush=True)
 

@@ -3,7 +3,10 @@
 Each gets events of about 90 bytes for so many seconds from one program, as fast as it accepts them, and delivers them
 to a sink that counts. Then the same again, with `kill -9` in the middle and a new start on the same files: of what was
 accepted until then, how much never came, and how much came twice. A library dies with its program. CPU is user + system
-of the process that stores and delivers; of a library, of the program.
+of the process that stores and delivers, with its children; of a library, of the program.
+
+Rows are kept in bench/results/peers.json, each with its date, so that `--only` renews some: Debian lets nobody have
+syslog-ng and rsyslog installed together.
 """
 
 import argparse
@@ -20,7 +23,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,11 +31,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from bench.processes import child, cpu_seconds, first_line, memory_bytes, python
+from bench.processes import TICKS_PER_SECOND, child, cpu_seconds, first_line, memory_bytes, python
 
 DOCS = Path(__file__).parents[1] / "docs"
+RESULTS = Path(__file__).parent / "results" / "peers.json"
 PATHS = f"{os.environ.get('PATH', '')}:/usr/sbin"
-SETTLED_SECONDS, MOST_WAIT_SECONDS = 3.0, 60.0
+SETTLED_SECONDS, MOST_WAIT_SECONDS = 3.0, 20.0
+KILL_SECONDS = 5.0
 
 
 class Peer(NamedTuple):
@@ -55,6 +60,8 @@ class Result(msgspec.Struct):
     lost: int = 0
     doubled: int = 0
     skipped: str | None = None
+    measured: str = ""
+    seconds: float = 0
 
 
 def free_port() -> int:
@@ -104,10 +111,10 @@ FLUENT_BIT = """[SERVICE]
     storage.path {folder}
     storage.sync full
 [INPUT]
-    name tcp
+    name http
     listen 127.0.0.1
     port {port}
-    format json
+    successful_response_code 200
     storage.type filesystem
 [OUTPUT]
     name http
@@ -123,6 +130,30 @@ def fluent_bit(folder: Path, sink: str) -> Iterator[tuple[subprocess.Popen[str],
     port, configuration = free_port(), folder / "fluent-bit.conf"
     configuration.write_text(FLUENT_BIT.format(port=port, sink_port=sink.rpartition(":")[2], folder=folder))
     with child(["fluent-bit", "-q", "-c", str(configuration)]) as process:
+        await_port(port)
+        yield process, f"http://127.0.0.1:{port}"
+
+
+RSYSLOG = """global(workDirectory="{folder}")
+module(load="imptcp")
+module(load="omprog")
+template(name="raw" type="string" string="%rawmsg%\\n")
+ruleset(name="out" queue.type="disk" queue.filename="events" queue.syncqueuefiles="on" queue.maxdiskspace="1g"
+        queue.size="10000000" queue.checkpointinterval="1000" queue.dequeuebatchsize="1000"
+        queue.saveonshutdown="on") {{
+  action(type="omprog" binary="{forward}" template="raw" confirmMessages="on" useTransactions="on"
+         confirmTimeout="60000" action.resumeRetryCount="-1")
+}}
+input(type="imptcp" address="127.0.0.1" port="{port}" ruleset="out")
+"""
+
+
+def rsyslog(folder: Path, sink: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    port, configuration = free_port(), folder / "rsyslog.conf"
+    forward = " ".join(python("bench.peer_forward", "--port", sink.rpartition(":")[2]))
+    configuration.write_text(RSYSLOG.format(port=port, forward=forward, folder=folder))
+    words = ["-n", "-f", str(configuration), "-i", str(folder / "pid")]
+    with child([str(shutil.which("rsyslogd", path=PATHS)), *words]) as process:
         await_port(port)
         yield process, f"http://127.0.0.1:{port}"
 
@@ -144,19 +175,23 @@ def library(name: str, way: str, module: str) -> Peer:
 
 
 def program(
-    name: str, binary: str, means: str, serve: Callable[[Path, str], Iterator[tuple[subprocess.Popen[str], str]]]
+    name: str,
+    binary: str,
+    means: str,
+    serve: Callable[[Path, str], Iterator[tuple[subprocess.Popen[str], str]]],
+    way: str = "tcp",
 ) -> Peer:
-    return Peer(name, "tcp", means, None if shutil.which(binary, path=PATHS) else f"{binary} is not on PATH", serve)
+    return Peer(name, way, means, None if shutil.which(binary, path=PATHS) else f"{binary} is not on PATH", serve)
 
 
 PEERS = [
-    Peer("collector", "collector", "fsync, and deduplicated", None, collector),
+    Peer("collector", "posts", "fsync, and deduplicated", None, collector),
     library("segment-analytics-python", "segment", "segment"),
     library("posthog", "posthog", "posthog"),
     library("snowplow-tracker", "snowplow", "snowplow_tracker"),
-    program("Fluent Bit", "fluent-bit", "in the socket's buffer", fluent_bit),
+    program("Fluent Bit", "fluent-bit", "in the page cache", fluent_bit, way="posts"),
     program("syslog-ng", "syslog-ng", "in the socket's buffer", syslog_ng),
-    Peer("rsyslog", "tcp", "", "its HTTP output (omhttp) is not among Debian's packages"),
+    program("rsyslog", "rsyslogd", "in the socket's buffer", rsyslog),
 ]
 
 
@@ -165,18 +200,27 @@ def asked(sink: str, path: str) -> dict[str, int]:
         return msgspec.json.decode(answer.read(), type=dict[str, int])
 
 
-def settled(sink: str, wanted: int) -> float:
-    """When the sink had got everything wanted, or its last event before a pause."""
+def settled(sink: str, wanted: int, *, to_the_end: bool = False) -> float:
+    """When the sink had got everything wanted, or its last event before a pause; also what comes again after that."""
     last, changed = -1, time.perf_counter()
     deadline = changed + MOST_WAIT_SECONDS
     while time.perf_counter() < deadline:
-        now = asked(sink, "/count")["distinct"]
-        if now != last:
-            last, changed = now, time.perf_counter()
-        if now >= wanted or time.perf_counter() - changed > SETTLED_SECONDS:
+        counts = asked(sink, "/count")
+        if counts["events"] != last:
+            last, changed = counts["events"], time.perf_counter()
+        if (counts["distinct"] >= wanted and not to_the_end) or time.perf_counter() - changed > SETTLED_SECONDS:
             break
         time.sleep(0.02)
     return changed
+
+
+def cpu_with_children(pid: int) -> float:
+    """User + system of a process and of those it has started, also of those that have ended."""
+    ended = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[13:15]
+    alive = {each for task in Path(f"/proc/{pid}/task").iterdir() for each in (task / "children").read_text().split()}
+    return (
+        cpu_seconds(pid) + sum(map(int, ended)) / TICKS_PER_SECOND + sum(cpu_with_children(int(each)) for each in alive)
+    )
 
 
 @contextmanager
@@ -206,7 +250,7 @@ def measured(peer: Peer, folder: Path, seconds: float, result: Result) -> None:
             accepted, took, cpu, resident = (float(word) for word in last.split())
             ended = settled(sink, int(accepted)) if server else time.perf_counter()
             if server:
-                cpu, resident = cpu_seconds(server.pid), memory_bytes(server.pid, "VmHWM") / 2**20
+                cpu, resident = cpu_with_children(server.pid), memory_bytes(server.pid, "VmHWM") / 2**20
             distinct = asked(sink, "/count")["distinct"]
     result.accepted_per_s = round(accepted / took)
     result.delivered_per_s = round(distinct / (ended - began))
@@ -226,26 +270,31 @@ def killed(peer: Peer, folder: Path, seconds: float, result: Result) -> None:
                 last = latest(load, last)  # it ends when its connection does
         accepted = int(last.split()[0])
         with started(peer, folder, sink) if peer.serve else started(Peer("", "", ""), folder, sink):
-            settled(sink, accepted)
+            settled(sink, accepted, to_the_end=True)
         counts = asked(sink, "/count")
         result.lost = accepted - asked(sink, f"/have?{accepted}")["distinct"]
         result.doubled = counts["events"] - counts["distinct"]
 
 
 def run(peer: Peer, folder: Path, seconds: float) -> Result:
-    result = Result(peer.name, peer.means, skipped=peer.missing)
+    today = f"{dt.datetime.now(dt.UTC):%Y-%m-%d}"
+    result = Result(peer.name, peer.means, skipped=peer.missing, measured=today, seconds=seconds)
     if peer.missing is None:
-        for measure, length in ((measured, seconds), (killed, min(seconds, 5))):
+        for measure, length in ((measured, seconds), (killed, min(seconds, KILL_SECONDS))):
             with tempfile.TemporaryDirectory(dir=folder) as own:
                 measure(peer, Path(own), length, result)
     return result
 
 
-def markdown(results: list[Result], seconds: float) -> str:
+def markdown(results: Sequence[Result]) -> str:
+    """The table, with what it takes to read it."""
+    dates = sorted({each.measured for each in results})
+    lengths = sorted({f"{each.seconds:g} s" for each in results if not each.skipped})
+    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
     lines = [
-        f"Measured {dt.datetime.now(dt.UTC):%Y-%m-%d} by `make bench-peers`: {seconds:g} s of load each, from one",
-        f"program over one connection, {os.cpu_count()} cores, Python {platform.python_version()},",
-        f"SQLite {sqlite3.sqlite_version}.",
+        f"Measured {', '.join(dates)} by `make bench-peers` with {machine}: events of about 90 bytes for",
+        f"{', '.join(lengths)} from one program as fast as they are accepted, delivered to a sink that counts; then once",
+        f"more with `kill -9` after {KILL_SECONDS:g} s, and a new start on the same files.",
         "",
         "| | accepted/s | delivered/s | CPU us an event | MiB | accepted means | lost by kill -9 | sent twice |",
         "|---|--:|--:|--:|--:|---|--:|--:|",
@@ -257,10 +306,18 @@ def markdown(results: list[Result], seconds: float) -> str:
         f"| {each.rss_mib:.0f} | {each.means} | {each.lost:,} | {each.doubled:,} |"
         for each in results
     ]
+    lines += [
+        "",
+        "The collector and Fluent Bit get posts of 1000 events over four connections, syslog-ng (reliable disk buffer)",
+        "and rsyslog (synced disk queue) lines over TCP, the libraries calls. Whoever acknowledges in memory or by TCP",
+        "loses what it held there. The collector sends again only what was on its way upstream at the kill; upstream",
+        "knows it by its key. rsyslog delivers by a small program of ours, whose CPU counts: Debian has no omhttp.",
+    ]
     return "\n".join(lines) + "\n"
 
 
-def plot(results: list[Result]) -> str:
+def plot(results: Sequence[Result]) -> str:
+    """Who delivers how much."""
     shown = [each for each in results if not each.skipped]
     most = max(each.delivered_per_s for each in shown) or 1
     bars = []
@@ -285,17 +342,22 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path())
     parser.add_argument("--only", nargs="+", choices=[peer.name for peer in PEERS], default=[])
     options = parser.parse_args()
-    results = []
+    known: dict[str, Result] = {}
+    if RESULTS.exists():
+        known = {each.name: each for each in msgspec.json.decode(RESULTS.read_bytes(), type=list[Result])}
+    RESULTS.parent.mkdir(exist_ok=True)
     for peer in PEERS:
-        if not options.only or peer.name in options.only:
+        if peer.name in options.only or not options.only:
             print(peer.name, file=sys.stderr)
-            results.append(run(peer, options.folder.resolve(), options.seconds))
-    table = markdown(results, options.seconds)
-    print(table)
-    if not options.only:
-        DOCS.mkdir(exist_ok=True)
-        (DOCS / "peers.md").write_text(table)
-        (DOCS / "peers.svg").write_text(plot(results))
+            result = run(peer, options.folder.resolve(), options.seconds)
+            if not result.skipped or peer.name not in known:
+                known[peer.name] = result
+            RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(list(known.values()))))
+    results = [known[peer.name] for peer in PEERS if peer.name in known]
+    DOCS.mkdir(exist_ok=True)
+    (DOCS / "peers.md").write_text(markdown(results))
+    (DOCS / "peers.svg").write_text(plot(results))
+    print(markdown(results))
 
 
 if __name__ == "__main__":
