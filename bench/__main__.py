@@ -35,9 +35,9 @@ def kinds(folder: Path) -> dict[str, Kind]:
         "fdatasync_loop": Kind(lambda seed: beside_nothing(folder, seed)),
         "http_single": Kind(lambda seed: by_http(folder, SINGLES, seed), "aiohttp_noop", "fdatasync_loop"),
         "udp_paced": Kind(lambda seed: by_datagram(folder, "udp", DATAGRAM_RATE, seed)),
-        "udp_full": Kind(lambda seed: by_datagram(folder, "udp", 0, seed)),
+        "udp_full": Kind(lambda seed: by_datagram(folder, "udp", 0, seed), "sqlite_keys_only"),
         "unix_full": Kind(lambda seed: by_datagram(folder, "unix", 0, seed), "udp_full"),
-        "drain_million": Kind(lambda _: backlog(folder)),
+        "drain_million": Kind(lambda _: backlog(folder), "sqlite_keys_only"),
     }
 
 

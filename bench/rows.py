@@ -2,6 +2,7 @@
 
 import statistics
 import subprocess
+from operator import truediv
 
 import msgspec
 
@@ -24,7 +25,7 @@ class Sample(msgspec.Struct):
 
 
 class Row(msgspec.Struct):
-    """A row's medians over all rounds; `ratio` is to the row named by `against`, with its lowest and highest."""
+    """A row's medians over all rounds; ratios are to the row named by `against`, with the lowest and highest rate."""
 
     name: str
     events_per_s: float
@@ -33,6 +34,8 @@ class Row(msgspec.Struct):
     ratio: float | None
     ratio_min: float | None
     ratio_max: float | None
+    cpu_ratio: float | None
+    """CPU an event to that of the same row: steadier than the rate, which is the disk's and other programs' too."""
     delivered_per_s: float | None
     p99_ms: float | None
     lost_percent: float | None
@@ -58,6 +61,11 @@ def summary(name: str, against: str | None, p99_against: str | None, samples: di
     limits = [sample.events / sample.seconds for sample in samples[against]] if against else []
     ratios = [rate / limit for rate, limit in zip(rates, limits, strict=True)] if against else []
     cpu = [sample.cpu_seconds / sample.events * 1e6 for sample in mine if sample.cpu_seconds is not None]
+    bare_cpu = (
+        [sample.cpu_seconds / sample.events * 1e6 for sample in samples[against] if sample.cpu_seconds]
+        if against
+        else []
+    )
     delivered = [sample.events / sample.delivered_seconds for sample in mine if sample.delivered_seconds]
     p99 = [sample.p99_ms for sample in mine if sample.p99_ms is not None]
     slowest = [sample.p99_ms for sample in samples[p99_against]] if p99_against else []
@@ -72,6 +80,7 @@ def summary(name: str, against: str | None, p99_against: str | None, samples: di
         ratio=round(statistics.median(ratios), 3) if ratios else None,
         ratio_min=round(min(ratios), 3) if ratios else None,
         ratio_max=round(max(ratios), 3) if ratios else None,
+        cpu_ratio=round(statistics.median(map(truediv, cpu, bare_cpu)), 2) if cpu and bare_cpu else None,
         delivered_per_s=round(statistics.median(delivered)) if delivered else None,
         p99_ms=round(statistics.median(p99), 2) if p99 else None,
         lost_percent=round(max(100 * lost / (lost + events) for lost, events in losses), 3) if losses else None,
@@ -94,6 +103,8 @@ def table(rows: list[Row]) -> str:
             if row.lost_percent is None
             else ""
         )
+        if row.cpu_ratio:
+            limit += f"; CPU {row.cpu_ratio:.1f} x"
         if row.p99_ratio:
             limit += f"; p99 {row.p99_ratio:.1f} x {row.p99_against}"
         lost = "" if row.lost_percent is None else f"{row.lost_percent:.2f} %"

@@ -95,7 +95,9 @@ class Connection:
         except (TimeoutError, NoServersError, OSError) as error:
             raise (self._refused() if self._is_refused() else self._unavailable()) from error
         except Exception as error:  # nats-py raises what its parsers of credentials raise
-            raise Unusable(f"jetstream: cannot connect to {self.place}: {describe(error)}") from error
+            keys = [key for key in ("credentials_file", "nkey_file") if getattr(self._settings, key) is not None]
+            advice = f"; look at jetstream.{' and '.join(keys)}" if keys else ""
+            raise Unusable(f"jetstream: cannot connect to {self.place}: {describe(error)}{advice}") from error
         finally:
             if self._client is not client:
                 with contextlib.suppress(Exception):
