@@ -14,7 +14,7 @@ from bench.rows import Row
 
 FOLDER = Path(__file__).parent / "results"
 RATE_TOLERANCE = 0.5
-"""Part of a rate's ratio that may be missing: of one and the same version it differed by a factor of two, with the disk."""
+"""Part of a rate's ratio that may be missing: of one version it differed by a factor of two, with the disk's mood."""
 CPU_TOLERANCE = 0.25
 """Part by which CPU an event may have grown beside the limit's: of one version it differed by a tenth."""
 

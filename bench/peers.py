@@ -293,8 +293,8 @@ def markdown(results: Sequence[Result]) -> str:
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
     lines = [
         f"Measured {', '.join(dates)} by `make bench-peers` with {machine}: events of about 90 bytes",
-        f"for {', '.join(lengths)} from one program as fast as they are accepted, delivered to a sink that counts; then",
-        f"once more with `kill -9` after {KILL_SECONDS:g} s, and a new start on the same files.",
+        f"for {', '.join(lengths)} from one program as fast as they are accepted, delivered to a sink that counts;",
+        f"then once more with `kill -9` after {KILL_SECONDS:g} s, and a new start on the same files.",
         "",
         "| | accepted/s | delivered/s | CPU us an event | MiB | accepted means | lost by kill -9 | sent twice |",
         "|---|--:|--:|--:|--:|---|--:|--:|",
