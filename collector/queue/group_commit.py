@@ -2,13 +2,11 @@
 
 One fsync then serves as many callers as the load brings, without a timer and without delay when there is no load.
 The transaction runs in one thread of its own as a single call, because each hop between threads costs up to an
-interpreter switch interval. A step takes what waits when it begins, not when it was given: so the thread can have its
-next step before the last one is done, and goes on to it while the loop still reads the bodies of others.
+interpreter switch interval.
 """
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from collector.errors import CollectorError, QueueUnavailable
@@ -19,15 +17,9 @@ from collector.queue.step_thread import StepThread
 MAX_GROUP_BYTES = 2 * 2**20
 """About 20,000 events: bounds how long one commit takes, and so how long the next caller waits."""
 
-AHEAD_BYTES = 32 * 2**10
-"""So much has to wait before the thread is given its next step ahead. Less is committed together with what the loop
-brings until it has heard of the last commit: of small puts more fit into one fsync then, and nothing is lost, since
-the loop is quick to hear."""
 
 Operation = Put | Settle
 Verdicts = asyncio.Future[Sequence[Verdict]]
-Group = list[tuple[Operation, Verdicts, Done | BaseException]]
-"""What one transaction held, with what became of each."""
 
 
 class GroupCommit:
@@ -51,9 +43,9 @@ class GroupCommit:
         self._applied = applied
         self._observe_commit = observe_commit
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[tuple[Operation, Verdicts]] = deque()  # the loop appends, the thread takes
-        self._waiting_bytes = 0  # since a step was last given: what it will take, if not more
-        self._steps = 0  # that the thread was given and the loop has not heard of
+        self._operations: list[Operation] = []
+        self._callers: list[Verdicts] = []
+        self._committing = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
@@ -67,16 +59,13 @@ class GroupCommit:
         if self._closed:
             raise QueueUnavailable("the queue is closed")
         caller: Verdicts = self._loop.create_future()
-        self._waiting.append((operation, caller))
-        self._waiting_bytes += operation.bytes
+        self._operations.append(operation)
+        self._callers.append(caller)
         self.uncommitted_bytes += operation.bytes
-        if not self._steps:
-            self._steps = 1
+        if not self._committing:
+            self._committing = True
             self._idle.clear()
-            self._loop.call_soon(self._give)  # not at once: what else this turn of the loop brings joins the group
-        elif self._steps == 1 and self._waiting_bytes >= AHEAD_BYTES:
-            self._steps = 2
-            self._give()
+            self._loop.call_soon(self._start)  # not at once: what else this turn of the loop brings joins the group
         return caller
 
     async def close(self) -> None:
@@ -84,45 +73,41 @@ class GroupCommit:
         self._closed = True
         await self._idle.wait()
 
-    def _give(self) -> None:
-        self._waiting_bytes = 0
-        self._thread.run(self._commit).add_done_callback(self._finish)
-
-    def _commit(self) -> Group:
-        """In the thread: one transaction for what waits, or for as much of it as a group may hold."""
-        size, taken = 0, list[tuple[Operation, Verdicts]]()
-        while self._waiting:
-            size += self._waiting[0][0].bytes
-            if taken and size > MAX_GROUP_BYTES:
+    def _start(self) -> None:
+        size = count = 0
+        for operation in self._operations:
+            size += operation.bytes
+            if count and size > MAX_GROUP_BYTES:
                 break
-            taken.append(self._waiting.popleft())
-        if not taken:
-            return []  # the step before this one had not begun when it was given, and has taken all
+            count += 1
+        operations, self._operations = self._operations[:count], self._operations[count:]
+        callers, self._callers = self._callers[:count], self._callers[count:]
         started = time.perf_counter()
-        results: Sequence[Done | BaseException]
-        try:
-            results = self._transact([operation for operation, _ in taken])
-        except BaseException as error:  # noqa: BLE001 - it belongs to the callers
-            results = [error] * len(taken)
-        self._observe_commit(time.perf_counter() - started, len(taken))
-        return [(operation, caller, result) for (operation, caller), result in zip(taken, results, strict=True)]
+        running = self._thread.run(lambda: self._transact(operations))
+        running.add_done_callback(lambda done: self._finish(operations, callers, done, started))
 
-    def _finish(self, step: asyncio.Future[Group]) -> None:
-        group = step.result()
+    def _finish(
+        self,
+        operations: Sequence[Operation],
+        callers: Sequence[Verdicts],
+        running: asyncio.Future[Sequence[Done | CollectorError]],
+        started: float,
+    ) -> None:
+        self._observe_commit(time.perf_counter() - started, len(operations))
+        failure = running.exception()
+        results = [failure] * len(operations) if failure else running.result()
         done = []
-        for operation, _, result in group:
+        for operation, result in zip(operations, results, strict=True):
             self.uncommitted_bytes -= operation.bytes
             if isinstance(result, Done):
                 done.append((operation, result))
-        if done:
-            self._applied(done)
-        self._steps -= 1
-        if self._waiting and not self._steps:
-            self._steps = 1
-            self._give()
-        elif not self._steps:
+        self._applied(done)
+        if self._operations:
+            self._start()
+        else:
+            self._committing = False
             self._idle.set()
-        for _, caller, result in group:
+        for caller, result in zip(callers, results, strict=True):
             if caller.done():
                 continue  # it was cancelled
             if isinstance(result, Done):
