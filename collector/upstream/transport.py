@@ -150,7 +150,13 @@ class Transport:
         said = str(error) or type(error).__name__
         if isinstance(error, aiohttp.ClientConnectorError):  # says host and port
             return NotDone(f"{request.name}: {said}")
-        if request.has_secret_url:
+        if isinstance(
+            error, aiohttp.ClientResponseError
+        ):  # its own words name a status that nobody has sent, and the URL
+            said = "what answers there does not speak HTTP"
+        elif isinstance(error, aiohttp.ClientPayloadError):
+            said = "the answer broke off, or cannot be decoded"
+        elif request.has_secret_url:
             said = type(error).__name__
         was_sent = not isinstance(error, aiohttp.InvalidURL)
         return (Retryable if was_sent else NotDone)(f"{request.name}: {said}")

@@ -519,6 +519,29 @@ async def test_a_url_whose_host_cannot_be_is_said_and_not_shown(client: Client, 
     assert "secret" not in f"{caught.value!r} {caught.value.__cause__!r}"
 
 
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ("rubbish\r\n\r\n", "what answers there does not speak HTTP"),
+        ('HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"apps":', "the answer broke off, or cannot be decoded"),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nxxxx",
+            "the answer broke off, or cannot be",
+        ),
+    ],
+)
+async def test_an_answer_that_is_no_whole_http_is_said_in_one_line_without_the_url(
+    client: Client, sandbox: Sandbox, raw: str, said: str
+) -> None:
+    sandbox.set_faults(Fault(operation="getAppSummaries", cut=True, raw=raw))
+    with pytest.raises(Retryable) as caught:
+        await client.list_apps()
+    message = str(caught.value)
+    assert message.startswith(f"getAppSummaries: {said}")
+    assert "\n" not in message
+    assert sandbox.url not in message
+
+
 async def test_files_of_one_name_are_refused_before_anything_is_sent(client: Client, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(Rejected, match=r"two files are called 'x\.csv'"):

@@ -207,9 +207,10 @@ async def test_a_reader_that_goes_away_ends_it_without_a_word(sandbox: Sandbox, 
 @pytest.mark.parametrize(
     ("closed", "words", "status", "said"),
     [
-        ("<&-", "events push wiki -", 1, "standard input: it is closed"),
-        (">&-", "apps list", 1, "standard output: Bad file descriptor"),
-        ("2>&-", "apps list", 0, ""),
+        ("<&-", "api events push wiki -", 1, "standard input: it is closed"),
+        (">&-", "api apps list", 1, "standard output: Bad file descriptor"),
+        ("2>&-", "api apps list", 0, ""),
+        ("<&-", "push -", 1, "standard input: it is closed"),
     ],
 )
 async def test_a_standard_stream_that_is_closed_is_an_error_where_it_is_needed(
@@ -217,7 +218,7 @@ async def test_a_standard_stream_that_is_closed_is_an_error_where_it_is_needed(
 ) -> None:
     line = f'"$@" {closed}'
     child = await asyncio.create_subprocess_exec(
-        *("sh", "-c", line, "sh", *command("api", *words.split())),
+        *("sh", "-c", line, "sh", *command(*words.split())),
         env=environment(sandbox),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
