@@ -26,7 +26,7 @@ from collector.queue.jetstream.connection import Connection, ServerError, decode
 from collector.queue.jetstream.figures import LetterBody, dead_letters, purge_keys, stats
 from collector.queue.jetstream.fleet import Fleet
 from collector.queue.jetstream.leases import Lane, Message, Slice
-from collector.queue.jetstream.publication import WRONG_LAST_SEQUENCE, Arrival, Publication
+from collector.queue.jetstream.publication import AGAIN_SECONDS, WRONG_LAST_SEQUENCE, Arrival, Publication
 from collector.queue.jetstream.stream import Streams, app_token
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ log = get_logger(__name__)
 BUSY_RETRY_AFTER_SECONDS = 1.0
 FULL_RETRY_AFTER_SECONDS = 5.0
 
+READY_SECONDS = 12.0
+"""How long a start waits for an election."""
 LOOK_SECONDS = 1.0
 """How often the servers are asked what waits: what other collectors put is seen within this time."""
 PRUNE_LOOKS = 10
@@ -109,12 +111,25 @@ class JetStreamQueue:
             opened.push_async_callback(self._connection.close)
             if self._connection.client.max_payload < MIN_PAYLOAD_BYTES:
                 raise Unusable(f"jetstream: the server's max_payload must be {MIN_PAYLOAD_BYTES} bytes or more")
-            await self._streams.ensure(self._connection)
+            await self._until_ready()
             await self._fleet.join()
-            await self.refresh()
             opened.push_async_callback(self._give_all_back)
             opened.push_async_callback(self._publication.close)
             self._opened = opened.pop_all()
+
+    async def _until_ready(self) -> None:
+        """The streams are there and answer: a cluster that starts, or a stream that is being made, gets some time."""
+        deadline = asyncio.get_running_loop().time() + READY_SECONDS
+        while True:
+            try:
+                await self._streams.ensure(self._connection)
+                await self.refresh()
+            except (Retryable, ServerError) as error:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise error if isinstance(error, Retryable) else QueueUnavailable(f"JetStream: {error}") from error
+                await asyncio.sleep(AGAIN_SECONDS)
+            else:
+                return
 
     @property
     def is_flusher(self) -> bool:

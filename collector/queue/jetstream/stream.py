@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from collector.config.model import JetStream
-from collector.errors import Unusable
+from collector.errors import QueueUnavailable, Unusable
 from collector.queue.jetstream.connection import Connection, ServerError
 
 STREAM_NOT_FOUND = 10059
 CONSUMER_NOT_FOUND = 10014
+NO_SUITABLE_PEERS = 10005
+"""What a cluster says whose servers have not all found one another yet."""
 API_LEVEL = "2"
 """Of JetStream's API, with atomic batches: nats-server 2.12."""
 
@@ -81,6 +83,14 @@ class Streams:
             "max_msgs": -1,
             "max_bytes": -1,
             "max_msgs_per_subject": -1,
+            "max_msg_size": -1,
+            "no_ack": False,
+            "deny_delete": False,
+            "deny_purge": False,
+            "sealed": False,
+            "mirror": None,
+            "sources": None,
+            "subject_transform": None,
         }
         events = {"name": self.events, "subjects": [f"{self.keys}.*", f"{self.data}.>"], "allow_atomic": True}
         return events | common, {"name": self.letters, "subjects": [f"{self.dead}.>"]} | common
@@ -98,6 +108,10 @@ class Streams:
             "ack_wait": int(self._settings.lease_timeout * 1e9),
             "max_deliver": -1,
             "max_ack_pending": MAX_ACK_PENDING,
+            "max_batch": 0,
+            "headers_only": False,
+            "inactive_threshold": 0,
+            "backoff": None,
             "metadata": {"app": app_id},
         }
 
@@ -143,6 +157,8 @@ class Streams:
         try:
             made = await connection.request(f"STREAM.CREATE.{name}", wanted, seconds=10.0)
         except ServerError as error:
+            if error.err_code == NO_SUITABLE_PEERS:
+                raise QueueUnavailable(f"JetStream cannot at the moment: {error}") from error
             raise _unusable(f"stream {name!r}", error) from error
         return dict(made["config"])
 
