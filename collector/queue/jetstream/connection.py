@@ -72,6 +72,7 @@ class Connection:
                 'queue.backend = "jetstream" needs the package nats-py; install usage-collector[nats]'
             ) from error
         options = self._credentials()
+        self._said = ""
         client = Client()
         try:
             async with asyncio.timeout(CONNECT_SECONDS) as self._scope:

@@ -3,15 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from collector.clock import Clock
 from collector.config.model import JetStream
 from collector.errors import (
     CollectorError,
-    DeadLettersFull,
     QueueBusy,
     QueueFull,
     QueueUnavailable,
@@ -22,15 +18,13 @@ from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.status import DeadLetters
 from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verdict
-from collector.queue.jetstream.connection import Connection, ServerError, decoded
-from collector.queue.jetstream.figures import LetterBody, dead_letters, purge_keys, stats
+from collector.queue.jetstream.connection import Connection, ServerError
+from collector.queue.jetstream.delivery import Delivery
+from collector.queue.jetstream.figures import dead_letters, purge_keys, stats
 from collector.queue.jetstream.fleet import Fleet
-from collector.queue.jetstream.leases import Lane, Message, Slice
-from collector.queue.jetstream.publication import AGAIN_SECONDS, WRONG_LAST_SEQUENCE, Arrival, Publication
+from collector.queue.jetstream.leases import Lane
+from collector.queue.jetstream.publication import AGAIN_SECONDS, Arrival, Publication
 from collector.queue.jetstream.stream import Streams, app_token
-
-if TYPE_CHECKING:
-    from nats.aio.msg import Msg
 
 log = get_logger(__name__)
 
@@ -41,14 +35,11 @@ READY_SECONDS = 12.0
 """How long a start waits for an election."""
 LOOK_SECONDS = 1.0
 """How often the servers are asked what waits: what other collectors put is seen within this time."""
-PRUNE_LOOKS = 10
-FETCH_MESSAGES = 256
-"""Most messages in one fetch: with single events in each, four fetches make a batch."""
-FETCH_SECONDS = 2.0
+FORGET_SECONDS = 10.0
+"""How often keys that are old enough are forgotten."""
 KEEP_LOOKS = 10
 """What nobody here delivers for about so many looks is given to whichever collector asks first."""
 MIN_PAYLOAD_BYTES = 2**20
-MESSAGE_NOT_FOUND = frozenset({10037, 10043, 10057})
 
 
 class JetStreamQueue:
@@ -71,7 +62,6 @@ class JetStreamQueue:
         self._batch_events = batch_events
         self._max_bytes = max_bytes
         self._max_uncommitted_bytes = max_uncommitted_bytes
-        self._max_dead_bytes = max_dead_bytes
         self._retention_seconds = dedup_retention_seconds
         self._clock = clock
         self._connection = Connection(settings)
@@ -85,12 +75,16 @@ class JetStreamQueue:
             arrived=self._take_note,
             observe_commit=metrics.observe_commit,
         )
-        self._lanes: dict[str, Lane] = {}
+        self._delivery = Delivery(
+            self._connection,
+            self._streams,
+            batch_events=batch_events,
+            max_dead_bytes=max_dead_bytes,
+            clock=clock,
+            arrivals=self.arrivals,
+        )
+        self._lanes = self._delivery.lanes
         self._apps: dict[str, str] = {}
-        self._dead_bytes = 0
-        self._leases: dict[int, list[Slice]] = {}
-        self._lease_number = 0
-        self._leasing = asyncio.Lock()
         self._trouble: CollectorError | None = None
         self._is_flusher = False
         self._looks = 0
@@ -113,7 +107,7 @@ class JetStreamQueue:
                 raise Unusable(f"jetstream: the server's max_payload must be {MIN_PAYLOAD_BYTES} bytes or more")
             await self._until_ready()
             await self._fleet.join()
-            opened.push_async_callback(self._give_all_back)
+            opened.push_async_callback(self._delivery.give_back)
             opened.push_async_callback(self._publication.close)
             self._opened = opened.pop_all()
 
@@ -150,7 +144,7 @@ class JetStreamQueue:
         """See `Backend.use_limits`. Nothing that was delivered is kept."""
         del keep_delivered_seconds
         self._max_bytes, self._max_uncommitted_bytes = max_bytes, max_uncommitted_bytes
-        self._max_dead_bytes = max_dead_bytes
+        self._delivery.max_dead_bytes = max_dead_bytes
 
     async def round_trip(self) -> None:
         """See `Backend.round_trip`. No thread can hang here, and servers that do not answer are no defect."""
@@ -217,68 +211,23 @@ class JetStreamQueue:
 
     async def lease(self, app_id: str, max_events: int) -> Lease | None:
         """See `Queue.lease`: exactly `max_events` where there are so many, in the order of the stream."""
-        async with self._leasing:
-            lane = self._lanes.get(app_id)
-            if lane is None:
-                return None
-            while lane.ready_events < max_events and lane.available > lane.ready_events:
-                # Whoever is cancelled meanwhile must not lose what the server gives.
-                fetching = asyncio.ensure_future(self._fetch(lane, max_events - lane.ready_events))
-                try:
-                    await asyncio.shield(fetching)
-                except asyncio.CancelledError:
-                    await asyncio.wait([fetching])
-                    raise
-            pieces = lane.take(max_events)
-            if not pieces:
-                return None
-            self._lease_number += 1
-            self._leases[self._lease_number] = pieces
-            lines = [line for piece in pieces for line in piece.lines]
-            return Lease(app_id, self._lease_number, self._lease_number, len(lines), b"\n".join(lines))
+        return await self._delivery.lease(app_id, max_events)
 
     async def settle(self, lease: Lease, *, buried: Sequence[Burial] = (), returned: Sequence[int] = ()) -> None:
-        """See `Queue.settle`. The dead letters are stored first, each once however often this is tried again.
-
-        Of a message some of whose events wait on, nothing is acknowledged: after a crash all of them are sent again,
-        which upstream's own key absorbs.
-        """
-        lane, pieces = self._lanes[lease.app_id], self._leases[lease.first]
-        places = [
-            (piece.sequence, position, line)
-            for piece in pieces
-            for position, line in zip(piece.positions, piece.lines, strict=True)
-        ]
-        await self._bury(lease.app_id, [(burial, places[burial.position]) for burial in buried])
-        back = set(returned)
-        rest, open_events = _rest(places, back), dict[int, int]()
-        for number, (sequence, _, _) in enumerate(places):
-            if number not in back:
-                open_events[sequence] = open_events.get(sequence, lane.message(sequence).open_events) - 1
-        done = [sequence for sequence, events in open_events.items() if not events]
-        await self._finish([lane.message(sequence) for sequence in done])
-        for sequence, events in open_events.items():
-            lane.message(sequence).open_events = events
-        for sequence in done:
-            del lane.messages[sequence]
-        settled = len(places) - len(back)
-        lane.waiting_events = max(0, lane.waiting_events - settled)
-        size = sum(len(line) + 1 for number, (_, _, line) in enumerate(places) if number not in back)
-        lane.waiting_bytes = max(0, lane.waiting_bytes - size)
-        lane.leased_events -= len(places)
-        del self._leases[lease.first]
-        if rest:
-            for piece in rest:
-                lane.message(piece.sequence).since = min(lane.message(piece.sequence).since, self._clock.monotonic())
-            lane.give_back(rest)
-            self.arrivals.set()
+        """See `Queue.settle`, and `Delivery.settle`."""
+        await self._delivery.settle(lease, buried=buried, returned=returned)
 
     async def maintain(self) -> None:
         """Until cancelled: keeps what is held, learns what others have done, and forgets old keys."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._tend())
+            tasks.create_task(self._forget())
+
+    async def _tend(self) -> None:
         said = ""
         while True:
             try:
-                await self._maintain_once()
+                await self._tend_once()
                 if self._trouble is not None:
                     log.info("queue.available_again", queue=self.place)
                 self._trouble, said = None, ""
@@ -292,27 +241,37 @@ class JetStreamQueue:
                 log.warning("queue.unavailable", error=said)
             await self._clock.sleep(self._look_seconds)
 
-    async def _maintain_once(self) -> None:
+    async def _tend_once(self) -> None:
         await self._connection.revive()
         self._looks += 1
-        await self._fleet.announce(is_busy=bool(self._leases) or any(lane.available for lane in self._lanes.values()))
-        await self._extend()
-        if self._looks % KEEP_LOOKS == 0 and not self._leases:
-            await self._give_all_back()
+        await self._delivery.extend()
+        is_busy = bool(self._delivery.leases) or any(lane.available for lane in self._lanes.values())
+        await self._fleet.announce(is_busy=is_busy)
+        if self._looks % KEEP_LOOKS == 0 and not self._delivery.leases:
+            await self._delivery.give_back(whole_only=True)
         await self.refresh()
-        if self._looks % PRUNE_LOOKS == 1:
-            await purge_keys(self._connection, self._streams, self._retention_seconds)
+
+    async def _forget(self) -> None:
+        """Beside the rest: a purge of many keys takes longer than a lease lasts."""
+        said = ""
+        while True:
+            try:
+                await purge_keys(self._connection, self._streams, self._retention_seconds)
+                said = ""
+            except (Retryable, ServerError) as error:
+                if self._trouble is None and said != str(error):
+                    said = str(error)
+                    log.warning("queue.keys_not_forgotten", error=said)
+            await self._clock.sleep(FORGET_SECONDS)
 
     async def refresh(self) -> None:
         """Learns from the servers what waits, also what other collectors have put and delivered."""
-        answer = await self._connection.request(
-            f"STREAM.INFO.{self._streams.events}", {"subjects_filter": f"{self._streams.data}.>"}
-        )
-        waiting = self._streams.waiting(answer["state"].get("subjects") or {})
+        answer = await self._streams.info(self._connection, self._streams.events, f"{self._streams.data}.>")
+        waiting = self._streams.waiting(answer["state"]["subjects"])
         if any(token not in self._apps for token in waiting):
             self._apps |= await self._streams.apps(self._connection)
         for token, (events, size) in waiting.items():
-            lane = self._lane(self._apps.get(token, token))
+            lane = self._delivery.lane(self._apps.get(token, token))
             before = lane.available
             lane.waiting_events, lane.waiting_bytes = events, size
             await self._look_at_others(lane)
@@ -322,7 +281,7 @@ class JetStreamQueue:
                 lane.waiting_events = lane.leased_events + lane.ready_events
                 lane.waiting_bytes = lane.held_elsewhere = 0
         dead = await self._connection.request(f"STREAM.INFO.{self._streams.letters}")
-        self._dead_bytes = dead["state"]["bytes"]
+        self._delivery.dead_bytes = dead["state"]["bytes"]
 
     async def stats(self) -> QueueStats:
         """The queue at this instant, as `collector queue stats` shows it."""
@@ -363,7 +322,7 @@ class JetStreamQueue:
     def _take_note(self, arrivals: Sequence[Arrival]) -> None:
         """What was put here has arrived."""
         for arrival in arrivals:
-            lane = self._lane(arrival.app_id)
+            lane = self._delivery.lane(arrival.app_id)
             before = lane.available
             if not before:
                 lane.waiting_since = self._clock.monotonic()
@@ -379,118 +338,3 @@ class JetStreamQueue:
                 lane.waiting_since = self._clock.monotonic()
             if before == 0 or before < self._batch_events <= lane.available:
                 self.arrivals.set()
-
-    async def _fetch(self, lane: Lane, events: int) -> None:
-        """Asks the server for messages with about so many events. Raises QueueUnavailable."""
-        wanted = min(FETCH_MESSAGES, self._messages_of(lane, events))
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._streams.events}.{app_token(lane.app_id)}"
-        body = msgspec.json.encode({"batch": wanted, "no_wait": True})
-        async with self._connection.answers() as (inbox, arrived):
-            await self._connection.client.publish(subject, body, reply=inbox)
-            for _ in range(wanted):
-                try:
-                    async with asyncio.timeout(FETCH_SECONDS):
-                        message = await arrived.get()
-                except TimeoutError as error:
-                    if lane.ready:
-                        return
-                    raise QueueUnavailable("JetStream does not answer") from error
-                if (message.headers or {}).get("Status") is not None or not message.reply:
-                    lane.is_exhausted = True
-                    return
-                self._hold(lane, message)
-
-    def _messages_of(self, lane: Lane, events: int) -> int:
-        """How many messages that are probably needed for so many events, by what was fetched last."""
-        held = [message.open_events for message in list(lane.messages.values())[-8:]]
-        mean = sum(held) / len(held) if held else self._batch_events
-        return max(1, -(-events // max(1, round(mean))))
-
-    def _hold(self, lane: Lane, message: "Msg") -> None:
-        """Takes in what the server gave; since when it waits is known here, or by the server's stamp."""
-        metadata = message.metadata
-        sequence = metadata.sequence.stream
-        lines = message.data.split(b"\n")
-        since = lane.arrivals.pop(sequence, None)
-        if since is None:
-            age = self._clock.now_us() / 1e6 - metadata.timestamp.timestamp()
-            since = self._clock.monotonic() - max(0.0, age)
-        lane.add(Message(sequence, message.reply, len(lines), since), lines)
-
-    async def _bury(self, app_id: str, letters: Sequence[tuple[Burial, tuple[int, int, bytes]]]) -> None:
-        if not letters:
-            return
-        size = sum(len(line) + len(burial.reason) for burial, (_, _, line) in letters)
-        if self._dead_bytes + size > self._max_dead_bytes:
-            raise DeadLettersFull(
-                f"dead letters take {self._dead_bytes} of queue.max_dead_bytes = {self._max_dead_bytes} bytes, so "
-                f"nothing more is buried, and this app's events wait. Upstream refuses {len(letters)} of them: "
-                f"{letters[0][0].reason}. Make room: collector queue dead list, export, and retry or purge"
-            )
-        now = self._clock.now_ms()
-        for burial, (sequence, position, line) in letters:
-            body = LetterBody(app_id, burial.reason, now, msgspec.Raw(line))
-            subject = f"{self._streams.dead}.{app_token(app_id)}.{sequence}.{position}"
-            once = {"Nats-Expected-Last-Subject-Sequence": "0"}
-            try:
-                decoded((await self._connection.ask(subject, msgspec.json.encode(body), headers=once)).data)
-            except ServerError as error:
-                if error.err_code not in WRONG_LAST_SEQUENCE:  # else an earlier attempt has buried it
-                    raise QueueUnavailable(f"JetStream does not store a dead letter: {error}") from error
-        self._dead_bytes += size
-
-    async def _finish(self, messages: Sequence[Message]) -> None:
-        """These messages are acknowledged, which the server has confirmed, and deleted. Raises QueueUnavailable."""
-        if not messages:
-            return
-
-        async def finish(message: Message) -> None:
-            await self._connection.ask(message.reply, b"+ACK")
-            try:
-                body: dict[str, Any] = {"seq": message.sequence, "no_erase": True}
-                await self._connection.request(f"STREAM.MSG.DELETE.{self._streams.events}", body)
-            except ServerError as error:
-                if error.err_code not in MESSAGE_NOT_FOUND:  # else it was deleted before, and the answer was lost
-                    raise QueueUnavailable(f"JetStream does not delete what was delivered: {error}") from error
-
-        results = await asyncio.gather(*map(finish, messages), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-
-    async def _extend(self) -> None:
-        """Tells the servers that this collector is alive and holds what it holds."""
-        replies = [message.reply for lane in self._lanes.values() for message in lane.messages.values()]
-        if replies:
-            await self._connection.send(b"".join(b"PUB %s 4\r\n+WPI\r\n" % reply.encode() for reply in replies))
-
-    async def _give_all_back(self) -> None:
-        """What is held and not leased is anybody's."""
-        leased = {piece.sequence for pieces in self._leases.values() for piece in pieces}
-        out = []
-        for lane in self._lanes.values():
-            for message in [each for each in lane.messages.values() if each.sequence not in leased]:
-                out.append(b"PUB %s 4\r\n-NAK\r\n" % message.reply.encode())
-                del lane.messages[message.sequence]
-            lane.ready = [piece for piece in lane.ready if piece.sequence in lane.messages]
-        if out and self._connection.is_up:
-            await self._connection.send(b"".join(out))
-            await self._connection.client.flush()
-
-    def _lane(self, app_id: str) -> Lane:
-        lane = self._lanes.get(app_id)
-        if lane is None:
-            lane = self._lanes[app_id] = Lane(app_id)
-        return lane
-
-
-def _rest(places: Sequence[tuple[int, int, bytes]], back: set[int]) -> list[Slice]:
-    """Those of the places that wait on, by message."""
-    by_message: dict[int, list[tuple[int, bytes]]] = {}
-    for number in sorted(back):
-        sequence, position, line = places[number]
-        by_message.setdefault(sequence, []).append((position, line))
-    return [
-        Slice(sequence, tuple(position for position, _ in events), tuple(line for _, line in events))
-        for sequence, events in by_message.items()
-    ]

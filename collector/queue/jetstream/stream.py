@@ -14,6 +14,7 @@ STREAM_NOT_FOUND = 10059
 CONSUMER_NOT_FOUND = 10014
 NO_SUITABLE_PEERS = 10005
 """What a cluster says whose servers have not all found one another yet."""
+WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 API_LEVEL = "2"
 """Of JetStream's API, with atomic batches: nats-server 2.12."""
 
@@ -146,6 +147,23 @@ class Streams:
                 found[consumer["name"]] = app_id
             if len(found) >= page["total"] or len(found) == before:
                 return found
+
+    async def info(self, connection: Connection, stream: str, subjects: str) -> dict[str, Any]:
+        """A stream's state, in it how many messages each of these subjects has. Raises QueueUnavailable, ServerError.
+
+        The server tells of 100,000 subjects at a time.
+        """
+        wanted = {"subjects_filter": subjects}
+        info = await connection.request(f"STREAM.INFO.{stream}", wanted)
+        found: dict[str, int] = dict(info["state"].get("subjects") or {})
+        while len(found) < info.get("total", 0):
+            page = await connection.request(f"STREAM.INFO.{stream}", wanted | {"offset": len(found)})
+            before = len(found)
+            found |= page["state"].get("subjects") or {}
+            if len(found) == before:
+                break  # what was left has gone meanwhile
+        info["state"]["subjects"] = found
+        return info
 
     async def _found_or_made(self, connection: Connection, wanted: Mapping[str, Any]) -> dict[str, Any]:
         name = wanted["name"]
