@@ -3,10 +3,12 @@
 import asyncio
 import gc
 import itertools
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nkeys
 import pytest
 
 from collector.clock import Clock
@@ -329,6 +331,47 @@ async def test_a_stream_that_is_configured_differently_is_refused_with_each_diff
         assert (found["max_age"], found["max_msgs"]) == (10**12, 7)
     finally:
         await theirs.close()
+
+
+async def test_an_apps_consumer_that_is_configured_differently_is_refused_before_anything_is_read_with_it(
+    open_queue: Opener, settings: JetStream
+) -> None:
+    queue, streams = await open_queue(), Streams(settings)
+    await queue.put([batch("wiki", [1])])
+    await queue._connection.request(f"CONSUMER.DELETE.{settings.stream}.wiki")
+    for app_id in ("wiki", "crm"):
+        different = streams.consumer(app_id) | {"headers_only": True}
+        body = {"stream_name": settings.stream, "config": different}
+        subject = f"CONSUMER.CREATE.{settings.stream}.{app_id}.{different['filter_subject']}"
+        await queue._connection.request(subject, body)
+    with pytest.raises(Unusable, match="headers_only is True, must be False"):
+        await open_queue()
+    with pytest.raises(QueueUnavailable, match="headers_only is True, must be False"):
+        await queue.put([batch("crm", [1])])
+
+
+@pytest.mark.parametrize("setting", ["credentials_file", "nkey_file"])
+@pytest.mark.parametrize("content", ["", "SUACSSECRET", "-----BEGIN NATS USER JWT-----\nSECRET\n"])
+async def test_files_without_credentials_are_named_and_nothing_of_them_is_said(
+    open_queue: Opener, server: nats.Server, tmp_path: Path, setting: str, content: str
+) -> None:
+    file = tmp_path / "credentials"
+    file.write_text(content, encoding="utf-8")
+    given: dict[str, Any] = {setting: file}
+    with pytest.raises(Unusable, match=f"jetstream.{setting}") as refused:
+        await open_queue(settings=JetStream(servers=(server.url,), replicas=1, **given))
+    assert "SECRET" not in str(refused.value)
+
+
+async def test_an_nkey_opens_the_queue(open_queue: Opener, tmp_path: Path) -> None:
+    seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+    file = tmp_path / "nkey"
+    file.write_bytes(seed + b"\n")
+    public = nkeys.from_seed(bytearray(seed)).public_key.decode()
+    with nats.server(tmp_path, f"authorization {{ users: [ {{ nkey: {public} }} ] }}\n") as one:
+        queue = await open_queue(settings=JetStream(servers=(one.url,), nkey_file=file, replicas=1))
+        assert await queue.put([batch("wiki", [1])]) == [Verdict(1)]
+        await queue.close()
 
 
 async def test_where_no_server_is_the_error_says_where_it_was_looked_for(

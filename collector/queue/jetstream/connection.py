@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,10 @@ CONNECT_SECONDS = 5.0
 RECONNECT_SECONDS = 0.25
 ANSWER_SECONDS = 3.0
 """How long the server may take for an answer. A new leader is elected within about five; who asks tries again."""
+
+_CREDENTIALS = re.compile(
+    rb"-{3,}BEGIN NATS USER JWT-{3,}\s+\S+\s+-{3,}END .*-{3,}BEGIN USER NKEY SEED-{3,}\s+(\S+)\s+-{3,}END", re.DOTALL
+)
 
 NO_LEADER_CODES = frozenset({408, 503, 504})
 
@@ -178,9 +183,13 @@ class Connection:
         ):
             if file is not None:
                 try:
-                    file.read_bytes()
+                    content = file.read_bytes()
                 except OSError as error:
                     raise Unusable(f"jetstream.{key}: {str(file)!r} cannot be read ({error.strerror})") from error
+                if key == "credentials_file" and not _is_seed(_seed_beside_jwt(content)):
+                    raise Unusable(f"jetstream.{key}: {str(file)!r} holds no JWT with its seed, as `nsc` writes them")
+                if key == "nkey_file" and not _is_seed(content.strip()):
+                    raise Unusable(f"jetstream.{key}: {str(file)!r} holds no seed of an nkey")
         if ours.credentials_file is not None:
             options["user_credentials"] = str(ours.credentials_file)
         if ours.nkey_file is not None:
@@ -221,6 +230,22 @@ class Connection:
     async def _found(self) -> None:
         self._said = ""
         log.info("jetstream.reconnected", servers=self.place)
+
+
+def _seed_beside_jwt(content: bytes) -> bytes:
+    found = _CREDENTIALS.search(content)
+    return found[1] if found else b""
+
+
+def _is_seed(text: bytes) -> bool:
+    """Whether it is the seed of an nkey, for which nats-py would be sorry only when a server asks."""
+    import nkeys  # noqa: PLC0415 - of the extra, as nats-py
+
+    try:
+        nkeys.from_seed(bytearray(text))
+    except Exception:  # noqa: BLE001 - whatever its decoders raise
+        return False
+    return True
 
 
 def describe(error: BaseException) -> str:

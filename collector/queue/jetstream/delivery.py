@@ -188,7 +188,7 @@ class Delivery:
         now = self._clock.now_ms()
         for burial, (sequence, position, line) in letters:
             body = LetterBody(app_id, burial.reason, now, msgspec.Raw(line))
-            # With a digest: in a stream that was made anew the numbers begin again, and the old letters are still there.
+            # With a digest: in a stream that was made anew the numbers begin again, and old letters are still there.
             place = f"{sequence}.{position}.{hashlib.blake2b(line, digest_size=8).hexdigest()}"
             subject = f"{self._streams.dead}.{app_token(app_id)}.{place}"
             once = {"Nats-Expected-Last-Subject-Sequence": "0"}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from collector.clock import Clock
-from collector.errors import QueueFull, QueueUnavailable
+from collector.errors import QueueFull, QueueUnavailable, Unusable
 from collector.queue.base import Batch, Verdict
 from collector.queue.jetstream.connection import ANSWER_SECONDS, Connection, ServerError, decoded
 from collector.queue.jetstream.stream import WRONG_LAST_SEQUENCE, Streams, key_tokens, sequences_behind
@@ -215,11 +215,16 @@ class Publication:
         return known
 
     async def _attempt(self, batch_id: str, events: Sequence[_Event]) -> QueueUnavailable | None:
-        """None once the events are stored; else why they are not, or perhaps are. Raises QueueFull."""
+        """None once the events are stored; else why they are not, or perhaps are.
+
+        Raises QueueFull, and QueueUnavailable where only a person can help.
+        """
         try:
             arrivals = await self._publish(batch_id, events)
         except QueueUnavailable as error:
             return error
+        except Unusable as error:
+            raise QueueUnavailable(str(error)) from error
         except ServerError as error:
             if error.err_code in STORAGE_FULL:
                 raise QueueFull(f"JetStream has no room: {error}", retry_after_seconds=5.0) from error

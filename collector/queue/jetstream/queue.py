@@ -297,12 +297,7 @@ class JetStreamQueue:
 
     async def _look_at_others(self, lane: Lane) -> None:
         """Learns how much of an app's events others hold, from how many messages are held in all."""
-        token = app_token(lane.app_id)
-        try:
-            found = await self._connection.request(f"CONSUMER.INFO.{self._streams.events}.{token}")
-        except ServerError:
-            await self._streams.ensure_consumer(self._connection, lane.app_id)  # somebody has deleted it
-            return
+        found = await self._streams.ensure_consumer(self._connection, lane.app_id)
         pending, held = found["num_pending"], found["num_ack_pending"]
         others = max(0, held - len(lane.messages))
         not_here = max(0, lane.waiting_events - lane.leased_events - lane.ready_events)

@@ -122,8 +122,11 @@ class Streams:
             found = await self._found_or_made(connection, wanted)
             refuse_differences(f"stream {wanted['name']!r}", wanted, found)
 
-    async def ensure_consumer(self, connection: Connection, app_id: str) -> None:
-        """The app's consumer is there, as it must be. Raises Unusable with every difference, QueueUnavailable."""
+    async def ensure_consumer(self, connection: Connection, app_id: str) -> dict[str, Any]:
+        """The app's consumer is there, as it must be; what the server says of it.
+
+        Raises Unusable with every difference, QueueUnavailable.
+        """
         wanted = self.consumer(app_id)
         name = wanted["name"]
         try:
@@ -134,6 +137,7 @@ class Streams:
             body = {"stream_name": self.events, "config": wanted, "action": "create"}
             found = await connection.request(f"CONSUMER.CREATE.{self.events}.{name}.{wanted['filter_subject']}", body)
         refuse_differences(f"consumer {name!r} of stream {self.events!r}", wanted, found["config"])
+        return found
 
     async def apps(self, connection: Connection) -> dict[str, str]:
         """Every app that ever had events, by its token."""
