@@ -45,7 +45,7 @@ def servers(folder: Path, count: int) -> Iterator[list[nats.Server]]:
         if count == 1:
             found = [stack.enter_context(nats.server(Path(own)))]
         else:
-            found = stack.enter_context(nats.cluster(Path(own)))
+            found = stack.enter_context(nats.cluster(Path(own), syncs=False))
         asyncio.run(until_led(found))
         yield found
 

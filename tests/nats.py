@@ -25,7 +25,9 @@ def free_ports(count: int) -> list[int]:
 class Server:
     """One server, which can be killed, stopped in its tracks, and started again on what it had stored."""
 
-    def __init__(self, folder: Path, name: str, port: int, cluster: tuple[int, ...] = (), *, own: int = 0) -> None:
+    def __init__(
+        self, folder: Path, name: str, port: int, cluster: tuple[int, ...] = (), *, own: int = 0, syncs: bool = False
+    ) -> None:
         self.name = name
         self.port = port
         self.url = f"nats://127.0.0.1:{port}"
@@ -33,7 +35,8 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._log = folder / f"{name}.log"
         routes = ", ".join(f'"nats://127.0.0.1:{each}"' for each in cluster)
-        text = f'server_name: {name}\nlisten: "127.0.0.1:{port}"\njetstream {{ store_dir: "{folder / name}" }}\n'
+        sync = ", sync_interval: always" if syncs else ""
+        text = f'server_name: {name}\nlisten: "127.0.0.1:{port}"\njetstream {{ store_dir: "{folder / name}"{sync} }}\n'
         if cluster:
             text += f'cluster {{ name: test, listen: "127.0.0.1:{cluster[own]}", routes: [{routes}] }}\n'
         self._file.write_text(text, encoding="utf-8")
@@ -104,10 +107,12 @@ def server(folder: Path, more: str = "") -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[list[Server]]:
-    """Three servers that know one another."""
+def cluster(folder: Path, *, syncs: bool) -> Iterator[list[Server]]:
+    """Three servers that know one another. Where all may die at once, only what each `syncs` is certain to be there."""
     ports = free_ports(6)
-    servers = [Server(folder, f"n{number}", ports[number], tuple(ports[3:]), own=number) for number in range(3)]
+    servers = [
+        Server(folder, f"n{number}", ports[number], tuple(ports[3:]), own=number, syncs=syncs) for number in range(3)
+    ]
     try:
         for each in servers:
             each.start()

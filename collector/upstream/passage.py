@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
-from aiolimiter import AsyncLimiter
-
-from collector.contract.models import EXPORT_REQUESTS_PER_SECOND
 from collector.contract.operations import Operation
 from collector.errors import CredentialsRefused
 from collector.upstream.auth import TokenSource
+from collector.upstream.pace import export_limiter
 from collector.upstream.transport import Streamed, Transport
 from collector.upstream.wire import api_request
 
@@ -21,7 +19,7 @@ class Passage:
         self._transport = transport
         self._tokens = tokens
         self._base_url = base_url
-        self._export_limiter = AsyncLimiter(1, 1 / EXPORT_REQUESTS_PER_SECOND)
+        self._export_limiter = export_limiter()
 
     def use_address(self, base_url: str) -> None:
         """From now on requests go there."""

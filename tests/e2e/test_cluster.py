@@ -21,7 +21,7 @@ Fleet = Callable[[], AbstractAsyncContextManager[Oracle]]
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[nats.Server]]:
-    with nats.cluster(tmp_path_factory.mktemp("cluster")) as three:
+    with nats.cluster(tmp_path_factory.mktemp("cluster"), syncs=True) as three:
         yield three
 
 

@@ -165,6 +165,33 @@ async def test_what_a_collector_held_when_it_closed_is_anybodys_at_once(open_que
     assert sorted(numbers_of(first, *await lease_all(other, "wiki"))) == list(range(15))
 
 
+async def test_a_message_that_was_acknowledged_and_not_deleted_is_delivered_again_and_then_deleted(
+    open_queue: Opener,
+) -> None:
+    one, other = await open_queue(), await open_queue()
+    await one.put([batch("wiki", range(10))])
+    await lease(one, "wiki")
+    [message] = one._lanes["wiki"].messages.values()
+    await one._connection.ask(message.reply, b"+ACK")
+    await one._connection.close()
+    held = await leased_at_last(other, "wiki")
+    assert numbers_of(held) == list(range(10))
+    await other.settle(held)
+    await other.refresh()
+    assert other.waiting_events == 0
+
+
+async def test_two_leases_that_share_a_message_are_settled_at_once_and_nothing_of_it_stays(open_queue: Opener) -> None:
+    queue = await open_queue()
+    await queue.put([batch("wiki", range(5))])
+    await queue.put([batch("wiki", range(5, 15))])
+    first, second = await lease(queue, "wiki"), await lease(queue, "wiki")
+    assert (first.events, second.events) == (10, 5)
+    await asyncio.gather(queue.settle(first), queue.settle(second))
+    await queue.refresh()
+    assert (queue.waiting_events, queue._lanes["wiki"].messages) == (0, {})
+
+
 async def test_a_limit_for_the_fleet_is_shared_by_those_that_have_something_to_do(open_queue: Opener) -> None:
     fleet = [await open_queue() for _ in range(3)]
     for queue, is_busy in zip(fleet, (True, True, False), strict=True):
@@ -241,9 +268,9 @@ async def test_dead_letters_are_stored_once_however_often_they_are_buried_and_ha
     queue = await open_queue(max_dead_bytes=1000)
     await queue.put([batch("wiki", range(10))])
     held = await lease(queue, "wiki")
-    pieces = queue._delivery.leases[held.first]
+    pieces = queue._leases[held.first]
     places = [(piece.sequence, place, line) for piece in pieces for place, line in zip(*piece[1:], strict=True)]
-    await queue._delivery._bury("wiki", [(Burial(3, "no such day"), places[3])])
+    await queue._bury("wiki", [(Burial(3, "no such day"), places[3])])
     await queue.settle(held, buried=[Burial(3, "no such day")])
     stats = await queue.stats()
     assert (stats.dead_events, stats.waiting_events, stats.apps[0].dead_events) == (1, 0, 1)
@@ -257,7 +284,7 @@ async def test_dead_letters_are_stored_once_however_often_they_are_buried_and_ha
 async def test_a_dead_letter_of_a_stream_that_was_made_anew_is_another_one(open_queue: Opener) -> None:
     queue = await open_queue()
     for line in (b'{"a":1}', b'{"a":2}', b'{"a":2}'):
-        await queue._delivery._bury("wiki", [(Burial(0, "no such day"), (7, 0, line))])
+        await queue._bury("wiki", [(Burial(0, "no such day"), (7, 0, line))])
     assert (await queue.stats()).dead_events == 2
 
 
@@ -282,7 +309,7 @@ async def test_a_message_of_which_a_part_is_settled_is_not_given_to_others_befor
     one, other = await open_queue(), await open_queue()
     await one.put([batch("wiki", range(BATCH_EVENTS + 5))])
     await one.settle(await lease(one, "wiki"))
-    await one._delivery.give_back(whole_only=True)
+    await one._give_all_back(whole_only=True)
     await other.refresh()
     assert await other.lease("wiki", BATCH_EVENTS) is None
     assert numbers_of(await lease(one, "wiki")) == list(range(BATCH_EVENTS, BATCH_EVENTS + 5))

@@ -12,14 +12,13 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.system.conftest import missing, program
+from tests.system.conftest import ROOT, missing, outer_python, program
 
-ROOT = Path(__file__).parents[2]
 BASE = "localhost/python-of-this-machine"
 IMAGE = "localhost/usage-collector"
 USER = "10001:10001"
@@ -81,15 +80,6 @@ class Podman:
         self("system", "reset", "--force")
 
 
-def wheels_in(folder: Path) -> Path:
-    """The project's wheel and those of all that it needs."""
-    pip = [*_outer_python(), "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
-    words = ["--constraint", str(ROOT / "constraints.txt"), "--wheel-dir", str(folder), str(ROOT)]
-    ended = subprocess.run([*pip, *words], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    return folder
-
-
 def import_base(podman: Podman, folder: Path) -> None:
     """The base image is there under its name."""
     archive = folder / "base.tar"
@@ -127,17 +117,9 @@ def _abi() -> str:
     return {"x86_64": "x86-64", "aarch64": "AArch64"}.get(os.uname().machine, os.uname().machine)
 
 
-def _outer_python() -> Sequence[str]:
-    """The interpreter that this environment was made with: it has pip."""
-    python = Path(sys.base_prefix, "bin", _name())
-    if not python.exists():
-        missing(f"{python}, which this environment was made with, is not there")
-    return [str(python)]
-
-
 def _base_files() -> Iterator[tuple[Path, str]]:
     """Each file of the base image, and its place there."""
-    python = Path(_outer_python()[0]).resolve()
+    python = outer_python().resolve()
     library = Path(sysconfig.get_path("stdlib", vars={"installed_base": sys.base_prefix, "base": sys.base_prefix}))
     yield python, f"usr/local/bin/{_name()}"
     binaries = [python]

@@ -1,26 +1,20 @@
 """The built wheel in an empty environment: it has all that it needs, and it needs nothing of the checkout."""
 
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from collector.version import __version__
-from tests.system.images import ROOT, wheels_in
-
-
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return wheels_in(tmp_path_factory.mktemp("wheels"))
+from tests.system.conftest import ROOT, outer_python
 
 
 @pytest.fixture(scope="module")
 def collector(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Path:
     """The command of an environment into which the wheel was installed, without a network."""
     folder = tmp_path_factory.mktemp("installed")
-    python = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
+    python = outer_python()
     venv = folder / "venv"
     subprocess.run([str(python), "-m", "venv", "--without-pip", str(venv)], check=True)
     pip = [str(python), "-m", "pip", "--python", str(venv / "bin" / "python"), "install", "--quiet"]

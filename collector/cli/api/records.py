@@ -92,6 +92,8 @@ def read(
     where the file cannot be read.
     """
     name = "standard input" if file == "-" else file
+    if file == "-" and sys.stdin is None:
+        raise Unusable(f"{name}: it is closed")
     try:
         content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:

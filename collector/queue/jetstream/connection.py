@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import re
-import ssl
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +10,7 @@ import msgspec
 from collector.config.model import JetStream
 from collector.errors import CredentialsRefused, QueueUnavailable, Unusable
 from collector.observe.logs import get_logger
+from collector.queue.jetstream.credentials import credentials
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -24,10 +23,6 @@ CONNECT_SECONDS = 5.0
 RECONNECT_SECONDS = 0.25
 ANSWER_SECONDS = 3.0
 """How long the server may take for an answer. A new leader is elected within about five; who asks tries again."""
-
-_CREDENTIALS = re.compile(
-    rb"-{3,}BEGIN NATS USER JWT-{3,}\s+\S+\s+-{3,}END .*-{3,}BEGIN USER NKEY SEED-{3,}\s+(\S+)\s+-{3,}END", re.DOTALL
-)
 
 NO_LEADER_CODES = frozenset({408, 503, 504})
 
@@ -76,7 +71,7 @@ class Connection:
             raise Unusable(
                 'queue.backend = "jetstream" needs the package nats-py; install usage-collector[nats]'
             ) from error
-        options = self._credentials()
+        options = credentials(self._settings)
         self._said = ""
         client = Client()
         try:
@@ -101,7 +96,9 @@ class Connection:
         except (TimeoutError, NoServersError, OSError) as error:
             raise (self._refused() if self._is_refused() else self._unavailable()) from error
         except Exception as error:  # nats-py raises what its parsers of credentials raise
-            raise Unusable(f"jetstream: cannot connect to {self.place}: {describe(error)}") from error
+            keys = [key for key in ("credentials_file", "nkey_file") if getattr(self._settings, key) is not None]
+            advice = f"; look at jetstream.{' and '.join(keys)}" if keys else ""
+            raise Unusable(f"jetstream: cannot connect to {self.place}: {describe(error)}{advice}") from error
         finally:
             if self._client is not client:
                 with contextlib.suppress(Exception):
@@ -168,44 +165,6 @@ class Connection:
         await client._send_command(commands)  # noqa: SLF001 - see above
         await client._flush_pending()  # noqa: SLF001
 
-    def _credentials(self) -> dict[str, Any]:
-        """What the servers want to see. Raises Unusable where a file cannot be read."""
-        ours = self._settings
-        options: dict[str, Any] = {}
-        if ours.user is not None:
-            options |= {"user": ours.user, "password": ours.password.reveal() if ours.password else ""}
-        for key, file in (
-            ("credentials_file", ours.credentials_file),
-            ("nkey_file", ours.nkey_file),
-            ("ca_file", ours.ca_file),
-            ("certificate_file", ours.certificate_file),
-            ("key_file", ours.key_file),
-        ):
-            if file is not None:
-                try:
-                    content = file.read_bytes()
-                except OSError as error:
-                    raise Unusable(f"jetstream.{key}: {str(file)!r} cannot be read ({error.strerror})") from error
-                if key == "credentials_file" and not _is_seed(_seed_beside_jwt(content)):
-                    raise Unusable(f"jetstream.{key}: {str(file)!r} holds no JWT with its seed, as `nsc` writes them")
-                if key == "nkey_file" and not _is_seed(content.strip()):
-                    raise Unusable(f"jetstream.{key}: {str(file)!r} holds no seed of an nkey")
-        if ours.credentials_file is not None:
-            options["user_credentials"] = str(ours.credentials_file)
-        if ours.nkey_file is not None:
-            options["nkeys_seed"] = str(ours.nkey_file)
-        if ours.ca_file is not None or ours.certificate_file is not None:
-            try:
-                context = ssl.create_default_context(cafile=ours.ca_file)
-                if ours.certificate_file is not None:
-                    context.load_cert_chain(ours.certificate_file, ours.key_file)
-            except (ssl.SSLError, OSError) as error:
-                raise Unusable(
-                    f"jetstream.ca_file, certificate_file or key_file cannot be used: {describe(error)}"
-                ) from error
-            options["tls"] = context
-        return options
-
     def _unavailable(self) -> QueueUnavailable:
         return QueueUnavailable(
             f"no NATS server of jetstream.servers is connected ({self.place}): {self._said or 'no answer'}",
@@ -230,22 +189,6 @@ class Connection:
     async def _found(self) -> None:
         self._said = ""
         log.info("jetstream.reconnected", servers=self.place)
-
-
-def _seed_beside_jwt(content: bytes) -> bytes:
-    found = _CREDENTIALS.search(content)
-    return found[1] if found else b""
-
-
-def _is_seed(text: bytes) -> bool:
-    """Whether it is the seed of an nkey, for which nats-py would be sorry only when a server asks."""
-    import nkeys  # noqa: PLC0415 - of the extra, as nats-py
-
-    try:
-        nkeys.from_seed(bytearray(text))
-    except Exception:  # noqa: BLE001 - whatever its decoders raise
-        return False
-    return True
 
 
 def describe(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """What this collector holds of one app: messages that it has fetched, cut into leases and put together again."""
 
+import asyncio
 from bisect import insort
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -37,12 +38,15 @@ class Lane:
 
     def __init__(self, app_id: str) -> None:
         self.app_id = app_id
+        self.settling = asyncio.Lock()
         self.waiting_events = 0
         """Of the fleet, held by somebody or not."""
         self.waiting_bytes = 0
         self.leased_events = 0
         """Here."""
         self.held_elsewhere = 0
+        self.orphan_looks = 0
+        """How often in a row messages were there that the consumer does not know of."""
         self.is_exhausted = False
         """The server had nothing to give when it was last asked."""
         self.waiting_since = 0.0

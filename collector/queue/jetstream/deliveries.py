@@ -1,0 +1,111 @@
+"""What passes between a collector and an app's consumer: messages fetched, held, given back, settled and buried."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from collector.errors import QueueUnavailable
+from collector.queue.base import Burial
+from collector.queue.jetstream.connection import Connection, ServerError, decoded
+from collector.queue.jetstream.figures import LetterBody, Stored, first_message
+from collector.queue.jetstream.leases import Message
+from collector.queue.jetstream.stream import WRONG_LAST_SEQUENCE, Streams, app_token
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+
+FETCH_SECONDS = 2.0
+NO_REPLY = ""
+"""Of a message that no consumer has given."""
+MESSAGE_NOT_FOUND = frozenset({10037, 10043, 10057})
+
+
+class Deliveries:
+    """The questions and answers. Each raises QueueUnavailable where the servers do not answer."""
+
+    def __init__(self, connection: Connection, streams: Streams) -> None:
+        self._connection = connection
+        self._streams = streams
+
+    async def fetch(self, app_id: str, wanted: int) -> AsyncIterator["Msg"]:
+        """Up to so many messages that nobody holds; fewer where there are no more."""
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._streams.events}.{app_token(app_id)}"
+        body = msgspec.json.encode({"batch": wanted, "no_wait": True})
+        async with self._connection.answers() as (inbox, arrived):
+            await self._connection.client.publish(subject, body, reply=inbox)
+            for number in range(wanted):
+                try:
+                    async with asyncio.timeout(FETCH_SECONDS):
+                        message = await arrived.get()
+                except TimeoutError as error:
+                    if number:
+                        return
+                    raise QueueUnavailable("JetStream does not answer") from error
+                if (message.headers or {}).get("Status") is not None or not message.reply:
+                    return
+                yield message
+
+    async def left_over(self, app_id: str, most: int) -> list[Stored]:
+        """An app's first messages that are there, whatever its consumer knows of them."""
+        subject, found = f"{self._streams.data}.{app_token(app_id)}.>", list[Stored]()
+        while len(found) < most:
+            after = found[-1].sequence if found else 0
+            stored = await first_message(self._connection, self._streams.events, after=after, subject=subject)
+            if stored is None:
+                break
+            found.append(stored)
+        return found
+
+    async def bury(self, app_id: str, letters: Iterable[tuple[Burial, tuple[int, int, bytes]]], now_ms: int) -> None:
+        """These events, each by its message, position and line, are dead letters; each once, also when repeated."""
+        for burial, (sequence, position, line) in letters:
+            body = LetterBody(app_id, burial.reason, now_ms, msgspec.Raw(line))
+            # With a digest: in a stream that was made anew the numbers begin again, and old letters are still there.
+            place = f"{sequence}.{position}.{hashlib.blake2b(line, digest_size=8).hexdigest()}"
+            subject = f"{self._streams.dead}.{app_token(app_id)}.{place}"
+            once = {"Nats-Expected-Last-Subject-Sequence": "0"}
+            try:
+                decoded((await self._connection.ask(subject, msgspec.json.encode(body), headers=once)).data)
+            except ServerError as error:
+                if error.err_code not in WRONG_LAST_SEQUENCE:  # else an earlier attempt has buried it
+                    raise QueueUnavailable(f"JetStream does not store a dead letter: {error}") from error
+
+    async def finish(self, messages: Sequence[Message]) -> None:
+        """These messages are acknowledged, which the server has confirmed, and deleted. Raises QueueUnavailable."""
+        if not messages:
+            return
+
+        async def finish(message: Message) -> None:
+            if message.reply != NO_REPLY:
+                await self._connection.ask(message.reply, b"+ACK")
+            try:
+                body: dict[str, Any] = {"seq": message.sequence, "no_erase": True}
+                await self._connection.request(f"STREAM.MSG.DELETE.{self._streams.events}", body)
+            except ServerError as error:
+                if error.err_code not in MESSAGE_NOT_FOUND:  # else it was deleted before, and the answer was lost
+                    raise QueueUnavailable(f"JetStream does not delete what was delivered: {error}") from error
+
+        results = await asyncio.gather(*map(finish, messages), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def extend(self, messages: Iterable[Message]) -> None:
+        """The servers know that this collector is alive and holds these."""
+        await self._tell(messages, b"+WPI")
+
+    async def give_back(self, messages: Iterable[Message]) -> None:
+        """These are anybody's."""
+        if self._connection.is_up:
+            await self._tell(messages, b"-NAK")
+            await self._connection.client.flush()
+
+    async def _tell(self, messages: Iterable[Message], word: bytes) -> None:
+        replies = [message.reply.encode() for message in messages if message.reply != NO_REPLY]
+        if replies:
+            await self._connection.send(
+                b"".join(b"PUB %s %d\r\n%s\r\n" % (reply, len(word), word) for reply in replies)
+            )
