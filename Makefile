@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help venv demo test check bench bench-check bench-flat bench-host bench-idle bench-jetstream bench-peers bounds soak fuzz simulate format clean
+.PHONY: help venv demo demo-cluster test check bench bench-check bench-flat bench-host bench-idle bench-jetstream bench-peers bounds soak fuzz simulate format clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
@@ -22,6 +22,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)  ## the main job, live: sandbox, collector, an outage, and the books
 	@$(BIN)/collector demo
+
+demo-cluster: $(READY)  ## three collectors on three JetStream servers, live: sudden deaths, and the books
+	@$(BIN)/collector demo --cluster
 
 test: $(READY)  ## the whole test suite
 	@$(BIN)/python -m pytest
