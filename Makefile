@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help venv demo test check bench bench-host bench-jetstream bounds soak fuzz simulate format clean
+.PHONY: help venv demo demo-cluster test check bench bench-check bench-flat bench-host bench-idle bench-jetstream bench-peers bounds soak fuzz simulate format clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
@@ -23,6 +23,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## the main job, live: sandbox, collector, an outage, and the books
 	@$(BIN)/collector demo
 
+demo-cluster: $(READY)  ## three collectors on three JetStream servers, live: sudden deaths, and the books
+	@$(BIN)/collector demo --cluster
+
 test: $(READY)  ## the whole test suite
 	@$(BIN)/python -m pytest
 
@@ -38,6 +41,19 @@ bench: $(READY)  ## speed beside the limits measured in the same run
 bench-host: $(READY)  ## what recording costs the host program, beside other libraries
 	@$(OUTER) -m pip --python $(BIN)/python --quiet --disable-pip-version-check install --constraint constraints.txt --editable '.[bench]'
 	@$(BIN)/python -m bench.host_cost
+
+bench-check: $(READY)  ## fails where a ratio of the latest `make bench` is worse than the committed one
+	@$(BIN)/python -m bench.check
+
+bench-flat: $(READY)  ## the same speed with fifty million keys remembered and with timestamps in disorder, some minutes
+	@$(BIN)/python -m bench.flat
+
+bench-idle: $(READY)  ## what a collector with nothing to do costs, and its start
+	@$(BIN)/python -m bench.idle
+
+bench-peers: $(READY)  ## the same work by other libraries and programs; renews docs/peers.*
+	@$(OUTER) -m pip --python $(BIN)/python --quiet --disable-pip-version-check install --constraint constraints.txt --editable '.[bench]'
+	@$(BIN)/python -m bench.peers
 
 bench-jetstream: $(READY)  ## JetStream with 1 and 3 servers, 1 to 4 collectors, beside SQLite
 	@$(BIN)/python -m bench.jetstream

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from bench.__main__ import child, first_line, python
+from bench.processes import child, first_line, memory_bytes, python
 from collector.clock import Clock
 from collector.events import event_key
 from collector.observe.metrics import Metrics
@@ -189,12 +189,6 @@ async def fill(folder: Path, events: int) -> list[Row]:
         ),
         Row("log while it is filled", wal / MiB, WAL_BYTES / MiB, "MiB"),
     ]
-
-
-def memory_bytes(pid: int, field: str) -> int:
-    """VmRSS or VmHWM of a process."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition(f"{field}:")[2].split()[0]) * 1024
 
 
 @contextlib.contextmanager

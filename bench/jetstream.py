@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from bench.__main__ import Sample, child, cpu_seconds, first_line, load, python
+from bench.loads import load
+from bench.processes import child, cpu_seconds, first_line, python
+from bench.rows import Sample
 from collector.config.model import JetStream
 from collector.events import pack_timestamp
 from collector.queue.jetstream.connection import Connection

@@ -6,6 +6,7 @@ Everything is built before the clock starts. Prints one JSON object: seconds, ac
 import argparse
 import asyncio
 import json
+import random
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -16,19 +17,24 @@ import uvloop
 from bench.http1 import message_length, post
 
 
-def events(count: int, seed: int) -> Iterator[str]:
-    """Distinct events, as live traffic has them: time goes on, people and actions repeat."""
+def events(count: int, seed: int, disorder_ms: int = 0) -> Iterator[str]:
+    """Distinct events, as live traffic has them: time goes on, people and actions repeat.
+
+    With `disorder_ms` each event is up to so much older than its place in the row says.
+    """
     start_ms = 1_700_000_000_000 + seed * 1_000_000_000
+    strayed = random.Random(seed).randrange
     for number in range(1, count + 1):
+        at_ms = start_ms + number // 2 - (strayed(disorder_ms) if disorder_ms else 0)
         yield (
-            f'{{"timestamp":{start_ms + number // 2},"email":"person{number % 5000}@example.com",'
+            f'{{"timestamp":{at_ms},"email":"person{number % 5000}@example.com",'
             f'"eventName":"document_opened_{number % 20}"}}'
         )
 
 
-def requests(events_per_request: int, count: int, seed: int) -> list[bytes]:
+def requests(events_per_request: int, count: int, seed: int, disorder_ms: int = 0) -> list[bytes]:
     """Posts of so many events each."""
-    source = events(events_per_request * count, seed)
+    source = events(events_per_request * count, seed, disorder_ms)
     bodies = (
         next(source) if events_per_request == 1 else f'{{"events":[{",".join(islice(source, events_per_request))}]}}'
         for _ in range(count)
@@ -97,8 +103,9 @@ def main() -> None:
     parser.add_argument("--events-per-request", type=int, required=True)
     parser.add_argument("--requests", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--disorder-ms", type=int, default=0)
     options = parser.parse_args()
-    to_send = requests(options.events_per_request, options.requests, options.seed)
+    to_send = requests(options.events_per_request, options.requests, options.seed, options.disorder_ms)
     seconds, latencies, answers = uvloop.run(drive("127.0.0.1", options.port, options.connections, to_send))
     refused = [answer for answer in answers if not answer.startswith(b"HTTP/1.1 200 ")]
     assert not refused, refused[0]

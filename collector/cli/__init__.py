@@ -5,6 +5,7 @@ before you try again), 75 not now (the same command may succeed later; sysexits'
 (EX_NOPERM), 78 wrong configuration (EX_CONFIG).
 """
 
+import os
 import sys
 from typing import Any
 
@@ -49,6 +50,7 @@ class _Main(LazyGroup):
     """Turns errors into a message and an exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        _occupy_closed_streams()
         try:
             return super().main(*args, **kwargs)
         except ConfigInvalid as error:
@@ -57,6 +59,19 @@ class _Main(LazyGroup):
         except CollectorError as error:
             click.echo(f"collector: {error}", err=True)
             sys.exit(exit_code(error))
+
+
+def _occupy_closed_streams() -> None:
+    """No file or socket will get the number of a standard stream that whoever started this has closed.
+
+    Else what is meant for standard output would go there, and uvloop would end the process. What stands there can
+    neither be read nor written as the stream would be, so that using it is an error still.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY if number else os.O_WRONLY)  # takes the lowest number that is free
 
 
 def exit_code(error: BaseException | None) -> int:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from collector.config.kinds import Address, Refused, Seconds, duration, parse_address, seconds
+from collector.config.kinds import Address, Refused, Seconds, duration, is_sendable, parse_address, seconds
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -48,6 +48,18 @@ def place_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+class TextType(click.ParamType[str]):
+    """Text that can be sent. Names of files need not be: they are bytes."""
+
+    name = "TEXT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text as it is."""
+        if not is_sendable(value):
+            self.fail(f"{value!r} is not UTF-8", param, ctx)
+        return str(value)
 
 
 class AddressType(click.ParamType[Address]):

@@ -100,6 +100,9 @@ class _open:  # noqa: N801 - used like the function that it stands for
     """The file as (what is read from, its lines); gzip is told by its first bytes."""
 
     def __init__(self, file: str) -> None:
+        if file == "-" and sys.stdin is None:
+            raise Unusable("standard input: it is closed")
+        self._is_stdin = file == "-"
         self._stream: Any = sys.stdin.buffer if file == "-" else Path(file).open("rb")  # noqa: SIM115 - closed in __exit__
 
     def __enter__(self) -> tuple[Any, Iterable[bytes]]:
@@ -107,7 +110,7 @@ class _open:  # noqa: N801 - used like the function that it stands for
         return self._stream, gzip.open(self._stream) if peeked == GZIP_MAGIC else self._stream
 
     def __exit__(self, *_: object) -> None:
-        if self._stream is not sys.stdin.buffer:
+        if not self._is_stdin:
             self._stream.close()
 
 

@@ -161,9 +161,24 @@ def _text(value: Any) -> str:
     return value
 
 
+def is_sendable(text: str) -> bool:
+    """Whether UTF-8 has it. A lone surrogate it has not: with these Python stands for bytes of a name that is not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _sendable(value: Any) -> str:
+    if not is_sendable(_text(value)):
+        raise ValueError(value)
+    return str(value)
+
+
 def text(about: str, allowed: str = "text that is not empty") -> Kind:
     """Text, taken as it is."""
-    return Kind(about, allowed, _text, _quoted)
+    return Kind(about, allowed, _sendable, _quoted)
 
 
 def choice(about: str, *options: str) -> Kind:
@@ -249,7 +264,7 @@ def path(about: str) -> Kind:
 def secret(about: str) -> Kind:
     """Text that must not be shown, not even when it is wrong."""
     return Kind(
-        about, "text that is not empty", lambda value: Secret(_text(value)), lambda value: _quoted(value.reveal())
+        about, "text that is not empty", lambda value: Secret(_sendable(value)), lambda value: _quoted(value.reveal())
     )
 
 
@@ -291,10 +306,11 @@ def url_or_unix(about: str) -> Kind:
 def _parse_url(value: Any) -> str:
     if "@" in str(value):
         raise Refused("a URL with an @ in it (not shown, for there may be a password before it)")
-    parts = urlsplit(_text(value))
+    parts = urlsplit(_sendable(value))
     if parts.scheme not in {"http", "https"} or not parts.hostname or not _URL.fullmatch(value):
         raise ValueError(value)
     _ = parts.port  # raises ValueError where it is no number
+    parts.hostname.encode("idna")  # raises UnicodeError, a ValueError, where looking it up would
     return str(value).rstrip("/")
 
 
@@ -302,7 +318,7 @@ def url_path(about: str, placeholder: str) -> Kind:
     """The path part of a URL with one placeholder in it."""
 
     def parse(value: Any) -> str:
-        if not _text(value).startswith("/") or value.count(placeholder) != 1 or "?" in value or "#" in value:
+        if not _sendable(value).startswith("/") or value.count(placeholder) != 1 or "?" in value or "#" in value:
             raise ValueError(value)
         return str(value)
 

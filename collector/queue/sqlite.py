@@ -310,15 +310,13 @@ class SqliteQueue:
                     log.warning("queue.maintenance_failed", error=said)
 
     async def _maintain_once(self, walk: "_PruneWalk") -> None:
-        await self._writer.run(self._store.check_file)
-        if self._foreign_commits != await self._writer.run(self._store.foreign_commits):
+        before_ms = self._clock.now_ms() - int(self._keep_seconds * 1000)
+        foreign_commits, has_kept = await self._writer.run(lambda: self._look_after(before_ms))
+        if self._foreign_commits != foreign_commits:
             await self.refresh()
-        await self._writer.run(self._store.recover)
         trouble = self._store.trouble
-        if trouble is None or isinstance(trouble, DiskFull):
-            before_ms = self._clock.now_ms() - int(self._keep_seconds * 1000)
-            while await self._writer.run(lambda: self._store.drop_kept(before_ms)):
-                pass  # in between others commit
+        while has_kept:
+            has_kept = await self._writer.run(lambda: self._store.drop_kept(before_ms))  # in between others commit
         if trouble is not None:
             return  # it is said and shown; nothing else can be done before it ends
         if walk.is_due(self._clock.monotonic()):
@@ -328,6 +326,17 @@ class SqliteQueue:
                 prune = partial(self._store.prune, walk.reached, keys, before_us)
                 walk.reached, steps = await self._writer.run(prune), steps - 1
         await self._writer.run(self._store.shrink)
+
+    def _look_after(self, before_ms: int) -> tuple[int, bool]:
+        """What each turn of maintenance begins with, as one step: with nothing to do, it wakes the writer once.
+
+        The number of `foreign_commits`, and whether more of what was kept may have to go.
+        """
+        self._store.check_file()
+        foreign_commits = self._store.foreign_commits()
+        self._store.recover()
+        can_delete = self._store.trouble is None or isinstance(self._store.trouble, DiskFull)
+        return foreign_commits, can_delete and self._store.drop_kept(before_ms)
 
     async def stats(self) -> QueueStats:
         """The queue at this instant, as `collector queue stats` shows it."""

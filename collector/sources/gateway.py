@@ -7,8 +7,9 @@ through the queue.
 
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import parse_qsl
 
 from collector.contract.operations import BY_ID, PUBLISH_USAGE_EVENTS, Operation
 from collector.errors import CollectorError
@@ -43,7 +44,9 @@ class Passed(Protocol):
 class Passage(Protocol):
     """The way to upstream."""
 
-    async def carry_out(self, operation: Operation[Any], names: Mapping[str, str], query: str, body: bytes) -> Passed:
+    async def carry_out(
+        self, operation: Operation[Any], names: Mapping[str, str], query: Sequence[tuple[str, str]], body: bytes
+    ) -> Passed:
         """What upstream has answered, whatever its status. Raises CollectorError where there is no answer."""
         ...
 
@@ -88,10 +91,17 @@ class Gateway:
         return None
 
     async def answer(self, route: Route, query: str, body: bytes) -> Answer:
-        """What upstream says. Raises Refusal (502) where it says nothing, or the collector itself is refused."""
+        """What upstream says. Raises Refusal (502) where it says nothing, or the collector itself is refused.
+
+        Refused with 400 is a query that is not UTF-8: handed on it would say something else.
+        """
         name = route.operation.id
         try:
-            passed = await self._passage.carry_out(route.operation, route.names, query, body)
+            pairs = parse_qsl(query, keep_blank_values=True, errors="strict")
+        except UnicodeDecodeError as error:
+            raise Refusal(400, "the query is not UTF-8", "malformed") from error
+        try:
+            passed = await self._passage.carry_out(route.operation, route.names, pairs, body)
         except CollectorError as error:
             self._metrics.passed_on.labels(name, "none").inc()
             log.warning("gateway.failed", operation=name, error=type(error).__name__)

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from aiolimiter import AsyncLimiter
 
 from collector.backoff import delay_seconds
 from collector.clock import Clock
 from collector.config.model import Upstream
 from collector.contract import operations
-from collector.contract.models import EXPORT_REQUESTS_PER_SECOND, AccessToken
+from collector.contract.models import AccessToken
 from collector.contract.operations import SCOPE_WRITE, Answer, Operation
-from collector.errors import MalformedAnswer, NotDone, OutcomeUnknown, Retryable
+from collector.errors import MalformedAnswer, NotDone, OutcomeUnknown, Rejected, Retryable
 from collector.observe.metrics import Metrics
 from collector.upstream.auth import token_sources
+from collector.upstream.pace import export_limiter
 from collector.upstream.transport import Transport
 from collector.upstream.wire import NOTHING, api_request, read_answer, read_upload, upload_request
 
@@ -49,8 +49,7 @@ class Calls:
         self._draw = draw
         self._transport = Transport(timeout_seconds=settings.timeout)
         self._tokens = token_sources(self._transport, settings, clock=clock, metrics=Metrics())
-        # One at a time and evenly spaced: a bucket that fills up would let 40 through in the first second.
-        self._export_limiter = AsyncLimiter(1, 1 / EXPORT_REQUESTS_PER_SECOND)
+        self._export_limiter = export_limiter()
 
     async def open(self) -> None:
         """Ready to call."""
@@ -75,8 +74,14 @@ class Calls:
         query: Sequence[tuple[str, str]] = (),
         body: msgspec.Struct | None = None,
     ) -> Answer:
-        """What the operation has answered. The errors are those of `read_answer`, once all attempts have failed."""
-        content = b"" if body is None else msgspec.json.encode(body)
+        """What the operation has answered. The errors are those of `read_answer`, once all attempts have failed.
+
+        Raises Rejected, and sends nothing, where a text in it cannot be written in UTF-8.
+        """
+        try:
+            content = b"" if body is None else msgspec.json.encode(body)
+        except UnicodeEncodeError as error:
+            raise Rejected(f"{operation.id}: {error.object!r} is not UTF-8") from None
 
         async def attempt(token: str) -> Answer:
             request = api_request(operation, self._base_url, names, token=token, path=path, query=query, body=content)

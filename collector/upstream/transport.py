@@ -2,13 +2,14 @@
 
 import asyncio
 import io
+import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
 
-from collector.errors import CollectorError, NotDone, Retryable, Unusable
+from collector.errors import CollectorError, MalformedAnswer, NotDone, Retryable, Unusable
 from collector.upstream.wire import Request, Response
 
 MAX_RESPONSE_BYTES = 256 * 1024
@@ -16,6 +17,9 @@ MAX_RESPONSE_BYTES = 256 * 1024
 
 PIECE_BYTES = 2**20
 """A larger body is written in pieces, so that sending it does not hold up the loop; a file is read in such pieces."""
+
+FAILURES = (aiohttp.ClientError, OSError, asyncio.IncompleteReadError, UnicodeError)
+"""Of a request: TimeoutError is an OSError, and UnicodeError is what looking up an impossible host name raises."""
 
 TRUST_REMEDY = "Is the host right? A CA of your own belongs into a file that SSL_CERT_FILE names"
 
@@ -98,7 +102,7 @@ class Transport:
             ):
                 content = await _read(answer.content, max_response_bytes)
                 return Response(answer.status, {name.lower(): value for name, value in answer.headers.items()}, content)
-        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:  # OSError: TimeoutError is one
+        except FAILURES as error:
             raise self._meaning(error, request) from error
         finally:
             if file is not None:
@@ -116,7 +120,7 @@ class Transport:
                 answer = await self._session.request(
                     request.method, request.url, data=request.body, headers=request.headers, allow_redirects=False
                 )
-        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
+        except FAILURES as error:
             raise self._meaning(error, request) from error
         headers = {name.lower(): value for name, value in answer.headers.items()}
         return Streamed(answer.status, headers, self._content(answer, request), answer.close)
@@ -129,7 +133,7 @@ class Transport:
                 if not piece:
                     return
                 yield piece
-        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
+        except FAILURES as error:
             raise self._meaning(error, request) from error
         finally:
             answer.close()
@@ -140,12 +144,22 @@ class Transport:
             return Unusable(f"{request.name}: the certificate is not trusted: {why}. {TRUST_REMEDY}")
         if isinstance(error.__cause__, CollectorError):  # raised where the body is read, and wrapped by aiohttp
             return error.__cause__
+        if isinstance(error, UnicodeError):
+            return Unusable(f"{request.name}: the URL's host cannot be a host's name")
         if isinstance(error, TimeoutError):
             return Retryable(f"{request.name}: no answer within {self._timeout_seconds:g} s")
         said = str(error) or type(error).__name__
         if isinstance(error, aiohttp.ClientConnectorError):  # says host and port
             return NotDone(f"{request.name}: {said}")
-        if request.has_secret_url:
+        if request.has_secret_url and isinstance(error, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)):
+            return MalformedAnswer(f"{request.name}: the uploadUrl that upstream gave is no http:// or https:// URL")
+        if isinstance(
+            error, aiohttp.ClientResponseError
+        ):  # its own words name a status that nobody has sent, and the URL
+            said = "what answers there does not speak HTTP"
+        elif isinstance(error, aiohttp.ClientPayloadError):
+            said = "the answer broke off, or cannot be decoded"
+        elif request.has_secret_url:
             said = type(error).__name__
         was_sent = not isinstance(error, aiohttp.InvalidURL)
         return (Retryable if was_sent else NotDone)(f"{request.name}: {said}")
@@ -157,6 +171,8 @@ class _File:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for whoever writes into it
+                raise Unusable(f"{path}: not a regular file, so nobody knows how long it is")
             self._file = path.open("rb")
             self.size = self._file.seek(0, io.SEEK_END)
             self._file.seek(0)

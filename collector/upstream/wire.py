@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from collector.config.kinds import is_sendable
 from collector.contract.models import AccessToken
 from collector.contract.operations import PUBLISH_USAGE_EVENTS, Answer, Operation
 from collector.errors import (
@@ -91,9 +92,12 @@ def api_request(
 ) -> Request:
     """Any operation but getAccessToken. `names` fill the path, which is the contract's unless another is given.
 
-    Raises AppUnusable or Rejected where a name cannot stand in a path.
+    Raises AppUnusable or Rejected where a name cannot stand in a path, and Rejected where a text cannot be sent.
     """
     url = path or operation.path
+    for parameter, text in (*names.items(), *query):
+        if not is_sendable(text):
+            raise Rejected(f"{operation.id}: {parameter} {text!r} is not UTF-8")
     for parameter, name in names.items():
         if name in {"", ".", ".."}:
             error = AppUnusable if parameter == "appId" else Rejected

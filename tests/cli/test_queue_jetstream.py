@@ -64,6 +64,7 @@ async def test_the_queue_by_hand_is_the_same_with_a_stream(
     assert await desk.answer("queue", "dead", "retry", "--reason", "taste") == {"retried": 2}
     assert keys(await desk.ask("queue", "export")) == {("wiki", 0), ("wiki", 999)}
     assert "sqlite" in await desk.ask("queue", "recover", status=1)
+    assert "sqlite" in await desk.ask("queue", "backup", str(tmp_path / "copy"), status=1)
     assert "kept" in await desk.ask("replay", "--since", "-1d", status=1)
 
 

@@ -128,3 +128,12 @@ async def test_of_three_collectors_one_is_killed_and_the_others_deliver_what_it_
         await oracle.until_acknowledged(ENOUGH)
     balance = await oracle.close_books()
     assert balance.buried
+
+
+async def test_collectors_that_start_at_once_make_one_stream_and_are_one_fleet(oracle: Oracle) -> None:
+    async with AsyncExitStack() as stack:
+        fleet = [oracle.running() for _ in range(3)]
+        for daemon in await asyncio.gather(*map(stack.enter_async_context, fleet)):
+            await stack.enter_async_context(oracle.load(daemon, clients=1))
+        await oracle.until_acknowledged(ENOUGH)
+    await oracle.close_books()

@@ -3,10 +3,12 @@
 import asyncio
 import gc
 import itertools
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nkeys
 import pytest
 
 from collector.clock import Clock
@@ -15,7 +17,7 @@ from collector.config.model import JetStream
 from collector.errors import CredentialsRefused, DeadLettersFull, QueueFull, QueueUnavailable, Unusable
 from collector.observe.metrics import Metrics
 from collector.queue.base import Burial, Lease, Queue, Verdict
-from collector.queue.jetstream import connection
+from collector.queue.jetstream import connection, figures
 from collector.queue.jetstream.connection import Connection
 from collector.queue.jetstream.figures import purge_keys
 from collector.queue.jetstream.queue import JetStreamQueue
@@ -200,6 +202,16 @@ async def test_a_limit_for_the_fleet_is_shared_by_those_that_have_something_to_d
     assert fleet[1].fleet_share() == 1 / 2
 
 
+async def test_a_collector_that_had_to_connect_anew_still_hears_of_the_others(open_queue: Opener) -> None:
+    one, other = await open_queue(), await open_queue()
+    await one._connection.close()
+    await one._tend_once()
+    async with asyncio.timeout(20):
+        while one.fleet_share() != 1 / 2:
+            await other._fleet.announce(is_busy=True)
+            await asyncio.sleep(0.01)
+
+
 # exactness
 
 
@@ -269,6 +281,53 @@ async def test_dead_letters_are_stored_once_however_often_they_are_buried_and_ha
         await queue.settle(await lease(queue, "wiki"), buried=[Burial(place, "no such day") for place in range(10)])
 
 
+async def test_a_dead_letter_of_a_stream_that_was_made_anew_is_another_one(open_queue: Opener) -> None:
+    queue = await open_queue()
+    for line in (b'{"a":1}', b'{"a":2}', b'{"a":2}'):
+        await queue._bury("wiki", [(Burial(0, "no such day"), (7, 0, line))])
+    assert (await queue.stats()).dead_events == 2
+
+
+async def test_old_keys_are_not_purged_as_one_with_what_waits_where_a_replica_does_not_know_of_it_yet(
+    open_queue: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = await open_queue()
+    await queue.put([batch("wiki", [1])])
+    first_message = figures.first_message
+
+    async def behind(*args: Any, subject: str = ">", **more: Any) -> figures.Stored | None:
+        is_of_data = subject.startswith(queue._streams.data)
+        return None if is_of_data else await first_message(*args, subject=subject, **more)
+
+    monkeypatch.setattr(figures, "first_message", behind)
+    await asyncio.sleep(0.01)
+    await purge_keys(queue._connection, queue._streams, 0.001)
+    assert numbers_of(*await lease_all(queue, "wiki")) == [1]
+
+
+async def test_a_message_of_which_a_part_is_settled_is_not_given_to_others_before_the_end(open_queue: Opener) -> None:
+    one, other = await open_queue(), await open_queue()
+    await one.put([batch("wiki", range(BATCH_EVENTS + 5))])
+    await one.settle(await lease(one, "wiki"))
+    await one._give_all_back(whole_only=True)
+    await other.refresh()
+    assert await other.lease("wiki", BATCH_EVENTS) is None
+    assert numbers_of(await lease(one, "wiki")) == list(range(BATCH_EVENTS, BATCH_EVENTS + 5))
+
+
+async def test_more_kinds_of_messages_wait_than_the_server_tells_of_at_once(open_queue: Opener) -> None:
+    queue = await open_queue()
+    kinds = 100_001
+    subjects = [queue._streams.data_subject("wiki", number, 1) for number in range(1, kinds + 1)]
+    for begin in range(0, kinds, 10_000):
+        await queue._connection.send(
+            b"".join(b"PUB %s 0\r\n\r\n" % each.encode() for each in subjects[begin : begin + 10_000])
+        )
+    async with asyncio.timeout(20):
+        while queue.waiting_events != kinds * (kinds + 1) // 2:  # as soon as the server has stored them
+            await queue.refresh()
+
+
 async def test_above_max_bytes_new_events_are_refused(open_queue: Opener) -> None:
     queue = await open_queue(max_bytes=2000)
     await queue.put([batch("wiki", range(10))])
@@ -299,6 +358,47 @@ async def test_a_stream_that_is_configured_differently_is_refused_with_each_diff
         assert (found["max_age"], found["max_msgs"]) == (10**12, 7)
     finally:
         await theirs.close()
+
+
+async def test_an_apps_consumer_that_is_configured_differently_is_refused_before_anything_is_read_with_it(
+    open_queue: Opener, settings: JetStream
+) -> None:
+    queue, streams = await open_queue(), Streams(settings)
+    await queue.put([batch("wiki", [1])])
+    await queue._connection.request(f"CONSUMER.DELETE.{settings.stream}.wiki")
+    for app_id in ("wiki", "crm"):
+        different = streams.consumer(app_id) | {"headers_only": True}
+        body = {"stream_name": settings.stream, "config": different}
+        subject = f"CONSUMER.CREATE.{settings.stream}.{app_id}.{different['filter_subject']}"
+        await queue._connection.request(subject, body)
+    with pytest.raises(Unusable, match="headers_only is True, must be False"):
+        await open_queue()
+    with pytest.raises(QueueUnavailable, match="headers_only is True, must be False"):
+        await queue.put([batch("crm", [1])])
+
+
+@pytest.mark.parametrize("setting", ["credentials_file", "nkey_file"])
+@pytest.mark.parametrize("content", ["", "SUACSSECRET", "-----BEGIN NATS USER JWT-----\nSECRET\n"])
+async def test_files_without_credentials_are_named_and_nothing_of_them_is_said(
+    open_queue: Opener, server: nats.Server, tmp_path: Path, setting: str, content: str
+) -> None:
+    file = tmp_path / "credentials"
+    file.write_text(content, encoding="utf-8")
+    given: dict[str, Any] = {setting: file}
+    with pytest.raises(Unusable, match=f"jetstream.{setting}") as refused:
+        await open_queue(settings=JetStream(servers=(server.url,), replicas=1, **given))
+    assert "SECRET" not in str(refused.value)
+
+
+async def test_an_nkey_opens_the_queue(open_queue: Opener, tmp_path: Path) -> None:
+    seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+    file = tmp_path / "nkey"
+    file.write_bytes(seed + b"\n")
+    public = nkeys.from_seed(bytearray(seed)).public_key.decode()
+    with nats.server(tmp_path, f"authorization {{ users: [ {{ nkey: {public} }} ] }}\n") as one:
+        queue = await open_queue(settings=JetStream(servers=(one.url,), nkey_file=file, replicas=1))
+        assert await queue.put([batch("wiki", [1])]) == [Verdict(1)]
+        await queue.close()
 
 
 async def test_where_no_server_is_the_error_says_where_it_was_looked_for(

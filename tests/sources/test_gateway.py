@@ -115,6 +115,19 @@ async def test_a_name_that_leads_elsewhere_is_refused(collector: Collector, name
     assert answer.startswith(b"HTTP/1.1 400 ")
 
 
+async def test_a_query_that_is_not_utf8_is_refused_since_it_would_say_something_else_upstream(
+    collector: Collector, sandbox: Sandbox
+) -> None:
+    reader, writer = await asyncio.open_connection(*collector.http_address)
+    target = f"{EXPORT}/audit-events?nextPageToken=%ff"
+    writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"the query is not UTF-8" in answer
+    assert (await sandbox.stats()).tokens == 0
+
+
 async def test_a_body_above_the_limit_is_refused_and_nothing_is_passed_on(
     tmp_path: Path, sandbox: Sandbox, session: aiohttp.ClientSession
 ) -> None:

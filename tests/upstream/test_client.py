@@ -229,6 +229,31 @@ async def test_a_name_that_cannot_stand_in_a_path_is_refused(client: Client, nam
         await client.show_app(name)
 
 
+async def test_text_that_is_not_utf_8_is_refused_and_not_sent(client: Client, sandbox: Sandbox) -> None:
+    for attempt in (
+        client.list_users("\udce9"),
+        client.upload_urls(APP, ["\udce9.csv"]),
+        client.create_app(AppSetup("\udce9")),
+        client.delete_users(APP, ["\udce9@example.com"]),
+    ):
+        with pytest.raises(Rejected, match=r"\\udce9.* is not UTF-8"):
+            await attempt
+    assert (await sandbox.stats()).unexpected == 0
+
+
+@pytest.mark.parametrize("wrong", ["file:///secret", "http://[", "", "report.csv"])
+async def test_an_upload_url_that_is_none_is_said_at_once(
+    client: Client, sandbox: Sandbox, clock: Instant, tmp_path: Path, wrong: str
+) -> None:
+    file = tmp_path / "report.csv"
+    file.touch()
+    answer = json.dumps({"uploadUrls": [{"filename": file.name, "uploadUrl": wrong}]})
+    sandbox.set_faults(Fault(operation="getBatchUploadUrls", status=200, body=answer))
+    with pytest.raises(MalformedAnswer, match=r"upload of 'report.csv': the uploadUrl that upstream gave is no http"):
+        await client.upload(APP, [file])
+    assert clock.slept == []
+
+
 async def test_what_is_not_there_is_said(client: Client) -> None:
     with pytest.raises(Rejected, match="getAppDetails: 404"):
         await client.show_app("nobodys")
@@ -499,6 +524,37 @@ async def test_an_upload_carries_no_token_and_its_url_is_in_no_log_and_no_error(
     assert secret not in caplog.text
 
 
+async def test_a_url_whose_host_cannot_be_is_said_and_not_shown(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "report.csv").write_bytes(b"a,b\n")
+    url = f"http://{'a' * 64}.example.com/?signed=secret"
+    with pytest.raises(Unusable, match=r"upload of 'report\.csv': the URL's host cannot be a host's name") as caught:
+        await client._calls.upload(url, tmp_path / "report.csv", None)
+    assert "secret" not in f"{caught.value!r} {caught.value.__cause__!r}"
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ("rubbish\r\n\r\n", "what answers there does not speak HTTP"),
+        ('HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"apps":', "the answer broke off, or cannot be decoded"),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nxxxx",
+            "the answer broke off, or cannot be",
+        ),
+    ],
+)
+async def test_an_answer_that_is_no_whole_http_is_said_in_one_line_without_the_url(
+    client: Client, sandbox: Sandbox, raw: str, said: str
+) -> None:
+    sandbox.set_faults(Fault(operation="getAppSummaries", cut=True, raw=raw))
+    with pytest.raises(Retryable) as caught:
+        await client.list_apps()
+    message = str(caught.value)
+    assert message.startswith(f"getAppSummaries: {said}")
+    assert "\n" not in message
+    assert sandbox.url not in message
+
+
 async def test_files_of_one_name_are_refused_before_anything_is_sent(client: Client, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(Rejected, match=r"two files are called 'x\.csv'"):
@@ -508,6 +564,13 @@ async def test_files_of_one_name_are_refused_before_anything_is_sent(client: Cli
 async def test_a_file_that_cannot_be_read_is_named(client: Client, tmp_path: Path) -> None:
     with pytest.raises(Unusable, match=r"missing\.csv: No such file"):
         await client.upload(APP, [tmp_path / "missing.csv"])
+
+
+async def test_a_pipe_is_refused_rather_than_waited_for(client: Client, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(Unusable, match="pipe: not a regular file"):
+        await client.upload(APP, [pipe])
 
 
 def test_the_credentials_are_the_sandboxs(settings: Upstream) -> None:

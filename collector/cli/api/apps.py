@@ -6,7 +6,7 @@ import click
 
 from collector.cli.api.change import call, change, dry_run_option
 from collector.cli.api.output import format_option, write_one, write_rows
-from collector.cli.options import config_option
+from collector.cli.options import TextType, config_option
 from collector.config import load
 from collector.contract.models import AppSetup, AppSummary
 from collector.contract.operations import SETUP_APPLICATION
@@ -21,10 +21,10 @@ def command() -> None:
 @config_option
 @format_option
 @dry_run_option
-@click.argument("name")
-@click.option("--description")
-@click.option("--category")
-@click.option("--url")
+@click.argument("name", type=TextType())
+@click.option("--description", type=TextType())
+@click.option("--category", type=TextType())
+@click.option("--url", type=TextType())
 def create(
     config_file: Path | None,
     output_format: str | None,
@@ -61,7 +61,7 @@ def list_(config_file: Path | None, output_format: str | None) -> None:
 @command.command("show")
 @config_option
 @format_option
-@click.argument("application_id", metavar="ID")
+@click.argument("application_id", metavar="ID", type=TextType())
 def show(config_file: Path | None, output_format: str | None, application_id: str) -> None:
     """One app at length (getAppDetails). Its figures lag by up to a day."""
     write_one(call(load(config_file).upstream, lambda client: client.show_app(application_id)), output_format)

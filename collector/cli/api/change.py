@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from collector.cli.api.formats import InputFormat
 from collector.cli.loop import run
+from collector.cli.options import TextType
 from collector.config.model import Upstream
 from collector.contract.operations import PUBLISH_USAGE_EVENTS, Operation
 from collector.errors import ConfigInvalid
@@ -22,7 +23,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-app_argument = click.argument("app_id", metavar="APP")
+app_argument = click.argument("app_id", metavar="APP", type=TextType())
 file_argument = click.argument(
     "file", type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True), metavar="FILE"
 )

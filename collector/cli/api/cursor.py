@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -31,11 +32,15 @@ WINDOW = timedelta(days=1)
 BATCH = MAX_AUDIT_EVENTS_PER_PAGE
 
 
+_Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+"""With a time zone: without one it cannot be held against now."""
+
+
 class Cursor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """From when on to ask, and the events from then on that were written, by ID, each with its time."""
 
-    since: datetime
-    written: dict[str, datetime] = {}
+    since: _Instant
+    written: dict[str, _Instant] = {}
 
 
 class CursorFile:
@@ -64,12 +69,13 @@ class CursorFile:
     def load(self) -> Cursor | None:
         """What was saved last; None where nothing was. Raises Unusable where it is no cursor."""
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=Cursor)
+            cursor = msgspec.json.decode(self._file.read_bytes(), type=Cursor)
+            return msgspec.structs.replace(cursor, since=cursor.since.astimezone(UTC))
         except FileNotFoundError:
             return None
         except OSError as error:
             raise Unusable(f"{self._file}: {error.strerror}") from error
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
             raise Unusable(f"{self._file} is no cursor: {error}; remove it to begin anew") from error
 
     def save(self, cursor: Cursor) -> None:

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -37,19 +38,32 @@ class Problems:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._shown: list[str] = []
+        self._shown: list[tuple[int, str]] = []
         self.count = 0
 
     def add(self, line: int, problem: str) -> None:
         """One more, in the line of this number, from 1."""
         self.count += 1
         if self.count <= PROBLEMS_SHOWN:
-            self._shown.append(f"{self._name}:{line}: {problem}")
+            self._shown.append((line, f"{self._name}:{line}: {problem}"))
 
     def rejected(self) -> Rejected:
         """The error that lists them."""
+        in_order = [problem for _, problem in sorted(self._shown, key=itemgetter(0))]
         more = [f"and {self.count - PROBLEMS_SHOWN:,} more"] if self.count > PROBLEMS_SHOWN else []
-        return Rejected("\n".join(["the input has problems; nothing was sent", *self._shown, *more]))
+        return Rejected("\n".join(["the input has problems; nothing was sent", *in_order, *more]))
+
+
+def lines_that_are_not_utf8(content: bytes) -> Iterator[int]:
+    """Their numbers, from 1."""
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        for line, text in enumerate(content.split(b"\n"), 1):
+            try:
+                text.decode()
+            except UnicodeDecodeError:
+                yield line
 
 
 def csv_rows(text: str, problems: Problems) -> Iterator[tuple[int, Sequence[str]]]:

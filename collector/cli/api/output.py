@@ -119,7 +119,11 @@ def end_torn_line() -> None:
 
 def default_format(for_programs: str) -> str:
     """Where none was asked for: a table for people, else this."""
-    return "table" if sys.stdout.isatty() else for_programs
+    return "table" if _is_terminal() else for_programs
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()  # None where it was closed
 
 
 def _columns(row_type: type[msgspec.Struct]) -> list[str]:
@@ -169,7 +173,7 @@ def _plain(text: str) -> Text:
 
 
 def _print(tables: Iterable[Table]) -> None:
-    is_terminal = sys.stdout.isatty()
+    is_terminal = _is_terminal()
     console = Console(force_terminal=is_terminal, width=None if is_terminal else UNFOLDED_COLUMNS)
     with console.capture() as shown:
         for table in tables:

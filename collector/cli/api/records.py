@@ -4,6 +4,7 @@ Every problem is found and named by its line, its field, what stands there and w
 too: a slip in a name must not silently drop what stands under it.
 """
 
+import codecs
 import datetime as dt
 import difflib
 import math
@@ -23,6 +24,7 @@ from collector.cli.api.formats import (
     csv_rows,
     json_envelope,
     json_objects,
+    lines_that_are_not_utf8,
     ndjson_objects,
 )
 from collector.contract import models
@@ -92,6 +94,8 @@ def read(
     where the file cannot be read.
     """
     name = "standard input" if file == "-" else file
+    if file == "-" and sys.stdin is None:
+        raise Unusable(f"{name}: it is closed")
     try:
         content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
@@ -121,11 +125,13 @@ class _Reader(Generic[Record]):
 
     def records(self, content: bytes, input_format: InputFormat) -> Iterator[Record]:
         """Those that are as they should be."""
-        try:
-            text = content.decode()
-        except UnicodeDecodeError as error:
-            self.problems.add(content.count(b"\n", 0, error.start) + 1, "not UTF-8")
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            self.problems.add(1, "UTF-16; expected UTF-8")
             return
+        for line in lines_that_are_not_utf8(content):
+            self.problems.add(line, "not UTF-8")
+        text = content.decode(errors="replace")  # the problems of the other lines shall be listed as well
+        content = text.encode() if self.problems.count else content
         if input_format is InputFormat.CSV:
             found = self._from_csv(text)
         elif input_format is InputFormat.NDJSON:
@@ -145,12 +151,16 @@ class _Reader(Generic[Record]):
                 if fields:  # a spreadsheet ends in rows of commas
                     yield Found(line, fields)
             else:
-                header = row
+                header, before = row, self.problems.count
                 self._check_header(line, header)
-                if self.problems.count:
+                if self.problems.count > before:
                     return
 
     def _check_header(self, line: int, header: Sequence[str]) -> None:
+        for sign in ";\t":
+            if len(header) == 1 and sign in header[0]:
+                self.problems.add(line, f"cells stand between {sign!r}; expected ','")
+                return
         for name in dict.fromkeys(header):
             if header.count(name) > 1:
                 self.problems.add(line, f"{name}: {header.count(name)} columns have this name; expected one")

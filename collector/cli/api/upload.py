@@ -12,6 +12,7 @@ from collector.cli.api.change import app_argument, call, change, dry_run_option
 from collector.cli.api.output import format_option, write_one, write_rows
 from collector.cli.options import config_option
 from collector.config import load
+from collector.config.kinds import is_sendable
 from collector.contract.operations import GET_BATCH_UPLOAD_URLS
 from collector.upstream.client import URLS_PER_REQUEST, Client
 
@@ -41,6 +42,10 @@ def command(
     names = [file.name for file in files]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise click.UsageError(f"Two files are called {min(repeated)!r}; upstream tells them apart by name only.")
+    if wrong := [name for name in names if not is_sendable(name)]:
+        raise click.UsageError(f"The name {wrong[0]!r} is not UTF-8; upstream tells files apart by their names.")
+    if wrong_files := [file for file in files if not file.is_file()]:
+        raise click.UsageError(f"{str(wrong_files[0])!r} is not a regular file.")
     upstream = load(config_file, with_credentials=not dry_run).upstream
     if dry_run:
         asked = change(

@@ -18,7 +18,7 @@ from collector.cli.api.change import (
 from collector.cli.api.formats import InputFormat
 from collector.cli.api.output import format_option, write_one, write_rows
 from collector.cli.api.records import EMAIL_EXPECTED, USERS, USERS_TO_REMOVE, is_email, read
-from collector.cli.options import config_option
+from collector.cli.options import TextType, config_option
 from collector.config import load
 from collector.contract.models import ProvisionedUser
 from collector.contract.operations import DELETE_PROVISIONED_USERS, PUBLISH_PROVISIONED_USERS
@@ -92,7 +92,7 @@ def list_(config_file: Path | None, output_format: str | None, app_id: str) -> N
     help='File of records with an email each; "-" is standard input.',
 )
 @app_argument
-@click.argument("emails", nargs=-1, metavar="[EMAIL]...")
+@click.argument("emails", nargs=-1, metavar="[EMAIL]...", type=TextType())
 def delete(
     config_file: Path | None,
     output_format: str | None,

@@ -7,7 +7,7 @@ import click
 
 from collector.cli.api.change import call
 from collector.cli.api.output import format_option, write_one, write_rows
-from collector.cli.options import MomentType, config_option
+from collector.cli.options import MomentType, TextType, config_option
 from collector.config import load
 from collector.contract.models import ExecutionSummary, Workflow
 
@@ -29,7 +29,7 @@ def list_(config_file: Path | None, output_format: str | None) -> None:
 @command.command("executions")
 @config_option
 @format_option
-@click.argument("workflow_id", metavar="ID")
+@click.argument("workflow_id", metavar="ID", type=TextType())
 @click.option("--since", type=MomentType(), help="ISO 8601, or so long ago as -7d. Without it, what upstream decides.")
 @click.option("--until", type=MomentType(), help="The same; itself left out.")
 def executions(
@@ -49,8 +49,8 @@ def executions(
 @command.command("execution")
 @config_option
 @format_option
-@click.argument("workflow_id", metavar="ID")
-@click.argument("execution_id", metavar="EXECUTION")
+@click.argument("workflow_id", metavar="ID", type=TextType())
+@click.argument("execution_id", metavar="EXECUTION", type=TextType())
 def execution(config_file: Path | None, output_format: str | None, workflow_id: str, execution_id: str) -> None:
     """One execution with its outcome for each user (getProvisioningWorkflowExecution)."""
     found = call(load(config_file).upstream, lambda client: client.show_execution(workflow_id, execution_id))

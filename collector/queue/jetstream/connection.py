@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import msgspec
 from collector.config.model import JetStream
 from collector.errors import CredentialsRefused, QueueUnavailable, Unusable
 from collector.observe.logs import get_logger
+from collector.queue.jetstream.credentials import credentials
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -71,7 +71,8 @@ class Connection:
             raise Unusable(
                 'queue.backend = "jetstream" needs the package nats-py; install usage-collector[nats]'
             ) from error
-        options = self._credentials()
+        options = credentials(self._settings)
+        self._said = ""
         client = Client()
         try:
             async with asyncio.timeout(CONNECT_SECONDS) as self._scope:
@@ -95,7 +96,9 @@ class Connection:
         except (TimeoutError, NoServersError, OSError) as error:
             raise (self._refused() if self._is_refused() else self._unavailable()) from error
         except Exception as error:  # nats-py raises what its parsers of credentials raise
-            raise Unusable(f"jetstream: cannot connect to {self.place}: {describe(error)}") from error
+            keys = [key for key in ("credentials_file", "nkey_file") if getattr(self._settings, key) is not None]
+            advice = f"; look at jetstream.{' and '.join(keys)}" if keys else ""
+            raise Unusable(f"jetstream: cannot connect to {self.place}: {describe(error)}{advice}") from error
         finally:
             if self._client is not client:
                 with contextlib.suppress(Exception):
@@ -161,40 +164,6 @@ class Connection:
         client = self.client
         await client._send_command(commands)  # noqa: SLF001 - see above
         await client._flush_pending()  # noqa: SLF001
-
-    def _credentials(self) -> dict[str, Any]:
-        """What the servers want to see. Raises Unusable where a file cannot be read."""
-        ours = self._settings
-        options: dict[str, Any] = {}
-        if ours.user is not None:
-            options |= {"user": ours.user, "password": ours.password.reveal() if ours.password else ""}
-        for key, file in (
-            ("credentials_file", ours.credentials_file),
-            ("nkey_file", ours.nkey_file),
-            ("ca_file", ours.ca_file),
-            ("certificate_file", ours.certificate_file),
-            ("key_file", ours.key_file),
-        ):
-            if file is not None:
-                try:
-                    file.read_bytes()
-                except OSError as error:
-                    raise Unusable(f"jetstream.{key}: {str(file)!r} cannot be read ({error.strerror})") from error
-        if ours.credentials_file is not None:
-            options["user_credentials"] = str(ours.credentials_file)
-        if ours.nkey_file is not None:
-            options["nkeys_seed"] = str(ours.nkey_file)
-        if ours.ca_file is not None or ours.certificate_file is not None:
-            try:
-                context = ssl.create_default_context(cafile=ours.ca_file)
-                if ours.certificate_file is not None:
-                    context.load_cert_chain(ours.certificate_file, ours.key_file)
-            except (ssl.SSLError, OSError) as error:
-                raise Unusable(
-                    f"jetstream.ca_file, certificate_file or key_file cannot be used: {describe(error)}"
-                ) from error
-            options["tls"] = context
-        return options
 
     def _unavailable(self) -> QueueUnavailable:
         return QueueUnavailable(

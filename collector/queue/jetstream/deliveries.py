@@ -1,6 +1,7 @@
 """What passes between a collector and an app's consumer: messages fetched, held, given back, settled and buried."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,7 @@ from collector.queue.base import Burial
 from collector.queue.jetstream.connection import Connection, ServerError, decoded
 from collector.queue.jetstream.figures import LetterBody, Stored, first_message
 from collector.queue.jetstream.leases import Message
-from collector.queue.jetstream.publication import WRONG_LAST_SEQUENCE
-from collector.queue.jetstream.stream import Streams, app_token
+from collector.queue.jetstream.stream import WRONG_LAST_SEQUENCE, Streams, app_token
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -63,7 +63,9 @@ class Deliveries:
         """These events, each by its message, position and line, are dead letters; each once, also when repeated."""
         for burial, (sequence, position, line) in letters:
             body = LetterBody(app_id, burial.reason, now_ms, msgspec.Raw(line))
-            subject = f"{self._streams.dead}.{app_token(app_id)}.{sequence}.{position}"
+            # With a digest: in a stream that was made anew the numbers begin again, and old letters are still there.
+            place = f"{sequence}.{position}.{hashlib.blake2b(line, digest_size=8).hexdigest()}"
+            subject = f"{self._streams.dead}.{app_token(app_id)}.{place}"
             once = {"Nats-Expected-Last-Subject-Sequence": "0"}
             try:
                 decoded((await self._connection.ask(subject, msgspec.json.encode(body), headers=once)).data)

@@ -56,11 +56,11 @@ async def first_message(connection: Connection, stream: str, *, after: int = 0, 
 
 async def stats(connection: Connection, streams: Streams) -> QueueStats:
     """The queue at this instant. Raises QueueUnavailable, ServerError."""
-    info = await connection.request(f"STREAM.INFO.{streams.events}", {"subjects_filter": f"{streams.data}.>"})
-    dead = await connection.request(f"STREAM.INFO.{streams.letters}", {"subjects_filter": f"{streams.dead}.>"})
-    waiting = streams.waiting(info["state"].get("subjects") or {})
+    info = await streams.info(connection, streams.events, f"{streams.data}.>")
+    dead = await streams.info(connection, streams.letters, f"{streams.dead}.>")
+    waiting = streams.waiting(info["state"]["subjects"])
     buried: dict[str, int] = {}
-    for subject in dead["state"].get("subjects") or {}:
+    for subject in dead["state"]["subjects"]:
         token = subject.removeprefix(streams.dead + ".").split(".")[0]
         buried[token] = buried.get(token, 0) + 1
     apps = await streams.apps(connection)
@@ -73,7 +73,7 @@ async def stats(connection: Connection, streams: Streams) -> QueueStats:
         share = round(dead["state"]["bytes"] * buried.get(token, 0) / max(1, dead["state"]["messages"]))
         rows.append(AppStats(apps.get(token, token), events, size, age_ms, buried.get(token, 0), share, 0))
     ages = [row.oldest_age_ms for row in rows if row.oldest_age_ms is not None]
-    messages = sum((info["state"].get("subjects") or {}).values())
+    messages = sum(info["state"]["subjects"].values())
     return QueueStats(
         waiting_events=sum(row.waiting_events for row in rows),
         waiting_bytes=sum(row.waiting_bytes for row in rows),
@@ -109,13 +109,15 @@ async def purge_keys(connection: Connection, streams: Streams, retention_seconds
 
     By the time of the servers, who stamp what they receive. Raises QueueUnavailable, ServerError.
     """
-    info = await connection.request(f"STREAM.INFO.{streams.events}")
+    info = await streams.info(connection, streams.events, f"{streams.data}.>")
     before = _time(info["ts"]) - timedelta(seconds=retention_seconds)
     if not info["state"]["messages"] or _time(info["state"]["first_ts"]) >= before:
         return
     young = await _first_since(connection, streams, before, info["state"])
     waiting = await first_message(connection, streams.events, subject=f"{streams.data}.>")
     purge = f"STREAM.PURGE.{streams.events}"
+    if waiting is None and info["state"]["subjects"]:
+        return  # it was just delivered; or the replica that was asked is behind, and does not know of it yet
     if waiting is None or waiting.sequence >= young:
         await connection.request(purge, {"seq": young}, seconds=30.0)
         return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from collector.queue.jetstream.connection import Connection
 
 if TYPE_CHECKING:
+    from nats.aio.client import Client
     from nats.aio.msg import Msg
 
 SILENT_SECONDS = 3.5
@@ -22,17 +23,23 @@ class Fleet:
         self._subject = subject
         self._name = secrets.token_hex(6)
         self._heard: dict[str, float] = {}
+        self._joined: Client | None = None
 
     async def join(self) -> None:
-        """The others are heard from now on. Raises QueueUnavailable."""
+        """The others are heard from now on, over the connection that there is now. Raises QueueUnavailable."""
+        client = self._connection.client
+        if client is self._joined:
+            return
 
         async def hear(message: "Msg") -> None:
             self._heard[message.data.decode(errors="replace")] = time.monotonic()
 
-        await self._connection.client.subscribe(self._subject, cb=hear)
+        await client.subscribe(self._subject, cb=hear)
+        self._joined = client
 
     async def announce(self, *, is_busy: bool) -> None:
         """The others hear of this one, where it has something to deliver. Raises QueueUnavailable."""
+        await self.join()
         if is_busy:
             await self._connection.client.publish(self._subject, self._name.encode())
         for name, heard in list(self._heard.items()):

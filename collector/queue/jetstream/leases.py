@@ -11,13 +11,18 @@ from collector.errors import QueueUnavailable
 class Message:
     """A message with the lines of several events, which is done with once nothing of it is open."""
 
-    __slots__ = ("open_events", "reply", "sequence", "since")
+    __slots__ = ("events", "open_events", "reply", "sequence", "since")
 
     def __init__(self, sequence: int, reply: str, events: int, since: float) -> None:
         self.sequence = sequence
         self.reply = reply
-        self.open_events = events
+        self.events = self.open_events = events
         self.since = since
+
+    @property
+    def is_whole(self) -> bool:
+        """Nothing of it is settled."""
+        return self.open_events == self.events
 
 
 class Slice(NamedTuple):

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from collector.clock import Clock
-from collector.errors import QueueFull, QueueUnavailable
+from collector.errors import QueueFull, QueueUnavailable, Unusable
 from collector.queue.base import Batch, Verdict
 from collector.queue.jetstream.connection import ANSWER_SECONDS, Connection, ServerError, decoded
-from collector.queue.jetstream.stream import Streams, key_tokens, sequences_behind
+from collector.queue.jetstream.stream import WRONG_LAST_SEQUENCE, Streams, key_tokens, sequences_behind
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -30,7 +30,6 @@ PATIENCE_SECONDS = 12.0
 """How long a transaction is tried: longer than the election of a leader takes."""
 AGAIN_SECONDS = 0.05
 STORAGE_FULL = frozenset({10047, 10023, 10028, 10077, 10120})
-WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 END_OF_ANSWERS = "204"
 
 
@@ -122,7 +121,8 @@ class Publication:
         """Every put that was begun has its verdict."""
         while self._waiting or self._in_flight:
             self._begin()
-            await asyncio.wait(self._in_flight)
+            if self._in_flight:
+                await asyncio.wait(self._in_flight)
 
     def _begin(self) -> None:
         while self._waiting and len(self._in_flight) < IN_FLIGHT:
@@ -215,11 +215,16 @@ class Publication:
         return known
 
     async def _attempt(self, batch_id: str, events: Sequence[_Event]) -> QueueUnavailable | None:
-        """None once the events are stored; else why they are not, or perhaps are. Raises QueueFull."""
+        """None once the events are stored; else why they are not, or perhaps are.
+
+        Raises QueueFull, and QueueUnavailable where only a person can help.
+        """
         try:
             arrivals = await self._publish(batch_id, events)
         except QueueUnavailable as error:
             return error
+        except Unusable as error:
+            raise QueueUnavailable(str(error)) from error
         except ServerError as error:
             if error.err_code in STORAGE_FULL:
                 raise QueueFull(f"JetStream has no room: {error}", retry_after_seconds=5.0) from error

@@ -38,7 +38,8 @@ FULL_RETRY_AFTER_SECONDS = 5.0
 
 LOOK_SECONDS = 1.0
 """How often the servers are asked what waits: what other collectors put is seen within this time."""
-PRUNE_LOOKS = 10
+FORGET_SECONDS = 10.0
+"""How often keys that are old enough are forgotten."""
 ORPHAN_LOOKS = 5
 OPEN_SECONDS = 10.0
 AGAIN_SECONDS = 0.2
@@ -116,19 +117,22 @@ class JetStreamQueue:
             self._opened = opened.pop_all()
 
     async def _begin(self) -> None:
-        """Waits out an election of leaders. Raises what `open` raises."""
+        """Waits out an election of leaders, and others that make the streams right now. Raises what `open` raises."""
         deadline = asyncio.get_running_loop().time() + OPEN_SECONDS
         while True:
             try:
                 await self._streams.ensure(self._connection)
                 await self.refresh()
                 await self._fleet.join()
-            except QueueUnavailable:
+            except (
+                QueueUnavailable,
+                ServerError,
+            ) as error:  # also: a stream is not known yet to all who make it at once
                 if asyncio.get_running_loop().time() > deadline:
-                    raise
+                    if isinstance(error, QueueUnavailable):
+                        raise
+                    raise Unusable(f"jetstream: {self.place} cannot be used: {error}") from error
                 await asyncio.sleep(AGAIN_SECONDS)
-            except ServerError as error:
-                raise Unusable(f"jetstream: {self.place} cannot be used: {error}") from error
             else:
                 return
 
@@ -280,10 +284,15 @@ class JetStreamQueue:
 
     async def maintain(self) -> None:
         """Until cancelled: keeps what is held, learns what others have done, and forgets old keys."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._tend())
+            tasks.create_task(self._forget())
+
+    async def _tend(self) -> None:
         said = ""
         while True:
             try:
-                await self._maintain_once()
+                await self._tend_once()
                 if self._trouble is not None:
                     log.info("queue.available_again", queue=self.place)
                 self._trouble, said = None, ""
@@ -297,24 +306,33 @@ class JetStreamQueue:
                 log.warning("queue.unavailable", error=said)
             await self._clock.sleep(self._look_seconds)
 
-    async def _maintain_once(self) -> None:
+    async def _tend_once(self) -> None:
         await self._connection.revive()
         self._looks += 1
-        await self._fleet.announce(is_busy=bool(self._leases) or any(lane.available for lane in self._lanes.values()))
         held = [message for lane in self._lanes.values() for message in lane.messages.values()]
         await self._deliveries.extend(held)
+        await self._fleet.announce(is_busy=bool(self._leases) or any(lane.available for lane in self._lanes.values()))
         if self._looks % KEEP_LOOKS == 0 and not self._leases:
-            await self._give_all_back()
+            await self._give_all_back(whole_only=True)
         await self.refresh()
-        if self._looks % PRUNE_LOOKS == 1:
-            await purge_keys(self._connection, self._streams, self._retention_seconds)
+
+    async def _forget(self) -> None:
+        """Beside the rest: a purge of many keys takes longer than a lease lasts."""
+        said = ""
+        while True:
+            try:
+                await purge_keys(self._connection, self._streams, self._retention_seconds)
+                said = ""
+            except (Retryable, ServerError) as error:
+                if self._trouble is None and said != str(error):
+                    said = str(error)
+                    log.warning("queue.keys_not_forgotten", error=said)
+            await self._clock.sleep(FORGET_SECONDS)
 
     async def refresh(self) -> None:
         """Learns from the servers what waits, also what other collectors have put and delivered."""
-        answer = await self._connection.request(
-            f"STREAM.INFO.{self._streams.events}", {"subjects_filter": f"{self._streams.data}.>"}
-        )
-        waiting = self._streams.waiting(answer["state"].get("subjects") or {})
+        answer = await self._streams.info(self._connection, self._streams.events, f"{self._streams.data}.>")
+        waiting = self._streams.waiting(answer["state"]["subjects"])
         if any(token not in self._apps for token in waiting):
             self._apps |= await self._streams.apps(self._connection)
         for token, (events, size) in waiting.items():
@@ -344,12 +362,7 @@ class JetStreamQueue:
 
     async def _look_at_others(self, lane: Lane) -> None:
         """Learns how much of an app's events others hold, from how many messages are held in all."""
-        token = app_token(lane.app_id)
-        try:
-            found = await self._connection.request(f"CONSUMER.INFO.{self._streams.events}.{token}")
-        except ServerError:
-            await self._streams.ensure_consumer(self._connection, lane.app_id)  # somebody has deleted it
-            return
+        found = await self._streams.ensure_consumer(self._connection, lane.app_id)
         pending, held = found["num_pending"], found["num_ack_pending"]
         others = max(0, held - len(lane.messages))
         not_here = max(0, lane.waiting_events - lane.leased_events - lane.ready_events)
@@ -411,13 +424,18 @@ class JetStreamQueue:
         await self._deliveries.bury(app_id, letters, self._clock.now_ms())
         self._dead_bytes += size
 
-    async def _give_all_back(self) -> None:
-        """What is held and not leased is anybody's."""
-        leased = {piece.sequence for pieces in self._leases.values() for piece in pieces}
+    async def _give_all_back(self, *, whole_only: bool = False) -> None:
+        """What is held and not leased is anybody's; with `whole_only` but for messages of which a part is settled.
+
+        Those would be sent again as a whole.
+        """
+        kept = {piece.sequence for pieces in self._leases.values() for piece in pieces}
         free: list[Message] = []
         for lane in self._lanes.values():
-            free += [message for message in lane.messages.values() if message.sequence not in leased]
-            lane.messages = {number: message for number, message in lane.messages.items() if number in leased}
+            left = [each for each in lane.messages.values() if each.sequence not in kept]
+            free += (given := [each for each in left if each.is_whole or not whole_only])
+            for message in given:
+                del lane.messages[message.sequence]
             lane.ready = [piece for piece in lane.ready if piece.sequence in lane.messages]
         await self._deliveries.give_back(free)
 

@@ -7,11 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from collector.config.model import JetStream
-from collector.errors import Unusable
+from collector.errors import QueueUnavailable, Unusable
 from collector.queue.jetstream.connection import Connection, ServerError
 
 STREAM_NOT_FOUND = 10059
 CONSUMER_NOT_FOUND = 10014
+NO_SUITABLE_PEERS = 10005
+"""What a cluster says whose servers have not all found one another yet."""
+WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 API_LEVEL = "2"
 """Of JetStream's API, with atomic batches: nats-server 2.12."""
 
@@ -81,6 +84,14 @@ class Streams:
             "max_msgs": -1,
             "max_bytes": -1,
             "max_msgs_per_subject": -1,
+            "max_msg_size": -1,
+            "no_ack": False,
+            "deny_delete": False,
+            "deny_purge": False,
+            "sealed": False,
+            "mirror": None,
+            "sources": None,
+            "subject_transform": None,
         }
         events = {"name": self.events, "subjects": [f"{self.keys}.*", f"{self.data}.>"], "allow_atomic": True}
         return events | common, {"name": self.letters, "subjects": [f"{self.dead}.>"]} | common
@@ -98,6 +109,10 @@ class Streams:
             "ack_wait": int(self._settings.lease_timeout * 1e9),
             "max_deliver": -1,
             "max_ack_pending": MAX_ACK_PENDING,
+            "max_batch": 0,
+            "headers_only": False,
+            "inactive_threshold": 0,
+            "backoff": None,
             "metadata": {"app": app_id},
         }
 
@@ -107,8 +122,11 @@ class Streams:
             found = await self._found_or_made(connection, wanted)
             refuse_differences(f"stream {wanted['name']!r}", wanted, found)
 
-    async def ensure_consumer(self, connection: Connection, app_id: str) -> None:
-        """The app's consumer is there, as it must be. Raises Unusable with every difference, QueueUnavailable."""
+    async def ensure_consumer(self, connection: Connection, app_id: str) -> dict[str, Any]:
+        """The app's consumer is there, as it must be; what the server says of it.
+
+        Raises Unusable with every difference, QueueUnavailable.
+        """
         wanted = self.consumer(app_id)
         name = wanted["name"]
         try:
@@ -119,6 +137,7 @@ class Streams:
             body = {"stream_name": self.events, "config": wanted, "action": "create"}
             found = await connection.request(f"CONSUMER.CREATE.{self.events}.{name}.{wanted['filter_subject']}", body)
         refuse_differences(f"consumer {name!r} of stream {self.events!r}", wanted, found["config"])
+        return found
 
     async def apps(self, connection: Connection) -> dict[str, str]:
         """Every app that ever had events, by its token."""
@@ -133,6 +152,23 @@ class Streams:
             if len(found) >= page["total"] or len(found) == before:
                 return found
 
+    async def info(self, connection: Connection, stream: str, subjects: str) -> dict[str, Any]:
+        """A stream's state, in it how many messages each of these subjects has. Raises QueueUnavailable, ServerError.
+
+        The server tells of 100,000 subjects at a time.
+        """
+        wanted = {"subjects_filter": subjects}
+        info = await connection.request(f"STREAM.INFO.{stream}", wanted)
+        found: dict[str, int] = dict(info["state"].get("subjects") or {})
+        while len(found) < info.get("total", 0):
+            page = await connection.request(f"STREAM.INFO.{stream}", wanted | {"offset": len(found)})
+            before = len(found)
+            found |= page["state"].get("subjects") or {}
+            if len(found) == before:
+                break  # what was left has gone meanwhile
+        info["state"]["subjects"] = found
+        return info
+
     async def _found_or_made(self, connection: Connection, wanted: Mapping[str, Any]) -> dict[str, Any]:
         name = wanted["name"]
         try:
@@ -143,6 +179,8 @@ class Streams:
         try:
             made = await connection.request(f"STREAM.CREATE.{name}", wanted, seconds=10.0)
         except ServerError as error:
+            if error.err_code == NO_SUITABLE_PEERS:
+                raise QueueUnavailable(f"JetStream cannot at the moment: {error}") from error
             raise _unusable(f"stream {name!r}", error) from error
         return dict(made["config"])
 

@@ -16,6 +16,7 @@ from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.cli.api.conftest import APP, Api, environment, rows
 from tests.cli.child import SECONDS, finish, own_environment, run, started
+from tests.e2e.daemon import command
 
 PUSH = "/services/push/v1/customer"
 EVENTS_CSV = "timestamp,email,eventName\n" + "".join(f"{n},user@example.com,viewed\n" for n in range(2500))
@@ -201,6 +202,30 @@ async def test_a_reader_that_goes_away_ends_it_without_a_word(sandbox: Sandbox, 
     async with started("api", "apps", "list", env=environment(sandbox), stdout=writing) as process:
         os.close(writing)
         assert await finish(process) == (1, "", "")
+
+
+@pytest.mark.parametrize(
+    ("closed", "words", "status", "said"),
+    [
+        ("<&-", "api events push wiki -", 1, "standard input: it is closed"),
+        (">&-", "api apps list", 1, "standard output: Bad file descriptor"),
+        ("2>&-", "api apps list", 0, ""),
+        ("<&-", "push -", 1, "standard input: it is closed"),
+    ],
+)
+async def test_a_standard_stream_that_is_closed_is_an_error_where_it_is_needed(
+    sandbox: Sandbox, closed: str, words: str, status: int, said: str
+) -> None:
+    line = f'"$@" {closed}'
+    child = await asyncio.create_subprocess_exec(
+        *("sh", "-c", line, "sh", *command(*words.split())),
+        env=environment(sandbox),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    ended = await finish(child)
+    assert (ended.status, ended.err) == (status, said and f"collector: {said}\n")
 
 
 async def test_output_that_cannot_be_written_is_said(sandbox: Sandbox) -> None:

@@ -178,7 +178,13 @@ def test_a_cursor_is_what_was_saved_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{}", b"\xff", b'{"since": "now"}', b'{"since": "2026-01-15T10:30:00Z", "x": 1}']
+    "content",
+    [
+        *(b"", b"{}", b"\xff", b'{"since": "now"}', b'{"since": "2026-01-15T10:30:00Z", "x": 1}'),
+        b'{"since": "2026-01-15T10:30:00"}',
+        b'{"since": "0001-01-01T00:00:00+14:00"}',
+        b'{"since": "2026-01-15T10:30:00Z", "written": {"a": "2026-01-15T10:30:00"}}',
+    ],
 )
 def test_a_file_that_is_no_cursor_is_named_with_the_remedy(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "cursor").write_bytes(content)

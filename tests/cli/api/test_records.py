@@ -222,3 +222,29 @@ def test_every_field_of_every_record_is_taken_from_both_csv_and_json(tmp_path: P
         csv_text = ",".join(fields) + "\n" + ",".join(map(str, fields.values())) + "\n"
         for text in (csv_text, msgspec.json.encode({kind.list_name: [record]})):
             assert read_text(tmp_path, text, kind).records == [record]
+
+
+def test_every_line_that_is_not_utf8_is_listed_beside_the_other_problems(tmp_path: Path) -> None:
+    file = tmp_path / "latin.csv"
+    file.write_bytes("email\nj\xf6rg@example.com\nnobody\n\xfc@example.com\n".encode("latin-1"))
+    with pytest.raises(Rejected) as raised:
+        read(str(file), USERS)
+    _, *found = str(raised.value).splitlines()
+    assert [line.removeprefix(f"{file}:").split(";")[0] for line in found] == [
+        "2: not UTF-8",
+        '3: email: "nobody"',
+        "4: not UTF-8",
+    ]
+
+
+def test_utf16_is_called_by_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "unicode.csv"
+    file.write_bytes("email\na@example.com\n".encode("utf-16"))
+    with pytest.raises(Rejected, match=r"unicode.csv:1: UTF-16; expected UTF-8"):
+        read(str(file), USERS)
+
+
+@pytest.mark.parametrize("sign", [";", "\t"])
+def test_another_sign_between_cells_is_the_one_problem(tmp_path: Path, sign: str) -> None:
+    [problem] = problems(tmp_path, f"timestamp{sign}email{sign}eventName\n1{sign}a@b{sign}c\n", EVENTS)
+    assert problem.endswith(f"cells stand between {sign!r}; expected ','")

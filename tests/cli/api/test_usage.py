@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -38,8 +39,15 @@ COMMANDS = [
         (["users", "delete", "wiki"], "Give at least one EMAIL, or --file."),
         (["users", "delete", "wiki", "a@b", "nobody"], "'nobody'; expected an address"),
         (["events", "push", "wiki", "/does/not/exist"], "does not exist"),
+        (["apps", "create", "caf\udce9"], "'caf\\udce9' is not UTF-8"),
+        (["apps", "create", "x", "--description", "\udce9"], "'\\udce9' is not UTF-8"),
+        (["apps", "show", "\udce9"], "'\\udce9' is not UTF-8"),
+        (["users", "list", "\udce9"], "'\\udce9' is not UTF-8"),
+        (["users", "delete", "wiki", "\udce9@b"], "'\\udce9@b' is not UTF-8"),
+        (["workflows", "execution", "w", "\udce9"], "'\\udce9' is not UTF-8"),
         (["events", "push", "wiki", "-", "--input-format", "xml"], "'xml' is not one of"),
         (["upload", "wiki", __file__, __file__], "Two files are called 'test_usage.py'"),
+        (["upload", "wiki", "/dev/null"], "'/dev/null' is not a regular file"),
         (["apps", "list", "--format", "xml"], "'xml' is not one of"),
         (["workflows", "executions", "w", "--since", "yesterday"], "'yesterday' is no time"),
         (["workflows", "executions", "w", "--since", "-1h", "--until", "-2h"], "--since is not before --until"),
@@ -78,6 +86,17 @@ def test_a_dry_run_needs_no_credentials_and_nobody_to_send_to(
     told = msgspec.json.decode(capfd.readouterr().out)
     assert (told["request"], told["dryRun"]) == (request_line.replace(" ", f" {NOWHERE}"), True)
     assert (told["records"], told["requests"]) == (records, requests)
+
+
+def test_a_file_whose_name_cannot_be_sent_is_not_uploaded_but_can_be_read_from(tmp_path: Path) -> None:
+    file = tmp_path / "\udcff.csv"
+    file.write_text(EVENTS_CSV)
+    upload, push = (
+        CliRunner().invoke(main, ["api", *words, "wiki", str(file), "--dry-run"])
+        for words in (["upload"], ["events", "push"])
+    )
+    assert (upload.exit_code, push.exit_code) == (2, 0)
+    assert r"The name '\udcff.csv' is not UTF-8" in upload.output
 
 
 @pytest.mark.parametrize("words", [["apps", "list"], ["token"], ["audit-events"]])

@@ -1,0 +1,106 @@
+"""Each kind of load, from its start until the null sink has every event."""
+
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.daemon import collector
+from bench.processes import child, cpu_seconds, first_line, python
+from bench.rows import DEADLINE_SECONDS, Sample, measured
+
+DATAGRAMS, DATAGRAM_RATE = 1_000_000, 100_000.0
+BACKLOG_EVENTS = 1_000_000
+
+
+def load(
+    port: int, events_per_request: int, requests: int, connections: int, seed: int, disorder_ms: int = 0
+) -> list[str]:
+    """The command that sends posts."""
+    options = {
+        "--port": port,
+        "--events-per-request": events_per_request,
+        "--requests": requests,
+        "--connections": connections,
+        "--seed": seed,
+        "--disorder-ms": disorder_ms,
+    }
+    return python("bench.load", *(str(word) for option in options.items() for word in option))
+
+
+class Posts(NamedTuple):
+    """A load of posts; `disorder_ms` is how far timestamps stray from the order of time."""
+
+    events_per_request: int
+    requests: int
+    connections: int
+    disorder_ms: int = 0
+
+
+BATCHES = Posts(events_per_request=1000, requests=400, connections=4)
+SINGLES = Posts(events_per_request=1, requests=40_000, connections=32)
+
+
+def by_http(folder: Path, posts: Posts, seed: int, queue: Path | None = None) -> Sample:
+    """Posts into a collector, a fresh one where no queue is given."""
+    with collector(folder, queue) as running:
+        cpu_before = cpu_seconds(running.pid)
+        sample = measured(load(running.port, *posts[:3], seed, posts.disorder_ms))
+        return running.finish(sample, time.perf_counter() - sample.seconds, cpu_before)
+
+
+def by_datagram(folder: Path, target: str, rate: float, seed: int, queue: Path | None = None) -> Sample:
+    """Datagrams of one event each into a fresh collector; the time ends when every one is stored or lost."""
+    with collector(folder, queue) as running:
+        cpu_before = cpu_seconds(running.pid)
+        options = {
+            "--rate": rate,
+            "--datagrams": DATAGRAMS,
+            "--seed": seed,
+            **({"--udp-port": running.udp.rpartition(":")[2]} if target == "udp" else {"--unix-path": running.socket}),
+        }
+        sample = measured(python("bench.datagrams", *(str(word) for option in options.items() for word in option)))
+        started = time.perf_counter() - sample.seconds
+        while True:
+            stored = int(running.metric("collector_events_total"))
+            sample.lost = int(running.metric("collector_udp_kernel_drops_total"))
+            if stored + sample.lost == sample.events:
+                break
+            assert time.perf_counter() - started < DEADLINE_SECONDS, f"{stored} of {sample.events} stored"
+            time.sleep(0.02)
+        sample.seconds, sample.events = time.perf_counter() - started, stored
+        return running.finish(sample, started, cpu_before)
+
+
+def through_nothing(seed: int) -> Sample:
+    """One-event posts into a handler that does nothing."""
+    with child(python("bench.noop")) as server:
+        port = int(first_line(server.stdout))
+        before = cpu_seconds(server.pid)
+        sample = measured(load(port, *SINGLES[:3], seed))
+        sample.cpu_seconds = cpu_seconds(server.pid) - before
+        return sample
+
+
+def beside_nothing(folder: Path, seed: int) -> Sample:
+    """Bare fdatasyncs while one-event posts keep the machine as busy as they keep a handler that does nothing."""
+    with child(python("bench.noop")) as server, child(python("bench.fdatasync", "--folder", str(folder))) as loop:
+        measured(load(int(first_line(server.stdout)), *SINGLES[:3], seed))
+        loop.terminate()
+        return Sample(**json.loads(first_line(loop.stdout)))
+
+
+def backlog(folder: Path) -> Sample:
+    """A backlog leaves: from the daemon's start of work until the sink has everything."""
+    with tempfile.TemporaryDirectory(dir=folder) as queue:
+        fill = python("bench.backlog", "--folder", queue, "--events", str(BACKLOG_EVENTS))
+        subprocess.run(fill, check=True, timeout=DEADLINE_SECONDS)
+        with collector(folder, Path(queue)) as running:
+            cpu_before, started, before = cpu_seconds(running.pid), time.perf_counter(), running.delivered()
+            left = BACKLOG_EVENTS - before
+            sample = running.finish(Sample(events=BACKLOG_EVENTS, seconds=0), started, cpu_before)
+            assert sample.delivered_seconds is not None
+            sample.seconds, sample.events = sample.delivered_seconds, left
+            return sample
