@@ -312,6 +312,7 @@ def markdown(results: Sequence[Result]) -> str:
         "and rsyslog (synced disk queue) lines over TCP, the libraries calls. Whoever acknowledges in memory or by TCP",
         "loses what it held there. The collector sends again only what was on its way upstream at the kill; upstream",
         "knows it by its key. rsyslog delivers by a small program of ours, whose CPU counts: Debian has no omhttp.",
+        "What is not delivered 20 s after the new start counts as lost, also where it still waits in a queue.",
     ]
     return "\n".join(lines) + "\n"
 
