@@ -59,6 +59,7 @@ NOT_TAKEN = {
     "sql.dead_reasons": SHOWN,
     "sql.latest_dead": SHOWN,
     "sqlite.SqliteQueue.dead_letters": SHOWN,
+    "sqlite.SqliteQueue.fleet_share": "of a limit on requests, and writes nothing; see tests/test_pace.py",
     "sqlite.SqliteQueue.round_trip": "of a supervisor's watchdog, and writes nothing; see tests/test_systemd.py",
     "sqlite.SqliteQueue.use_limits": AT_RELOAD,
 }

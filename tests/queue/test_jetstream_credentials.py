@@ -1,6 +1,7 @@
 """How a collector shows a NATS server who it is: nkeys, credentials files, certificates; and what is said otherwise."""
 
 import base64
+import gc
 import hashlib
 import os
 import shutil
@@ -59,6 +60,7 @@ async def open_queue(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Opener]:
     yield open_one
     for queue in opened:
         await queue.close()
+    gc.collect()  # what nats-py has left open shall be noticed here, where it is not minded
 
 
 class Key:
