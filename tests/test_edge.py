@@ -45,7 +45,7 @@ def metric(collector: Collector, name: str, **labels: str) -> float:
 
 async def until_nothing_waits(edge: Collector) -> None:
     async with asyncio.timeout(20):
-        while metric(edge, "waiting_events"):  # noqa: ASYNC110 - metrics set no event
+        while metric(edge, "waiting_events") or metric(edge, "in_flight_leases"):  # noqa: ASYNC110 - metrics set no event
             await asyncio.sleep(0.005)
 
 

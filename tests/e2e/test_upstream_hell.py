@@ -80,7 +80,7 @@ class Ledger(Books):
         """All is delivered, and the books are right."""
         await settled(self._state, self.accepted)
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while metric(self.collector, "waiting_events"):  # noqa: ASYNC110 - metrics set no event
+            while metric(self.collector, "waiting_events") or metric(self.collector, "in_flight_leases"):  # noqa: ASYNC110 - metrics set no event
                 await asyncio.sleep(0.005)
         await self.check(self._state)
         assert (await self._state.stats()).distinct == self.accepted == metric(self.collector, "delivered_events_total")
