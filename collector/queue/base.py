@@ -6,7 +6,7 @@ another without sources or flusher knowing.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -100,8 +100,8 @@ class Queue(Protocol):
     arrivals: asyncio.Event
     """Set whenever something may have become available to lease; the flusher clears it."""
 
-    async def put(self, batches: Sequence[Batch]) -> Sequence[Verdict]:
-        """A verdict for each batch, after the commit that holds all of them is on disk.
+    def put(self, batches: Sequence[Batch]) -> Awaitable[Sequence[Verdict]]:
+        """A verdict for each batch, of which there is at least one, after the commit that holds all is on disk.
 
         All batches are stored together or none is. Cancelling the caller does not undo the commit.
         Raises Retryable (QueueFull, QueueBusy, QueueUnavailable) with nothing stored.

@@ -17,7 +17,7 @@ into one file; only the holder of the flushing role may lease.
 import asyncio
 import contextlib
 from bisect import insort
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -150,6 +150,7 @@ class SqliteQueue:
                 self._writer,
                 self._store.transact,
                 applied=self._apply,
+                failed=self._notice_damage,
                 observe_commit=self._metrics.observe_commit,
             )
             opened.push_async_callback(self._commits.close)
@@ -215,27 +216,22 @@ class SqliteQueue:
         """Returns when the writer has done what it was given before; never, where it hangs."""
         await self._writer.run(lambda: None)
 
-    async def put(self, batches: Sequence[Batch]) -> Sequence[Verdict]:
-        """See `Queue.put`."""
-        if not batches:
-            return []
+    def put(self, batches: Sequence[Batch]) -> asyncio.Future[Sequence[Verdict]]:
+        """See `Queue.put`. What can be said at once is raised at once."""
         put = Put.of(batches)
-        if self._waiting_bytes + self.uncommitted_bytes + put.bytes > self._max_bytes:
+        uncommitted = self._commits.uncommitted_bytes
+        waiting = self._waiting_bytes + uncommitted
+        if waiting + put.bytes > self._max_bytes:
             raise QueueFull(
-                f"{self._waiting_bytes} of queue.max_bytes = {self._max_bytes} bytes wait for delivery",
+                f"{waiting} of queue.max_bytes = {self._max_bytes} bytes wait for delivery",
                 retry_after_seconds=FULL_RETRY_AFTER_SECONDS,
             )
-        if self._commits.uncommitted_bytes + put.bytes > self._max_uncommitted_bytes:
+        if uncommitted + put.bytes > self._max_uncommitted_bytes:
             raise QueueBusy(
-                f"{self.uncommitted_bytes} of queue.max_uncommitted = {self._max_uncommitted_bytes} bytes wait for "
-                "their commit",
+                f"{uncommitted} of queue.max_uncommitted = {self._max_uncommitted_bytes} bytes wait for their commit",
                 retry_after_seconds=BUSY_RETRY_AFTER_SECONDS,
             )
-        try:  # in place of _noticing_damage, which costs each put a microsecond or two
-            return await self._commits.submit(put)
-        except QueueDamaged as error:
-            self._notice(error)
-            raise
+        return self._commits.submit(put)
 
     def backlog(self) -> Iterable[Backlog]:
         """See `Queue.backlog`. Reads memory only."""
@@ -249,8 +245,11 @@ class SqliteQueue:
             lane = self._lanes.get(app_id)
             if lane is None or not lane.available:
                 return None
-            with self._noticing_damage():
+            try:
                 run = await self._next_run(lane, max_events)
+            except QueueDamaged as error:
+                self._notice_damage(error)
+                raise
             lane.leased_events += run.events
             lane.leased_to = max(lane.leased_to, run.last)
             if run.next_stamp is not None:
@@ -284,8 +283,7 @@ class SqliteQueue:
             )
         self._dead_bytes += bytes_buried
         try:
-            with self._noticing_damage():
-                await self._commits.submit(settle)
+            await self._commits.submit(settle)
         except CollectorError:
             self._dead_bytes -= bytes_buried
             raise
@@ -369,20 +367,13 @@ class SqliteQueue:
             )
         return run
 
-    @contextlib.contextmanager
-    def _noticing_damage(self) -> Iterator[None]:
+    def _notice_damage(self, error: BaseException) -> None:
         """Whoever finds the file damaged tells the maintenance, which takes the agent down with the reason."""
-        try:
-            yield
-        except QueueDamaged as error:
-            self._notice(error)
-            raise
-
-    def _notice(self, error: QueueDamaged) -> None:
-        if self._damage is None:
-            doubt(self._directory)
-            self._damage = error
-        self._damage_found.set()
+        if isinstance(error, QueueDamaged):
+            if self._damage is None:
+                doubt(self._directory)
+                self._damage = error
+            self._damage_found.set()
 
     def _apply(self, group: Sequence[tuple[Put | Settle, Done]]) -> None:
         """Brings memory up to date with a commit."""

@@ -8,10 +8,14 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+Heard = Callable[[Any, BaseException | None], None]
+"""Hears on the loop what a step has returned, or why it has not."""
 
 
 class StepThread:
@@ -19,17 +23,22 @@ class StepThread:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._steps: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = SimpleQueue()
+        self._steps: SimpleQueue[tuple[Callable[[], Any], asyncio.AbstractEventLoop, Heard] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def run(self, step: Callable[[], T]) -> asyncio.Future[T]:
         """What `step` returns or raises. A caller that does not wait for it any more does not stop it."""
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self.post(step, loop, partial(_settle, future))
+        return future
+
+    def post(self, step: Callable[[], Any], loop: asyncio.AbstractEventLoop, heard: Heard) -> None:
+        """Runs `step` after all that was given before; then the loop hears of it. A step may post another one."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
             self._thread.start()
-        self._steps.put((step, future))
-        return future
+        self._steps.put((step, loop, heard))
 
     def shutdown(self) -> None:
         """Returns when all steps are done and the thread has ended."""
@@ -40,7 +49,7 @@ class StepThread:
 
     def _work(self) -> None:
         while (item := self._steps.get()) is not None:
-            step, future = item
+            step, loop, heard = item
             result: Any = None
             failure: BaseException | None = None
             try:
@@ -48,8 +57,8 @@ class StepThread:
             except BaseException as error:  # noqa: BLE001 - it belongs to the caller
                 failure = error
             with contextlib.suppress(RuntimeError):  # the loop has closed; nobody waits
-                future.get_loop().call_soon_threadsafe(_settle, future, result, failure)
-            del item, step, future, result, failure  # or they would live until the next step
+                loop.call_soon_threadsafe(heard, result, failure)
+            del item, step, loop, heard, result, failure  # or they would live until the next step
 
 
 def _settle(future: asyncio.Future[Any], result: object, failure: BaseException | None) -> None:

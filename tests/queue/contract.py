@@ -86,7 +86,7 @@ class QueueContract:
     async def test_a_cancelled_caller_leaves_all_of_its_events_behind_and_they_are_known(
         self, queue: Queue, turns: int
     ) -> None:
-        caller = asyncio.create_task(queue.put([batch("wiki", [1]), batch("crm", [1])]))
+        caller = asyncio.ensure_future(queue.put([batch("wiki", [1]), batch("crm", [1])]))
         for _ in range(turns):
             await asyncio.sleep(0)
         caller.cancel()

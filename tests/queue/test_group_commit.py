@@ -39,7 +39,11 @@ class Disk:
 
     async def entered(self) -> None:
         """The next commit is under way."""
-        assert await asyncio.to_thread(self._entered.acquire, timeout=PATIENCE_SECONDS)
+        await asyncio.to_thread(self.wait_until_entered)
+
+    def wait_until_entered(self) -> None:
+        """The same, and the loop does nothing meanwhile."""
+        assert self._entered.acquire(timeout=PATIENCE_SECONDS)
 
     def release(self) -> None:
         """The commit that is held, or the next that would be, goes through."""
@@ -52,10 +56,14 @@ class Books:
     def __init__(self) -> None:
         self.applied: list[list[str]] = []
         self.observed: list[int] = []
+        self.failures: list[BaseException] = []
 
     def apply(self, group: Sequence[tuple[Operation, Done]]) -> None:
         if names := [name_of(operation) for operation, _ in group]:
             self.applied.append(names)
+
+    def fail(self, error: BaseException) -> None:
+        self.failures.append(error)
 
     def observe(self, seconds: float, callers: int) -> None:
         assert seconds >= 0
@@ -104,7 +112,7 @@ def disk(held: int) -> Disk:
 @pytest.fixture
 async def commits(disk: Disk, books: Books) -> AsyncIterator[GroupCommit]:
     thread = StepThread("test-writer")
-    yield GroupCommit(thread, disk.transact, applied=books.apply, observe_commit=books.observe)
+    yield GroupCommit(thread, disk.transact, applied=books.apply, failed=books.fail, observe_commit=books.observe)
     for _ in range(100):  # nothing that a failed test left behind may hold the thread
         disk.release()
     thread.shutdown()
@@ -132,6 +140,20 @@ async def test_what_arrives_during_a_commit_goes_into_one_next_group(commits: Gr
     disk.release()
     assert await outcomes(first + later) == [[verdict_of(name)] for name in "abcd"]
     assert disk.groups == [["a"], ["b", "c", "d"]]
+
+
+async def test_the_next_group_is_committed_before_the_loop_has_heard_of_the_first(
+    commits: GroupCommit, disk: Disk, books: Books
+) -> None:
+    callers = await submitted(commits, put("a"))
+    await disk.entered()
+    callers += await submitted(commits, put("b"), put("c"))
+    disk.release()
+    disk.wait_until_entered()
+    assert disk.groups == [["a"], ["b", "c"]]
+    assert books.applied == []
+    assert await outcomes(callers) == [[verdict_of(name)] for name in "abc"]
+    assert books.applied == disk.groups
 
 
 @pytest.mark.parametrize("held", [0])
@@ -228,6 +250,7 @@ async def test_a_refusal_reaches_the_caller_whose_operation_was_refused_alone(
     disk.answer = lambda operation: refusal if name_of(operation) == "b" else done(operation)
     callers = await submitted(commits, put("a"), put("b"), put("c"))
     assert await outcomes(callers) == [[verdict_of("a")], refusal, [verdict_of("c")]]
+    assert books.failures == [refusal]
     assert books.applied == [["a", "c"]]
     assert commits.uncommitted_bytes == 0
 

@@ -166,7 +166,7 @@ async def test_closing_returns_after_every_put_and_settlement_that_was_begun_is_
 ) -> None:
     await queue.put([batch("wiki", range(10))])
     held = await lease(queue, "wiki")
-    begun = [asyncio.create_task(queue.put([batch("wiki", [number])])) for number in range(10, 50)]
+    begun = [asyncio.ensure_future(queue.put([batch("wiki", [number])])) for number in range(10, 50)]
     begun_settling = asyncio.create_task(queue.settle(held))
     await asyncio.sleep(0)
     await queue.close()
@@ -299,7 +299,7 @@ async def test_more_uncommitted_bytes_than_allowed_are_refused_until_the_commit(
     queue = await open_queue(max_uncommitted_bytes=first.bytes + second.bytes - 1)
     with opened(tmp_path) as other:
         other.execute("BEGIN IMMEDIATE")
-        waiting = asyncio.create_task(queue.put([first]))
+        waiting = asyncio.ensure_future(queue.put([first]))
         await asyncio.sleep(0)
         assert queue.uncommitted_bytes == first.bytes
         with pytest.raises(QueueBusy, match=r"queue\.max_uncommitted") as refusal:
@@ -332,9 +332,10 @@ async def test_a_full_queue_refuses_what_does_not_fit_and_stores_nothing_of_it(
 async def test_what_waits_for_its_commit_counts_towards_a_full_queue(open_queue: Opener) -> None:
     first, second = batch("wiki", range(5)), batch("wiki", range(5, 10))
     queue = await open_queue(max_bytes=first.bytes + second.bytes - 1)
-    results = await asyncio.gather(queue.put([first]), queue.put([second]), return_exceptions=True)
-    assert results[0] == [Verdict(5)]
-    assert isinstance(results[1], QueueFull)
+    waiting = asyncio.ensure_future(queue.put([first]))
+    with pytest.raises(QueueFull, match=f"^{first.bytes} of queue.max_bytes"):
+        await queue.put([second])
+    assert await waiting == [Verdict(5)]
 
 
 async def test_delivery_and_burial_free_room_and_what_was_refused_is_then_new(open_queue: Opener) -> None:

@@ -11,14 +11,12 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from collector.queue import forks, step_thread
+from collector.queue import forks
 from collector.queue.database import FILE_NAME
-from collector.queue.step_thread import StepThread
+from collector.queue.step_thread import Heard, StepThread
 from tests.simulation.loop import VirtualLoop
-
-T = TypeVar("T")
 
 real_connect = sqlite3.connect
 
@@ -169,19 +167,17 @@ class VirtualThread(StepThread):
         super().__init__(name)
         self._loop = loop
         self._disk = disk
-        self._pending: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = []
+        self._pending: list[tuple[Callable[[], Any], Heard]] = []
         self._is_busy = False
         self._heard_at = 0.0
         self.is_running = False
 
-    def run(self, step: Callable[[], T]) -> asyncio.Future[T]:
+    def post(self, step: Callable[[], Any], _loop: asyncio.AbstractEventLoop, heard: Heard) -> None:
         self.is_running = True
-        future: asyncio.Future[T] = self._loop.create_future()
-        self._pending.append((step, future))
+        self._pending.append((step, heard))
         if not self._is_busy:
             self._is_busy = True
             self._loop.call_later(self._disk.delay_seconds(), self._work)
-        return future
 
     def shutdown(self) -> None:
         while self._pending:
@@ -196,7 +192,7 @@ class VirtualThread(StepThread):
             self._loop.call_later(self._disk.delay_seconds(), self._work)
 
     def _take(self) -> None:
-        step, future = self._pending.pop(0)
+        step, heard = self._pending.pop(0)
         result: Any = None
         failure: BaseException | None = None
         try:
@@ -205,4 +201,4 @@ class VirtualThread(StepThread):
             failure = error
         # The loop hears of it later, but of one step after the other.
         self._heard_at = max(self._heard_at, self._loop.time() + self._disk.delay_seconds())
-        self._loop.call_at(self._heard_at, step_thread._settle, future, result, failure)
+        self._loop.call_at(self._heard_at, heard, result, failure)

@@ -195,13 +195,11 @@ class JetStreamQueue:
         More than 940 events, or of more than 20 apps, are several transactions: where a later one fails, what came
         before is stored, and is known when the caller sends it again.
         """
-        if not batches:
-            return []
         if self._trouble is not None:
             raise QueueUnavailable(str(self._trouble), retry_after_seconds=BUSY_RETRY_AFTER_SECONDS)
         size = sum(batch.bytes for batch in batches)
-        waiting = self.waiting_bytes
-        if waiting + self.uncommitted_bytes + size > self._max_bytes:
+        waiting = self.waiting_bytes + self.uncommitted_bytes
+        if waiting + size > self._max_bytes:
             raise QueueFull(
                 f"{waiting} of queue.max_bytes = {self._max_bytes} bytes wait for delivery",
                 retry_after_seconds=FULL_RETRY_AFTER_SECONDS,
