@@ -6,7 +6,7 @@ Valid events are written out once, here, as the lines of JSON that upstream will
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -53,6 +53,14 @@ class Report(msgspec.Struct):
             self.errors.append(Rejection(f"{left_out} more events were rejected and are not listed"))
 
 
+class Storing(NamedTuple):
+    """A body's events on their way to disk."""
+
+    parsed: Parsed
+    verdicts: asyncio.Future[Sequence[Verdict]] | None
+    """Of those that are sound, once the commit that holds them is on disk; None where none is."""
+
+
 class Intake:
     """Validates, groups and stores what the sources receive."""
 
@@ -78,19 +86,30 @@ class Intake:
         """From now on these hold; of a stream that is coming in, for the rest of it."""
         self._default_app, self._parser, self._max_event_bytes = default_app, parser, max_event_bytes
 
-    async def take(
-        self, body: bytes, body_format: BodyFormat, app_id: str | None = None, report: Report | None = None
-    ) -> Report:
-        """What became of the body's events, added to `report`, after the commit that holds the accepted ones.
+    def begin(self, body: bytes, body_format: BodyFormat, app_id: str | None = None) -> Storing:
+        """Validates the body's events and gives them to the queue.
 
         `app_id` is the app of events that name none (default: the configured one). Raises MalformedBody for a body
         that cannot be parsed, TooLarge for one of too many events, and Retryable where the queue cannot take it; all
         with nothing stored.
         """
+        return self._begin(self._parser.parse(body, body_format), app_id)
+
+    async def take(
+        self, body: bytes, body_format: BodyFormat, app_id: str | None = None, report: Report | None = None
+    ) -> Report:
+        """What became of the body's events, added to `report`, after the commit. Raises what `begin` raises."""
         report = report or Report()
-        await self._store(body, body_format, app_id, report, first_index=0)
+        await self._wait(self.begin(body, body_format, app_id), report)
         report.conclude()
         return report
+
+    def tell(self, storing: Storing, report: Report) -> None:
+        """Adds to `report` what has become of events, once it is known. Raises Retryable where they are not stored."""
+        verdicts = storing.verdicts.result() if storing.verdicts is not None else ()
+        if storing.parsed.unknown_fields:
+            self._unknown_fields.inc(storing.parsed.unknown_fields)
+        report.add(verdicts, storing.parsed.rejections)
 
     async def take_lines(self, pieces: AsyncIterator[bytes], app_id: str | None, report: Report) -> None:
         """Stores NDJSON as it comes, and adds to `report` what became of the events with each commit.
@@ -122,7 +141,11 @@ class Intake:
         What is behind `end` is the beginning of a line. Raises TooLarge, after storing, where a line is too long.
         """
         sound = min(end, self._sound_bytes(body))
-        events = await self._store(body[:sound], BodyFormat.NDJSON, app_id, report, first_index=first_index)
+        storing = self.begin(body[:sound], BodyFormat.NDJSON, app_id)
+        for rejection in storing.parsed.rejections:
+            rejection.index = first_index + (rejection.index or 0)
+        await self._wait(storing, report)
+        events = len(storing.parsed.events)
         if sound < end or len(body) - end > self._max_event_bytes:
             limit = f"events.max_event_bytes = {self._max_event_bytes} bytes"
             raise TooLarge(f"event {first_index + events}: its line is longer than {limit}")
@@ -148,7 +171,7 @@ class Intake:
         parsed = self._parser.parse_row(datagrams)
         if not parsed.events:
             parsed = self._parse_each(datagrams)
-        await self._store_parsed(parsed, None, report)
+        await self._wait(self._begin(parsed, None), report)
 
     def _parse_each(self, datagrams: Sequence[bytes]) -> Parsed:
         together = Parsed([])
@@ -165,24 +188,14 @@ class Intake:
             together.rejections += parsed.rejections
         return together
 
-    async def _store(
-        self, body: bytes, body_format: BodyFormat, app_id: str | None, report: Report, *, first_index: int
-    ) -> int:
-        """Stores a body's events, the first of which has `first_index`; how many events it has, rejected ones too."""
-        parsed = self._parser.parse(body, body_format)
-        return await self._store_parsed(parsed, app_id, report, first_index=first_index)
+    def _begin(self, parsed: Parsed, app_id: str | None) -> Storing:
+        batches = self._batches(parsed.events, app_id or self._default_app, parsed.rejections)
+        return Storing(parsed, asyncio.ensure_future(self._queue.put(batches)) if batches else None)
 
-    async def _store_parsed(self, parsed: Parsed, app_id: str | None, report: Report, *, first_index: int = 0) -> int:
-        rejections = parsed.rejections
-        batches = self._batches(parsed.events, app_id or self._default_app, rejections)
-        verdicts = await self._queue.put(batches) if batches else []
-        if parsed.unknown_fields:
-            self._unknown_fields.inc(parsed.unknown_fields)
-        if first_index:
-            for rejection in rejections:
-                rejection.index = first_index + (rejection.index or 0)
-        report.add(verdicts, rejections)
-        return len(parsed.events)
+    async def _wait(self, storing: Storing, report: Report) -> None:
+        if storing.verdicts is not None:
+            await storing.verdicts
+        self.tell(storing, report)
 
     def _batches(
         self, events: list[UsageEvent | None], default_app: str | None, rejections: list[Rejection]

@@ -8,6 +8,7 @@ A JSON body is held whole until it is stored. NDJSON is stored as it comes, in p
 """
 
 import asyncio
+import contextlib
 import functools
 import math
 import re
@@ -15,7 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -30,9 +31,10 @@ from collector.sources.access import Guard
 from collector.sources.encodings import ENCODINGS
 from collector.sources.gateway import Gateway, Route
 from collector.sources.http1 import Limits
-from collector.sources.http_body import Body, BodyLimits, Memory
-from collector.sources.http_message import Answer, ClientGone, Refusal, Request, header_lines, path_name
+from collector.sources.http_body import Body, BodyLimits, Held, Memory
+from collector.sources.http_message import Answer, ClientGone, Pending, Refusal, Request, header_lines, path_name
 from collector.sources.http_server import Server
+from collector.sources.known_heads import Begin
 from collector.sources.status_page import StatusPage
 
 log = get_logger(__name__)
@@ -68,6 +70,22 @@ Handler = Callable[[Request, Report], Awaitable[Answer]]
 _encode = msgspec.json.Encoder().encode
 
 
+class Post(NamedTuple):
+    """Events that are posted: the formats that their path takes, and whose they are where it says so."""
+
+    formats: Mapping[str, BodyFormat]
+    app_id: str | None
+
+    def format_of(self, headers: Mapping[str, str]) -> BodyFormat:
+        """How they are written. Raises Refusal."""
+        content_type = headers.get("content-type", "missing")
+        body_format = self.formats.get(content_type) or self.formats.get(content_type.partition(";")[0].strip().lower())
+        if body_format is None:
+            expected = " or ".join(self.formats)
+            raise Refusal(415, f"Content-Type: {content_type[:80]}; expected {expected}", "not_understood")
+        return body_format
+
+
 class HttpSource:
     """The HTTP server. `start` it in the loop that will serve it; `stop` answers what was received and closes."""
 
@@ -94,7 +112,6 @@ class HttpSource:
         self._status_page = StatusPage(read_status)
         self._verdicts = Verdicts(metrics.events, SOURCE)
         self._routes: dict[str, tuple[str, Handler]] = {
-            EVENTS_PATH: ("POST", self._post_events),
             "/healthz": ("GET", self._healthz),
             "/readyz": ("GET", self._readyz),
             "/metrics": ("GET", self._expose_metrics),
@@ -128,6 +145,7 @@ class HttpSource:
     def use_limits(self, connection_limits: Limits, body_limits: BodyLimits) -> None:
         """From now on these hold, also for connections that are open."""
         self._server.limits, self._limits = connection_limits, body_limits
+        self._server.known_heads.forget()
         self._memory.limit_bytes = body_limits.held_bytes
 
     async def stop(self) -> None:
@@ -163,22 +181,69 @@ class HttpSource:
             log.info("http.client_gone", **_said_of(report))
             self._metrics.refusals.labels(SOURCE, "client_gone").inc()
             return None
-        except Refusal as refusal:
-            return self.refuse(refusal, report)
-        except TooLarge as error:
-            return self.refuse(Refusal(413, str(error), "too_large"), report)
-        except MalformedBody as error:
-            return self.refuse(Refusal(400, str(error), "malformed"), report)
-        except Retryable as error:
-            status = 507 if isinstance(error, DiskFull) else 503
-            label = "unavailable" if isinstance(error, QueueUnavailable) else "overload"
-            return self.refuse(Refusal(status, str(error), label, _retry_after(error.retry_after_seconds)), report)
-        except CollectorError as error:
-            log.error("http.request_failed", error=str(error))  # noqa: TRY400 - it says all there is
-            return self.refuse(Refusal(503, str(error), "unavailable", _retry_after(None)), report)
-        except Exception:
-            log.exception("http.request_crashed")
-            return self.refuse(Refusal(500, "an error of the collector; its log has the details", "crashed"), report)
+        except Exception as error:  # noqa: BLE001 - none may end the connection
+            return self._refused(error, report)
+
+    def begin(self, request: Request) -> Begin | None:
+        """What takes whole posts of JSON with the same head as this one."""
+        with contextlib.suppress(Refusal):
+            post = _post(request.path)
+            if post is not None and request.method == "POST" and _encoding(request.headers) == "identity":
+                body_format = post.format_of(request.headers)
+                if body_format is not BodyFormat.NDJSON:
+                    return functools.partial(self._begin, request.headers, body_format, post.app_id)
+        return None
+
+    def _begin(
+        self, headers: Mapping[str, str], body_format: BodyFormat, app_id: str | None, body: bytes, is_local: bool
+    ) -> Answer | Pending:
+        """The same as `answer`, for a body that is there and whose head has come before."""
+        started = time.perf_counter()
+        held = Held(self._memory)
+        try:
+            if not is_local:
+                self._guard.check_host(headers)
+                self._guard.check_sender(headers)
+            self._limits.check_sent(len(body))
+            self._limits.check_decompressed(len(body))
+            held.add(len(body))
+            storing = self._intake.begin(body, body_format, app_id)
+        except Exception as error:  # noqa: BLE001 - none may end the connection
+            held.release()
+            return self._refused(error, Report())
+
+        def answer() -> Answer:
+            held.release()
+            report = Report()
+            try:
+                self._intake.tell(storing, report)
+                report.conclude()
+            except Exception as error:  # noqa: BLE001 - none may end the connection
+                return self._refused(error, report)
+            return self._taken(report, started)
+
+        return answer() if storing.verdicts is None else Pending(storing.verdicts, answer)
+
+    def _refused(self, error: Exception, report: Report) -> Answer:
+        """What the client is told of an error; one that nobody foresaw is logged without the request's content."""
+        match error:
+            case Refusal():
+                refusal = error
+            case TooLarge():
+                refusal = Refusal(413, str(error), "too_large")
+            case MalformedBody():
+                refusal = Refusal(400, str(error), "malformed")
+            case Retryable():
+                status = 507 if isinstance(error, DiskFull) else 503
+                label = "unavailable" if isinstance(error, QueueUnavailable) else "overload"
+                refusal = Refusal(status, str(error), label, _retry_after(error.retry_after_seconds))
+            case CollectorError():
+                log.error("http.request_failed", error=str(error))
+                refusal = Refusal(503, str(error), "unavailable", _retry_after(None))
+            case _:
+                log.error("http.request_crashed", exc_info=error)
+                refusal = Refusal(500, "an error of the collector; its log has the details", "crashed")
+        return self.refuse(refusal, report)
 
     def refuse(self, refusal: Refusal, report: Report | None = None) -> Answer:
         """Says why, and what has become of the events that came before."""
@@ -188,10 +253,10 @@ class HttpSource:
         return Answer(refusal.status, _encode(report), JSON_TYPE + header_lines(refusal.headers))
 
     def _route(self, request: Request) -> Handler:
-        path = request.target.partition("?")[0]
+        path = request.path
         route = self._routes.get(path)
-        if route is None and (match := PUSH_PATH.fullmatch(path)) is not None:
-            route = "POST", functools.partial(self._push_usage_events, app_id=path_name(match[1]))
+        if route is None and (post := _post(path)) is not None:
+            route = "POST", functools.partial(self._take, post)
         if route is None and (passed := self._gateway.route(request.method, path)) is not None:
             return functools.partial(self._pass_on, passed)
         if route is None:
@@ -203,12 +268,6 @@ class HttpSource:
             )
         return handler
 
-    async def _post_events(self, request: Request, report: Report) -> Answer:
-        return await self._take(request, report, FORMATS, None)
-
-    async def _push_usage_events(self, request: Request, report: Report, *, app_id: str) -> Answer:
-        return await self._take(request, report, PUSH_FORMATS, app_id)
-
     async def _pass_on(self, route: Route, request: Request, _report: Report) -> Answer:
         if not request.is_local:
             self._guard.check_sender(request.headers)
@@ -218,36 +277,35 @@ class HttpSource:
         finally:
             body.release()
 
-    async def _take(
-        self, request: Request, report: Report, formats: Mapping[str, BodyFormat], app_id: str | None
-    ) -> Answer:
+    async def _take(self, post: Post, request: Request, report: Report) -> Answer:
         started = time.perf_counter()
-        headers = request.headers
         if not request.is_local:
-            self._guard.check_sender(headers)
-        content_type = headers.get("content-type", "missing")
-        body_format = formats.get(content_type) or formats.get(content_type.partition(";")[0].strip().lower())
-        if body_format is None:
-            expected = " or ".join(formats)
-            raise Refusal(415, f"Content-Type: {content_type[:80]}; expected {expected}", "not_understood")
+            self._guard.check_sender(request.headers)
+        body_format = post.format_of(request.headers)
         body = self._body(request)
         try:
             if body_format is BodyFormat.NDJSON:
-                await self._intake.take_lines(body.pieces(), app_id, report)
+                await self._intake.take_lines(body.pieces(), post.app_id, report)
             else:
-                await self._intake.take(await body.whole(), body_format, app_id, report)
+                await self._intake.take(await body.whole(), body_format, post.app_id, report)
+        except BaseException:
+            self._count(report)
+            raise
         finally:
             body.release()
-            self._verdicts.count(report.accepted, report.duplicates, report.rejected)
+        return self._taken(report, started)
+
+    def _taken(self, report: Report, started: float) -> Answer:
+        """The answer to a post of which nothing is left to say."""
+        self._count(report)
         self._metrics.acknowledgement_seconds.observe(time.perf_counter() - started)
         return Answer(400 if report.rejected else 200, _encode(report), JSON_TYPE)
 
+    def _count(self, report: Report) -> None:
+        self._verdicts.count(report.accepted, report.duplicates, report.rejected)
+
     def _body(self, request: Request) -> Body:
-        encoding = request.headers.get("content-encoding", "identity").lower()
-        if encoding not in ENCODINGS:
-            expected = ", ".join(ENCODINGS)
-            raise Refusal(415, f"Content-Encoding: {encoding[:80]}; expected {expected} or none", "not_understood")
-        return Body(request, encoding, self._limits, self._memory)
+        return Body(request, _encoding(request.headers), self._limits, self._memory)
 
     async def _healthz(self, _request: Request, _report: Report) -> Answer:
         return Answer(200, b'{"status":"ok"}', JSON_TYPE)
@@ -270,6 +328,22 @@ class HttpSource:
         if not request.is_local:
             self._guard.check_viewer(request.headers)
         return await self._status_page.document()
+
+
+def _post(path: str) -> Post | None:
+    """What a post to this path brings. Raises Refusal for an app that cannot be."""
+    if path == EVENTS_PATH:
+        return Post(FORMATS, None)
+    match = PUSH_PATH.fullmatch(path)
+    return Post(PUSH_FORMATS, path_name(match[1])) if match is not None else None
+
+
+def _encoding(headers: Mapping[str, str]) -> str:
+    encoding = headers.get("content-encoding", "identity").lower()
+    if encoding not in ENCODINGS:
+        expected = ", ".join(ENCODINGS)
+        raise Refusal(415, f"Content-Encoding: {encoding[:80]}; expected {expected} or none", "not_understood")
+    return encoding
 
 
 def _retry_after(seconds: float | None) -> dict[str, str]:

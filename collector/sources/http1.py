@@ -15,12 +15,22 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import httptools
 import msgspec
 
-from collector.sources.http_message import Answer, AnswerBroken, ClientGone, Refusal, Request, chunk, header_lines
+from collector.sources.http_message import (
+    Answer,
+    AnswerBroken,
+    ClientGone,
+    Pending,
+    Refusal,
+    Request,
+    chunk,
+    header_lines,
+)
+from collector.sources.known_heads import Begin, KnownHeads
 
 BODY_HIGH_WATER_BYTES = 256 * 2**10
 """So much of bodies may wait to be read before a connection is read no further; also what one read brings at most."""
@@ -64,6 +74,10 @@ class Application(Protocol):
         """The answer to what is no proper request."""
         ...
 
+    def begin(self, request: Request) -> Begin | None:
+        """What answers whole requests with the same head as this one; None where each must be read by itself."""
+        ...
+
 
 class Host(Protocol):
     """The server that a connection belongs to, as far as connections know it."""
@@ -74,6 +88,7 @@ class Host(Protocol):
     stopped: bool
     in_flight: int
     date_line: bytes
+    known_heads: KnownHeads
 
     @property
     def connections(self) -> int:
@@ -102,7 +117,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._requests: deque[Request | Refusal] = deque()
         self._receiving: Request | None = None  # the request whose body is coming in
-        self._serving: asyncio.Task[None] | None = None
+        self._serving: asyncio.Future[Any] | None = None  # what the connection waits for before it answers on
         self._writable: asyncio.Future[None] | None = None
         self._is_paused = False
         self._is_deaf = False  # what still comes in is dropped, and the connection closes after its last answer
@@ -133,6 +148,9 @@ class Connection(asyncio.Protocol):
         """See asyncio.Protocol."""
         if self._is_deaf:
             return
+        begins = self._serving is None and self._receiving is None and not self._is_in_head
+        if begins and self._take_known(data):
+            return
         self._unaccounted_bytes += len(data)
         while not self._is_deaf:
             try:
@@ -145,6 +163,10 @@ class Connection(asyncio.Protocol):
                 self._fail(Refusal(400, f"not HTTP/1.1: {said}", "malformed"))
         if self._unaccounted_bytes > self._server.limits.head_bytes:
             self._fail(self._head_too_large())
+        if begins and len(self._requests) == 1 and not self._is_in_head:
+            request = self._requests[0]
+            if isinstance(request, Request):
+                self._server.known_heads.learn(data, request, self._server.application.begin)
         self.regulate()
 
     def eof_received(self) -> bool:
@@ -261,7 +283,11 @@ class Connection(asyncio.Protocol):
     async def serve(self) -> None:
         """Answers what waits, in order, until nothing does or the connection ends."""
         is_whole = True
-        while self._requests and is_whole:
+        while True:
+            if self._writable is not None:
+                await self._writable
+            if not self._requests or not is_whole:
+                break
             request = self._requests[0]
             answer = await self._answer(request)
             is_whole = False
@@ -276,17 +302,9 @@ class Connection(asyncio.Protocol):
                 if not isinstance(answer.content, bytes):
                     chunked = isinstance(request, Request) and request.version != "1.0"
                     is_whole = await self._stream(answer.content, chunked=chunked) and chunked and is_whole
-            if self._writable is not None:
-                await self._writable
             self._requests.popleft()
             self.regulate()
-        self._serving = None
-        if self._transport.is_closing():
-            self._server.closed(self)
-        elif self._is_deaf or not is_whole:
-            self._part(linger=not is_whole and not self._has_ended)
-        elif not self._is_in_head and self._receiving is None:
-            self.deadline = self._loop.time() + self._server.limits.idle_seconds
+        self._rest(is_whole=is_whole)
 
     def send_continue(self) -> None:
         """The client may send its body (RFC 9110 section 10.1.1)."""
@@ -347,6 +365,52 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     # Steps
+
+    def _take_known(self, data: bytes) -> bool:
+        """Whether it is a request with a known head, which is answered as soon as what it asks for is done."""
+        server = self._server
+        if server.stopping or server.in_flight >= server.limits.requests_in_flight:
+            return False
+        known = server.known_heads.find(data)
+        if known is None:
+            return False
+        begin, body = known
+        self._has_asked = True
+        self.deadline = NEVER
+        begun = begin(body, self.is_local)
+        if isinstance(begun, Answer):
+            self._send(begun, is_last=False)
+            self._go_on()
+        else:
+            server.in_flight += 1
+            self._serving = begun.until
+            begun.until.add_done_callback(lambda _: self._answer_known(begun))
+        return True
+
+    def _answer_known(self, begun: Pending) -> None:
+        self._server.in_flight -= 1
+        if begun.until.cancelled():  # the program ends
+            self._transport.abort()
+        else:
+            self._send(begun.answer(), is_last=self._is_deaf and not self._requests)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Serves what has come meanwhile, once the client reads our answers."""
+        if self._requests or self._writable is not None:
+            self._serving = self._loop.create_task(self.serve())
+        else:
+            self._rest(is_whole=True)
+
+    def _rest(self, *, is_whole: bool) -> None:
+        """All that was asked is answered; the last request was read to its end, or was not."""
+        self._serving = None
+        if self._transport.is_closing():
+            self._server.closed(self)
+        elif self._is_deaf or not is_whole:
+            self._part(linger=not is_whole and not self._has_ended)
+        elif not self._is_in_head and self._receiving is None:
+            self.deadline = self._loop.time() + self._server.limits.idle_seconds
 
     def _enqueue(self, request: Request | Refusal) -> None:
         self._has_asked = True

@@ -21,6 +21,16 @@ class BodyLimits(msgspec.Struct, frozen=True):
     stream_bytes: int
     held_bytes: int
 
+    def check_sent(self, size: int) -> None:
+        """Raises TooLarge for a body of so many bytes, as it is sent."""
+        if size > self.sent_bytes:
+            raise _too_large("max_request_bytes", self.sent_bytes)
+
+    def check_decompressed(self, size: int) -> None:
+        """Raises TooLarge for a body of so many bytes, as it is read."""
+        if size > self.decompressed_bytes:
+            raise _too_large("max_decompressed_bytes", self.decompressed_bytes)
+
 
 class Memory:
     """Bytes of all bodies whose events are not stored yet."""
@@ -37,6 +47,24 @@ class Memory:
         self.held_bytes += size
 
 
+class Held:
+    """The part of it that one body takes; `release` it when its events are stored or refused."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self.bytes = 0
+
+    def add(self, size: int) -> None:
+        """So much more. Raises Refusal where that is too much."""
+        self._memory.hold(size)
+        self.bytes += size
+
+    def release(self) -> None:
+        """Nothing is held any more."""
+        self._memory.held_bytes -= self.bytes
+        self.bytes = 0
+
+
 class Body:
     """Reads a request's body, as a whole or in pieces; `release` it when its events are stored or refused."""
 
@@ -44,26 +72,20 @@ class Body:
         self._request = request
         self._decoder = Decoder(encoding)
         self._limits = limits
-        self._memory = memory
-        self._held_bytes = 0
+        self._held = Held(memory)
 
     async def whole(self) -> bytes:
         """All of it. Raises TooLarge as soon as it is, MalformedBody, and Refusal."""
         limits = self._limits
-        if (
-            int(self._request.headers.get("content-length", 0)) > limits.sent_bytes
-        ):  # the parser takes nothing but digits
-            raise _too_large("max_request_bytes", limits.sent_bytes)
+        limits.check_sent(int(self._request.headers.get("content-length", 0)))  # the parser takes nothing but digits
         parts: list[bytes] = []
         sent_bytes = 0
         while part := await self._request.read():
             sent_bytes += len(part)
-            if sent_bytes > limits.sent_bytes:
-                raise _too_large("max_request_bytes", limits.sent_bytes)
+            limits.check_sent(sent_bytes)
             for piece in self._decoder.pieces(part):
-                if self._held_bytes + len(piece) > limits.decompressed_bytes:
-                    raise _too_large("max_decompressed_bytes", limits.decompressed_bytes)
-                self._hold(len(piece))
+                limits.check_decompressed(self._held.bytes + len(piece))
+                self._held.add(len(piece))
                 parts.append(piece)
         self._decoder.end()
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -76,18 +98,13 @@ class Body:
                 taken_bytes += len(piece)
                 if taken_bytes > self._limits.stream_bytes:
                     raise _too_large("max_stream_bytes", self._limits.stream_bytes)
-                self._hold(min(len(piece), STREAM_HELD_BYTES - self._held_bytes))
+                self._held.add(min(len(piece), STREAM_HELD_BYTES - self._held.bytes))
                 yield piece
         self._decoder.end()
 
     def release(self) -> None:
         """Nothing of it is held any more."""
-        self._memory.held_bytes -= self._held_bytes
-        self._held_bytes = 0
-
-    def _hold(self, size: int) -> None:
-        self._memory.hold(size)
-        self._held_bytes += size
+        self._held.release()
 
 
 def _too_large(key: str, limit: int) -> TooLarge:

@@ -1,9 +1,9 @@
 """What is asked over HTTP and what is answered: requests, whose bodies may still be coming in, answers and refusals."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from http import HTTPStatus
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
@@ -71,6 +71,13 @@ class Answer(NamedTuple):
         return b"%b%b%b%b\r\n" % (start, date_line, self.headers, framing)
 
 
+class Pending(NamedTuple):
+    """An answer that is given once `until` is done."""
+
+    until: asyncio.Future[Any]
+    answer: Callable[[], Answer]
+
+
 def path_name(quoted: str) -> str:
     """What a segment of a path says. Raises Refusal (400) where that is no text, or would lead to another path."""
     try:
@@ -125,6 +132,11 @@ class Request:
         self._failure: Exception | None = None
 
     @property
+    def path(self) -> str:
+        """The target without its query."""
+        return self.target.partition("?")[0]
+
+    @property
     def is_local(self) -> bool:
         """It came over a Unix socket."""
         return self._connection.is_local
@@ -151,6 +163,10 @@ class Request:
         if not self.is_complete:
             self._connection.regulate()
         return body
+
+    def holds(self, body: bytes) -> bool:
+        """Whether this is what has come of the body and was not read yet."""
+        return self._parts == [body]
 
     def feed(self, part: bytes) -> None:
         """More of the body has come."""

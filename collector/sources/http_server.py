@@ -5,6 +5,7 @@ from email.utils import formatdate
 
 from collector.sources.http1 import LINGER_SECONDS, Application, Connection, Limits
 from collector.sources.http_message import Refusal
+from collector.sources.known_heads import KnownHeads
 
 ACCEPTED_TURNS = 5
 """Turns of the loop after which a connection that was accepted is known to be there: three in asyncio."""
@@ -22,6 +23,7 @@ class Server:
         self.stopping = self.stopped = False
         self.in_flight = 0
         self.date_line = b""
+        self.known_heads = KnownHeads()
         self._connections: set[Connection] = set()
         self._tick: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()

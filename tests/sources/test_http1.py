@@ -28,8 +28,9 @@ from collector.sources.http1 import (
     Connection,
     Limits,
 )
-from collector.sources.http_message import Answer, ClientGone, Refusal, Request, header_lines
+from collector.sources.http_message import Answer, ClientGone, Pending, Refusal, Request, header_lines
 from collector.sources.http_server import Server
+from collector.sources.known_heads import Begin
 
 FUZZ_EXAMPLES = int(os.environ.get("COLLECTOR_FUZZ_EXAMPLES", "300"))
 
@@ -107,6 +108,7 @@ class Echo:
     def __init__(self) -> None:
         self.gate = asyncio.Event()
         self.served = 0
+        self.known = 0
         self.crashes: list[Exception] = []
         self.failures: list[Exception] = []
         self.most_buffered_bytes = 0
@@ -124,6 +126,23 @@ class Echo:
         except Exception as error:  # noqa: BLE001 - it is kept, and fails the test
             self.crashes.append(error)
             return Answer(500, b"")
+
+    def begin(self, request: Request) -> Begin | None:
+        """The same by the way of heads that have come before: at once, or for bodies of even length a little later."""
+        if request.target.startswith(("/gated", "/slow", "/large", "/refused")) or request.target.endswith("/early"):
+            return None
+
+        def begun(body: bytes, _is_local: bool) -> Answer | Pending:
+            self.served += 1
+            self.known += 1
+            answer = self._said(request, self._heard(request, [body]))
+            if len(body) % 2:
+                return answer
+            until: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_later(0.001, until.set_result, None)
+            return Pending(until, lambda: answer)
+
+        return begun
 
     def refuse(self, refusal: Refusal) -> Answer:
         assert "callback" not in str(refusal), "an exception of ours, reported as the client's mistake"
@@ -144,19 +163,22 @@ class Echo:
             self.most_buffered_bytes = max(self.most_buffered_bytes, request.buffered_bytes)
             if not (part := await request.read()):
                 break
-            if path.endswith("/count"):
-                part = b"%d " % len(part)
             parts.append(part)
             if path.startswith("/slow"):
                 await settle()
+        return self._said(request, self._heard(request, parts))
+
+    def _heard(self, request: Request, parts: list[bytes]) -> bytes:
+        if request.target.endswith("/count"):
+            parts = [b"%d " % len(part) for part in parts]
         said = {
             "method": request.method,
-            "target": path,
+            "target": request.target,
             "version": request.version,
             "headers": request.headers,
             "body": b"".join(parts).decode("latin-1"),
         }
-        return self._said(request, msgspec.json.encode(said))
+        return msgspec.json.encode(said)
 
     def _said(self, request: Request, content: bytes) -> Answer:
         return Answer(200, content, b"X-Method: %b\r\n" % request.method.encode())
