@@ -23,7 +23,7 @@ import msgspec
 from collector.bodies import BodyFormat, Rejection
 from collector.config.kinds import Address
 from collector.errors import CollectorError, DiskFull, MalformedBody, QueueUnavailable, Retryable, TooLarge
-from collector.intake import Intake, Report
+from collector.intake import Intake, Report, Storing
 from collector.observe.logs import get_logger
 from collector.observe.metrics import CONTENT_TYPE, Metrics, Verdicts
 from collector.observe.status import Status
@@ -31,7 +31,7 @@ from collector.sources.access import Guard
 from collector.sources.encodings import ENCODINGS
 from collector.sources.gateway import Gateway, Route
 from collector.sources.http1 import Limits
-from collector.sources.http_body import Body, BodyLimits, Held, Memory
+from collector.sources.http_body import Body, BodyLimits, Memory
 from collector.sources.http_message import Answer, ClientGone, Pending, Refusal, Request, header_lines, path_name
 from collector.sources.http_server import Server
 from collector.sources.known_heads import Begin
@@ -199,30 +199,32 @@ class HttpSource:
     ) -> Answer | Pending:
         """The same as `answer`, for a body that is there and whose head has come before."""
         started = time.perf_counter()
-        held = Held(self._memory)
+        held = 0
         try:
             if not is_local:
                 self._guard.check_host(headers)
                 self._guard.check_sender(headers)
-            self._limits.check_sent(len(body))
-            self._limits.check_decompressed(len(body))
-            held.add(len(body))
+            self._limits.check_whole(len(body))
+            self._memory.hold(len(body))
+            held = len(body)
             storing = self._intake.begin(body, body_format, app_id)
         except Exception as error:  # noqa: BLE001 - none may end the connection
-            held.release()
+            self._memory.release(held)
             return self._refused(error, Report())
+        if storing.verdicts is None:
+            return self._told(storing, held, started)
+        return Pending(storing.verdicts, functools.partial(self._told, storing, held, started))
 
-        def answer() -> Answer:
-            held.release()
-            report = Report()
-            try:
-                self._intake.tell(storing, report)
-                report.conclude()
-            except Exception as error:  # noqa: BLE001 - none may end the connection
-                return self._refused(error, report)
-            return self._taken(report, started)
-
-        return answer() if storing.verdicts is None else Pending(storing.verdicts, answer)
+    def _told(self, storing: Storing, held: int, started: float) -> Answer:
+        """The answer to a post of which it is known now what has become."""
+        self._memory.release(held)
+        report = Report()
+        try:
+            self._intake.tell(storing, report)
+        except Exception as error:  # noqa: BLE001 - none may end the connection
+            return self._refused(error, report)
+        report.conclude()
+        return self._taken(report, started)
 
     def _refused(self, error: Exception, report: Report) -> Answer:
         """What the client is told of an error; one that nobody foresaw is logged without the request's content."""
@@ -299,7 +301,9 @@ class HttpSource:
         """The answer to a post of which nothing is left to say."""
         self._count(report)
         self._metrics.acknowledgement_seconds.observe(time.perf_counter() - started)
-        return Answer(400 if report.rejected else 200, _encode(report), JSON_TYPE)
+        if report.rejected:
+            return Answer(400, _encode(report), JSON_TYPE)
+        return _all_taken(report.accepted, report.duplicates)
 
     def _count(self, report: Report) -> None:
         self._verdicts.count(report.accepted, report.duplicates, report.rejected)
@@ -336,6 +340,11 @@ def _post(path: str) -> Post | None:
         return Post(FORMATS, None)
     match = PUSH_PATH.fullmatch(path)
     return Post(PUSH_FORMATS, path_name(match[1])) if match is not None else None
+
+
+@functools.lru_cache(maxsize=64)
+def _all_taken(accepted: int, duplicates: int) -> Answer:
+    return Answer(200, _encode(Report(accepted, duplicates)), JSON_TYPE)
 
 
 def _encoding(headers: Mapping[str, str]) -> str:

@@ -21,6 +21,12 @@ class BodyLimits(msgspec.Struct, frozen=True):
     stream_bytes: int
     held_bytes: int
 
+    def check_whole(self, size: int) -> None:
+        """Raises TooLarge for a body of so many bytes that is not compressed."""
+        if size > self.sent_bytes or size > self.decompressed_bytes:
+            self.check_sent(size)
+            self.check_decompressed(size)
+
     def check_sent(self, size: int) -> None:
         """Raises TooLarge for a body of so many bytes, as it is sent."""
         if size > self.sent_bytes:
@@ -46,23 +52,9 @@ class Memory:
             raise Refusal(503, reason, "memory", {"Retry-After": "1"})
         self.held_bytes += size
 
-
-class Held:
-    """The part of it that one body takes; `release` it when its events are stored or refused."""
-
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-        self.bytes = 0
-
-    def add(self, size: int) -> None:
-        """So much more. Raises Refusal where that is too much."""
-        self._memory.hold(size)
-        self.bytes += size
-
-    def release(self) -> None:
-        """Nothing is held any more."""
-        self._memory.held_bytes -= self.bytes
-        self.bytes = 0
+    def release(self, size: int) -> None:
+        """So much less is held."""
+        self.held_bytes -= size
 
 
 class Body:
@@ -72,7 +64,8 @@ class Body:
         self._request = request
         self._decoder = Decoder(encoding)
         self._limits = limits
-        self._held = Held(memory)
+        self._memory = memory
+        self._held_bytes = 0
 
     async def whole(self) -> bytes:
         """All of it. Raises TooLarge as soon as it is, MalformedBody, and Refusal."""
@@ -84,8 +77,8 @@ class Body:
             sent_bytes += len(part)
             limits.check_sent(sent_bytes)
             for piece in self._decoder.pieces(part):
-                limits.check_decompressed(self._held.bytes + len(piece))
-                self._held.add(len(piece))
+                limits.check_decompressed(self._held_bytes + len(piece))
+                self._hold(len(piece))
                 parts.append(piece)
         self._decoder.end()
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -98,13 +91,18 @@ class Body:
                 taken_bytes += len(piece)
                 if taken_bytes > self._limits.stream_bytes:
                     raise _too_large("max_stream_bytes", self._limits.stream_bytes)
-                self._held.add(min(len(piece), STREAM_HELD_BYTES - self._held.bytes))
+                self._hold(min(len(piece), STREAM_HELD_BYTES - self._held_bytes))
                 yield piece
         self._decoder.end()
 
     def release(self) -> None:
         """Nothing of it is held any more."""
-        self._held.release()
+        self._memory.release(self._held_bytes)
+        self._held_bytes = 0
+
+    def _hold(self, size: int) -> None:
+        self._memory.hold(size)
+        self._held_bytes += size
 
 
 def _too_large(key: str, limit: int) -> TooLarge:

@@ -1,6 +1,7 @@
 """What is asked over HTTP and what is answered: requests, whose bodies may still be coming in, answers and refusals."""
 
 import asyncio
+import functools
 from collections.abc import AsyncGenerator, Callable, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
@@ -55,20 +56,26 @@ class Answer(NamedTuple):
 
     def head(self, date_line: bytes, *, version: str, is_last: bool) -> bytes:
         """All that comes before the content, to a client of this version of HTTP."""
-        ends_by_itself = True
-        if self.status == 304:  # it has no content, and a length would be that of a 200 (RFC 9110 section 8.6)
-            framing = b""
-        elif isinstance(self.content, bytes):
-            framing = b"Content-Length: %d\r\n" % len(self.content)
-        else:
-            ends_by_itself = version == "1.1"
-            framing = b"Transfer-Encoding: chunked\r\n" if ends_by_itself else b""
-        if is_last or not ends_by_itself:
-            framing += b"Connection: close\r\n"
-        elif version == "1.0":
-            framing += b"Connection: keep-alive\r\n"
-        start = b"HTTP/1.1 %d %b\r\n" % (self.status, _PHRASES.get(self.status, b""))
-        return b"%b%b%b%b\r\n" % (start, date_line, self.headers, framing)
+        length = len(self.content) if isinstance(self.content, bytes) else None
+        return _head(self.status, length, self.headers, date_line, version, is_last)
+
+
+@functools.lru_cache(maxsize=256)  # one second's answers are much alike
+def _head(status: int, length: int | None, headers: bytes, date_line: bytes, version: str, is_last: bool) -> bytes:
+    ends_by_itself = True
+    if status == 304:  # it has no content, and a length would be that of a 200 (RFC 9110 section 8.6)
+        framing = b""
+    elif length is not None:
+        framing = b"Content-Length: %d\r\n" % length
+    else:
+        ends_by_itself = version == "1.1"
+        framing = b"Transfer-Encoding: chunked\r\n" if ends_by_itself else b""
+    if is_last or not ends_by_itself:
+        framing += b"Connection: close\r\n"
+    elif version == "1.0":
+        framing += b"Connection: keep-alive\r\n"
+    start = b"HTTP/1.1 %d %b\r\n" % (status, _PHRASES.get(status, b""))
+    return b"%b%b%b%b\r\n" % (start, date_line, headers, framing)
 
 
 class Pending(NamedTuple):

@@ -128,7 +128,7 @@ class Echo:
             return Answer(500, b"")
 
     def begin(self, request: Request) -> Begin | None:
-        """The same by the way of heads that have come before: at once, or for bodies of even length a little later."""
+        """The same for heads that have come before. `/held` waits for the gate, a body of odd length for some turns."""
         if request.target.startswith(("/gated", "/slow", "/large", "/refused")) or request.target.endswith("/early"):
             return None
 
@@ -136,11 +136,9 @@ class Echo:
             self.served += 1
             self.known += 1
             answer = self._said(request, self._heard(request, [body]))
-            if len(body) % 2:
-                return answer
-            until: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            asyncio.get_running_loop().call_later(0.001, until.set_result, None)
-            return Pending(until, lambda: answer)
+            if request.target.startswith("/held"):
+                return Pending(asyncio.ensure_future(self.gate.wait()), lambda: answer)
+            return Pending(asyncio.ensure_future(settle()), lambda: answer) if len(body) % 2 else answer
 
         return begun
 

@@ -1,0 +1,279 @@
+"""A request whose head has come before is answered as any other, though nobody parses it."""
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from collector.sources.http1 import PIPELINE_HIGH_WATER
+from collector.sources.known_heads import MAX_BODY_BYTES, MAX_HEAD_BYTES, MAX_HEADS
+from tests.sources.test_http1 import (
+    BODY_SECONDS,
+    FIELDS,
+    GET,
+    IDLE_SECONDS,
+    LOOPS,
+    PATIENCE_SECONDS,
+    Client,
+    Site,
+    chunked,
+    on_both_loops,
+    post,
+    serving,
+    settle,
+    site_on,
+    until,
+)
+
+HELD = post(b"1", "/held")
+
+
+async def heard(client: Client, message: bytes) -> str:
+    """The body that the application has seen."""
+    return str((await client.ask(message)).said()["body"])
+
+
+async def knows(site: Site, message: bytes) -> bool:
+    """Whether the head is known once the message was answered."""
+    client = await site.client()
+    before = site.app.known
+    assert (await client.ask(message)).status == 200
+    assert (await client.ask(message)).status == 200
+    return site.app.known == before + 1
+
+
+@st.composite
+def alike(draw: st.DrawFn) -> list[bytes]:
+    """Messages with one head, whose bodies are all as long as it says."""
+    size = draw(st.integers(1, 40))
+    bodies = draw(st.lists(st.binary(min_size=size, max_size=size), min_size=2, max_size=4))
+    fields = b"".join(b"%b: %b\r\n" % (name.encode(), value.encode("latin-1")) for name, value in draw(FIELDS).items())
+    target = "/" + draw(st.text("ab/?", max_size=4))
+    head = b"POST %b HTTP/1.1\r\nHost: h\r\n%bContent-Length: %d\r\n\r\n" % (target.encode(), fields, size)
+    return [head + body for body in bodies]
+
+
+@pytest.mark.parametrize("loop_name", LOOPS)
+def test_the_application_sees_the_same_of_a_known_head_as_of_one_that_is_parsed(loop_name: str) -> None:
+    async def converse(site: Site, messages: list[bytes]) -> None:
+        client, known = await site.client(), site.app.known
+        site.server.known_heads.forget()
+        answers = [await client.ask(message) for message in messages]
+        assert site.app.known == known + len(messages) - 1
+        for message, answer in zip(messages, answers, strict=True):
+            site.server.known_heads.forget()
+            parsed = await client.ask(message)
+            assert (answer.status, answer.content, answer.is_last) == (parsed.status, parsed.content, parsed.is_last)
+            assert answer.headers.keys() == parsed.headers.keys()
+        client.writer.close()
+
+    with site_on(loop_name) as (runner, site):
+
+        @settings(max_examples=100)
+        @given(messages=alike())
+        def converses(messages: list[bytes]) -> None:
+            runner.run(converse(site, messages))
+
+        converses()
+
+
+@on_both_loops
+async def test_a_head_is_known_on_every_connection_of_the_server() -> None:
+    async with serving() as site:
+        one, other = await site.client(), await site.client()
+        assert await heard(one, post(b"abc")) == "abc"
+        assert await heard(other, post(b"xyz")) == "xyz"
+        assert site.app.known == 1
+        site.server.known_heads.forget()
+        assert await heard(other, post(b"xyz")) == "xyz"
+        assert site.app.known == 1
+
+
+@on_both_loops
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param(GET, id="no post"),
+        pytest.param(post(b"abc").replace(b"POST", b"PUT"), id="another method"),
+        pytest.param(chunked(b"3\r\nabc\r\n0\r\n\r\n"), id="no length"),
+        pytest.param(b"POST / HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\na", id="HTTP/1.0"),
+        pytest.param(post(b"x" * (MAX_BODY_BYTES + 1), "/count"), id="a large body"),
+        pytest.param(post(b"a", "/" + "a" * MAX_HEAD_BYTES), id="a large head"),
+        pytest.param(post(b"abc", "/early"), id="what the application reads by itself"),
+    ],
+)
+async def test_other_requests_are_parsed_each_time(message: bytes) -> None:
+    async with serving() as site:
+        assert not await knows(site, message)
+
+
+@on_both_loops
+@pytest.mark.parametrize("at", [1, 20, -4, -1])
+async def test_a_message_in_two_packets_is_parsed(at: int) -> None:
+    async with serving() as site:
+        client = await site.client()
+        message = post(b"abcd")
+        assert await heard(client, message) == "abcd"
+        await client.send_packets([message[:at], message[at:]])
+        assert (await client.answer()).said()["body"] == "abcd"
+        assert site.app.known == 0
+        assert await heard(client, message) == "abcd"
+        assert site.app.known == 1
+
+
+@on_both_loops
+async def test_two_messages_in_one_packet_are_parsed() -> None:
+    async with serving() as site:
+        client = await site.client()
+        assert await heard(client, post(b"abc")) == "abc"
+        client.send(post(b"abc") + post(b"xyz"))
+        assert [got.said()["body"] for got in await client.answers(2)] == ["abc", "xyz"]
+        assert site.app.known == 0
+
+
+@on_both_loops
+async def test_a_body_that_looks_like_a_request_is_none() -> None:
+    async with serving() as site:
+        client = await site.client()
+        for body in (post(b"abc"), GET + b"\r\n\r\n" * 8, b"\r\n\r\n" * 4):
+            for _ in range(2):
+                assert await heard(client, post(body)) == body.decode()
+        assert site.app.known == 3
+
+
+@on_both_loops
+async def test_what_comes_behind_a_known_one_is_answered_behind_it() -> None:
+    async with serving() as site:
+        client = await site.client()
+        await client.ask(HELD)
+        await client.send_packets([HELD, post(b"2"), GET])
+        assert site.app.known == 1
+        site.app.gate.set()
+        assert [got.said()["body"] for got in await client.answers(3)] == ["1", "2", ""]
+        assert await heard(client, HELD) == "1"
+
+
+@on_both_loops
+async def test_a_stop_waits_for_a_known_one_and_closes_behind_it() -> None:
+    async with serving() as site:
+        client = await site.client()
+        await client.ask(HELD)
+        client.send(HELD)
+        await settle()
+        site.listener.close()
+        stop = asyncio.create_task(site.server.stop(PATIENCE_SECONDS))
+        await settle()
+        assert not stop.done()
+        site.app.gate.set()
+        got = await client.answer()
+        assert (got.status, got.is_last) == (200, True)
+        assert await client.closed()
+        await stop
+
+
+@on_both_loops
+async def test_during_a_stop_a_known_one_is_answered_and_is_the_last() -> None:
+    async with serving() as site:
+        busy, fresh = await site.client(), await site.client()
+        await busy.ask(post(b"1"))
+        busy.send(post(b"1", "/gated"))
+        await settle()
+        site.listener.close()
+        stop = asyncio.create_task(site.server.stop(PATIENCE_SECONDS))
+        await settle()
+        got = await fresh.ask(post(b"2"))
+        assert (got.said()["body"], got.is_last) == ("2", True)
+        assert await fresh.closed()
+        site.app.gate.set()
+        assert (await busy.answer()).is_last
+        await stop
+
+
+@on_both_loops
+@pytest.mark.parametrize("leaves", [Client.end, Client.reset])
+async def test_a_client_that_leaves_meanwhile_leaves_nothing_behind(leaves: object) -> None:
+    async with serving() as site:
+        client = await site.client()
+        await client.ask(HELD)
+        client.send(HELD)
+        await settle()
+        assert callable(leaves)
+        leaves(client)
+        await until(lambda: site.only._is_deaf)
+        assert site.server.in_flight == 1
+        site.app.gate.set()
+        if leaves is Client.end:
+            assert (await client.answer()).is_last
+        await until(lambda: site.server.connections == 0)
+
+
+@on_both_loops
+async def test_a_known_one_counts_among_the_requests_in_flight() -> None:
+    async with serving(requests_in_flight=1) as site:
+        one, other = await site.client(), await site.client()
+        await one.ask(HELD)
+        one.send(HELD)
+        await settle()
+        assert site.server.in_flight == 1
+        got = await other.ask(HELD)
+        assert (got.status, got.said()["label"]) == (503, "requests_in_flight")
+        site.app.gate.set()
+        assert (await one.answer()).status == 200
+
+
+@on_both_loops
+async def test_no_known_one_is_late_while_we_work_and_the_connection_is_idle_behind_it() -> None:
+    async with serving() as site:
+        client = await site.client()
+        await client.ask(HELD)
+        client.send(HELD)
+        await settle()
+        await site.later(10 * BODY_SECONDS)
+        site.app.gate.set()
+        assert (await client.answer()).status == 200
+        await site.later(IDLE_SECONDS - 2)
+        assert site.server.connections == 1
+        await site.later(4)
+        assert await client.closed()
+
+
+@on_both_loops
+async def test_a_client_that_reads_no_answers_is_read_no_further_and_cut_off() -> None:
+    message = post(b"x" * (MAX_BODY_BYTES // 4))
+    async with serving() as site:
+        client = await site.client(receive_bytes=4096)
+        client.send(message)
+        await until(lambda: site.app.served == 1)
+        while not site.only._is_paused:
+            client.send(message)
+            await settle()
+        assert site.app.known > 1
+        assert len(site.only._requests) <= PIPELINE_HIGH_WATER + 1
+        await site.later(IDLE_SECONDS + 2)
+        await until(lambda: site.server.connections == 0)
+
+
+@on_both_loops
+async def test_so_many_heads_are_known_and_no_more() -> None:
+    async with serving() as site:
+        client = await site.client()
+        for number in range(MAX_HEADS + 3):
+            assert await heard(client, post(b"ab", f"/{number}")) == "ab"
+        assert len(site.server.known_heads._known) <= MAX_HEADS
+        assert await heard(client, post(b"cd", f"/{MAX_HEADS + 2}")) == "cd"
+        assert site.app.known == 1
+
+
+@on_both_loops
+async def test_when_the_program_ends_before_the_answer_the_connection_ends_with_it() -> None:
+    async with serving() as site:
+        client = await site.client()
+        await client.ask(HELD)
+        client.send(HELD)
+        await settle()
+        serving_future = site.only._serving
+        assert serving_future is not None
+        serving_future.cancel()
+        await client.gone()
+        await until(lambda: site.server.connections == 0)
