@@ -41,7 +41,6 @@ NOT_TAKEN = {
     "database.damaged": "of a damaged file; see tests/queue/test_salvage.py",
     "database._named_statements": "at import",
     "database._sql": "at import",
-    "sqlite.SqliteQueue._notice": "of a damaged file; see tests/queue/test_salvage.py",
     "flusher.Flusher.try_held": AT_RELOAD,
     "flusher.Flusher.use_pace": AT_RELOAD,
     "flusher.Flusher.use_publisher": AT_RELOAD,
