@@ -55,9 +55,18 @@ def _named_statements(text: str) -> dict[str, str]:
 
 SQL = _named_statements(_sql("statements.sql"))
 
-MIGRATIONS: tuple[str, ...] = (_sql("schema.sql"), _sql("schema_2.sql"))
+MIGRATIONS: tuple[str, ...] = (_sql("schema.sql"), _sql("schema_2.sql"), _sql("schema_3.sql"))
 """Script N (from 0) takes a file from schema version N to N + 1. Landed scripts never change: a file whose schema is
 not, letter by letter, what they make is taken for damaged."""
+
+
+WRITER = _sql("writer.sql")
+
+MAX_FRESH_KEYS = 1000
+"""Keys that one `put_fresh` takes: as many as writer.sql has places for."""
+
+LATEST_SECOND = 10**11
+"""A stamp in `seen` above this is in microseconds: see schema_3.sql."""
 
 
 def make_file(file: Path) -> None:
@@ -107,7 +116,10 @@ def open_writer(directory: Path) -> sqlite3.Connection:
         connection.execute(f"PRAGMA wal_autocheckpoint = {AUTO_CHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        connection.execute("PRAGMA temp_store = MEMORY")  # there may be no folder to write to
         migrate(connection, file)
+        for statement in _split(WRITER):
+            connection.execute(statement)
     except (sqlite3.Error, OSError) as error:
         if connection is not None:
             connection.close()

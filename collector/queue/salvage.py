@@ -24,7 +24,7 @@ import msgspec
 
 from collector.events import KEY_BYTES
 from collector.queue.bare_file import copy_with_log, leaves_of, open_bare, roots_of
-from collector.queue.database import FILE_NAME, make_file
+from collector.queue.database import FILE_NAME, LATEST_SECOND, make_file
 from collector.queue.soundness import is_proven, key_of, letter_crc, lines_crc
 from collector.queue.walk import Row, Table, readable_rows
 
@@ -182,9 +182,9 @@ class _Salvage:
             self._old = open_bare(self._copy, self._roots)
 
     def _take_keys(self) -> None:
-        now_us = time.time_ns() // 1000
+        now = int(time.time())
         sound = (
-            (key, min(stamp, now_us))
+            (key, min(stamp if stamp < LATEST_SECOND else stamp // 1_000_000, now))
             for key, stamp in self._rows("seen", KEYS, 2 ** (8 * KEY_BYTES) - 1)
             if isinstance(key, bytes) and len(key) == KEY_BYTES and isinstance(stamp, int)
         )
@@ -328,7 +328,7 @@ class _Salvage:
             )
 
     def _add_keys(self, name: str, lines: list[bytes], stamp: int) -> None:
-        keys = [(key, stamp) for line in lines if (key := key_of(name, line)) is not None]
+        keys = [(key, stamp // 1_000_000) for line in lines if (key := key_of(name, line)) is not None]
         added = self._new.executemany("INSERT OR IGNORE INTO seen (key, stamp) VALUES (?, ?)", keys).rowcount
         self._did.keys_rebuilt += added
 

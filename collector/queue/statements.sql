@@ -20,7 +20,7 @@ INSERT INTO fresh (keys, stamp, app, events, lines, crc) VALUES (?1, ?2, ?3, ?4,
 -- The keys come as one blob, 24 bytes each. Fails if any of them is known.
 INSERT INTO seen (key, stamp)
 WITH RECURSIVE place (at) AS (SELECT 1 UNION ALL SELECT at + 24 FROM place WHERE at + 24 < length(?1))
-SELECT substr(?1, at, 24), ?2 FROM place;
+SELECT substr(?1, at, 24), ?2 / 1000000 FROM place;
 
 -- name: known
 -- The positions of the keys in such a blob that are known.
@@ -71,7 +71,8 @@ SELECT stamp FROM segment WHERE segment > ?1 AND segment < ?2 ORDER BY segment L
 SELECT key FROM seen WHERE key > ?1 ORDER BY key LIMIT 1 OFFSET ?2;
 
 -- name: prune
-DELETE FROM seen WHERE key > ?1 AND key <= ?2 AND stamp < ?3;
+-- Received before ?3 (microseconds); stamps are in seconds, or, from before schema version 3, in microseconds.
+DELETE FROM seen WHERE key > ?1 AND key <= ?2 AND (stamp < ?3 / 1000000 OR stamp BETWEEN 100000000000 AND ?3 - 1);
 
 -- name: count_pruned
 UPDATE pruned SET keys = keys + ?1;

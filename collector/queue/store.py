@@ -25,7 +25,15 @@ from collector.errors import CollectorError, DiskFull, QueueBroken, QueueUnavail
 from collector.events import KEY_BYTES
 from collector.observe.logs import get_logger
 from collector.queue.base import Batch, Verdict
-from collector.queue.database import BUSY_TIMEOUT_MS, FILE_NAME, SQL, WAL_LIMIT_BYTES, open_writer, translate
+from collector.queue.database import (
+    BUSY_TIMEOUT_MS,
+    FILE_NAME,
+    MAX_FRESH_KEYS,
+    SQL,
+    WAL_LIMIT_BYTES,
+    open_writer,
+    translate,
+)
 from collector.queue.lock import Presence
 from collector.queue.operations import Done, Put, Settle, Waiting
 from collector.queue.ready import make_ready
@@ -49,7 +57,7 @@ class Store:
 
     def __init__(self, directory: Path, *, batch_events: int, clock: Clock) -> None:
         self._file = directory / FILE_NAME
-        self._batch_events = batch_events
+        self._segment_events = min(batch_events, MAX_FRESH_KEYS)
         self._clock = clock
         self._wall = WallTime(clock)
         self._apps: dict[str, int] = {}
@@ -156,39 +164,61 @@ class Store:
         return done
 
     def _put_fresh(self, operations: Sequence[Put | Settle]) -> list[Done] | None:
-        """The transaction as a single statement, where it is a put of one app's events that fit into one segment.
+        """The transaction with one statement for each segment, where it is nothing but new events of known apps.
 
-        None where it is not, or where some event was known already; then nothing is stored.
+        None where it is not; then nothing is stored. A single statement is a transaction by itself.
         """
-        batches: list[Batch] = []
-        for operation in operations:
-            if not isinstance(operation, Put):
-                return None
-            batches += operation.batches
-        keys = [key for batch in batches for key in batch.keys]
-        if not 0 < len(keys) <= self._batch_events:
+        segments = self._fresh_segments(operations)
+        if not segments:
             return None
-        app_id = batches[0].app_id
-        app = self._apps.get(app_id)
-        if app is None:  # another process may be adding it: that needs the write lock
-            return None
-        for batch in batches:
-            if batch.app_id != app_id:
-                return None
-        keys.sort()  # so that neighbours meet in the same page
-        lines = b"\n".join([batch.lines for batch in batches])
         try:
-            self._execute(
-                SQL["put_fresh"],
-                (b"".join(keys), self._wall.latest_us(), app, len(keys), lines, lines_crc(app_id, lines)),
-            )
-        except sqlite3.IntegrityError:
-            return None
+            if len(segments) > 1:
+                self._execute("BEGIN IMMEDIATE")
+            for batches in segments:
+                self._add_fresh(batches)
+            if len(segments) > 1:
+                self._execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._connection.in_transaction:
+                self._execute("ROLLBACK")
+            if isinstance(error, sqlite3.IntegrityError):
+                return None
+            raise
         return [
             Done([Verdict(len(batch.keys)) for batch in operation.batches], operation.bytes)
             for operation in operations
             if isinstance(operation, Put)
         ]
+
+    def _fresh_segments(self, operations: Sequence[Put | Settle]) -> list[list[Batch]]:
+        """The batches of each segment that puts of known apps make; none where there is anything else."""
+        segments: list[list[Batch]] = []
+        open_segments: dict[str, tuple[list[Batch], int]] = {}
+        for operation in operations:
+            if not isinstance(operation, Put):
+                return []
+            for batch in operation.batches:
+                app_id, events = batch.app_id, len(batch.keys)
+                if app_id not in self._apps:  # another process may be adding it: that needs the write lock
+                    return []
+                if not 0 < events <= self._segment_events:
+                    return []
+                batches, size = open_segments.get(app_id, ([], self._segment_events))
+                if size + events > self._segment_events:
+                    batches, size = [], 0
+                    segments.append(batches)
+                batches.append(batch)
+                open_segments[app_id] = (batches, size + events)
+        return segments
+
+    def _add_fresh(self, batches: Sequence[Batch]) -> None:
+        """Adds batches of one app as one segment. Raises IntegrityError where some event was known already."""
+        app_id = batches[0].app_id
+        keys = [key for batch in batches for key in batch.keys]
+        keys.sort()  # so that neighbours meet in the same page
+        lines = b"\n".join([batch.lines for batch in batches])
+        app, crc = self._apps[app_id], lines_crc(app_id, lines)
+        self._execute(SQL["put_fresh"], (b"".join(keys), self._wall.latest_us(), app, len(keys), lines, crc))
 
     def _rollback(self) -> None:
         # After some errors SQLite has rolled back by itself. Apps that the transaction added are gone with it.
@@ -238,9 +268,9 @@ class Store:
         app = self._app(app_id)
         events = 0
         parts: list[bytes] = []
-        end = (self._batch_events, b"")  # a run that fits nowhere: it closes the last segment
+        end = (self._segment_events, b"")  # a run that fits nowhere: it closes the last segment
         for run_events, lines in (*runs, end):
-            if events and events + run_events > self._batch_events:
+            if events and events + run_events > self._segment_events:
                 text = b"\n".join(parts)
                 self._execute(SQL["add_segment"], (app, stamp, events, text, lines_crc(app_id, text)))
                 events, parts = 0, []

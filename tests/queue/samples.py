@@ -106,7 +106,7 @@ def waiting_numbers(directory: Path, app_id: str) -> list[int]:
 
 
 def remembered(directory: Path) -> dict[bytes, int]:
-    """Every key that a file holds, with its stamp."""
+    """Every key that a file holds, with its stamp, which is in seconds."""
     with opened(directory) as connection:
         return dict(connection.execute("SELECT key, stamp FROM seen"))
 

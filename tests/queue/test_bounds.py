@@ -102,7 +102,7 @@ def test_a_step_of_forgetting_costs_the_same_among_few_keys_and_among_many(
         fill(store, batches)
         before = len(remembered(tmp_path))
         with counted(store._connection) as steps:
-            assert store.prune(b"", 100, START_MS * 1000 + expired) is not None
+            assert store.prune(b"", 100, (START_MS + 1000 * expired) * 1000) is not None
             costs.append(steps())
         assert before - len(remembered(tmp_path)) == (100 if expired else 0)
     assert 0 < costs[1] <= 1.1 * costs[0]

@@ -273,7 +273,7 @@ class StoreModel(RuleBasedStateMachine):
         cut = stamps[int(share * (len(stamps) - 1))] if stamps else 0
         after: bytes | None = b""
         while after is not None:
-            after = self.store.prune(after, step, cut)
+            after = self.store.prune(after, step, cut * 1_000_000)
         self.known -= {key for key, stamp in before.items() if stamp < cut}
 
     @rule()
@@ -329,7 +329,7 @@ TestStoreModel.settings = settings(max_examples=25, stateful_step_count=20, dead
 # Stamps
 
 
-@pytest.mark.parametrize("passed_ms", [0, 5, -3_600_000])
+@pytest.mark.parametrize("passed_ms", [0, 5, 3_600_000, -3_600_000])
 def test_what_is_known_stays_known_whatever_the_clock_does(
     tmp_path: Path, store: Store, wall_clock: WallClock, passed_ms: int
 ) -> None:
@@ -337,8 +337,8 @@ def test_what_is_known_stays_known_whatever_the_clock_does(
     wall_clock.wall_ms += passed_ms
     assert put(store, batch("wiki", [0, 1]), batch("crm", [0])) == [Verdict(1, (0,)), Verdict(1)]
     stamps = remembered(tmp_path)
-    assert stamps[key("wiki", 0)] == START_MS * 1000
-    assert stamps[key("wiki", 1)] == stamps[key("crm", 0)] == (START_MS + max(0, passed_ms)) * 1000
+    assert stamps[key("wiki", 0)] == START_MS // 1000
+    assert stamps[key("wiki", 1)] == stamps[key("crm", 0)] == (START_MS + max(0, passed_ms)) // 1000
 
 
 # What does not fit
@@ -493,7 +493,7 @@ def test_pruning_forgets_exactly_what_is_older_than_the_cut_and_counts_it(
         after = store.prune(after, step, cut)
         assert kept - len(remembered(tmp_path)) <= step
         steps += 1
-    assert remembered(tmp_path) == {each: stamp for each, stamp in before.items() if stamp >= cut}
+    assert remembered(tmp_path) == {each: stamp for each, stamp in before.items() if stamp * 1_000_000 >= cut}
     assert store.remembered_keys() == 24
     assert steps == 40 // step + 1
     assert stored(tmp_path)["wiki"].events == 40  # what waits is not touched
@@ -508,6 +508,57 @@ def test_a_pruned_key_is_new_again_and_its_neighbours_are_not(store: Store, wall
     assert store.remembered_keys() == 3
 
 
+@pytest.mark.parametrize("after_ms", [0, 1, 999])
+def test_no_key_is_forgotten_before_its_time_however_its_stamp_is_rounded(
+    store: Store, wall_clock: WallClock, after_ms: int
+) -> None:
+    wall_clock.wall_ms = START_MS + after_ms
+    put(store, batch("wiki", [1]))
+    store.prune(b"", 100, (START_MS + after_ms) * 1000)
+    assert store.remembered_keys() == 1
+    store.prune(b"", 100, (START_MS + after_ms + 1000) * 1000)
+    assert store.remembered_keys() == 0
+
+
+def test_keys_from_before_version_3_have_their_stamp_in_microseconds_and_are_forgotten_in_their_time(
+    tmp_path: Path, store: Store
+) -> None:
+    put(store, batch("wiki", range(4)))
+    with opened(tmp_path) as other:
+        for number in range(3):
+            stamp = (START_MS + number) * 1000
+            other.execute("UPDATE seen SET stamp = ? WHERE key = ?", (stamp, key("wiki", number)))
+    store.prune(b"", 100, (START_MS + 1) * 1000)
+    assert set(remembered(tmp_path)) == {key("wiki", number) for number in (1, 2, 3)}
+    store.prune(b"", 100, (START_MS + 1000) * 1000)
+    assert remembered(tmp_path) == {}
+
+
+@pytest.mark.parametrize("sizes", [[1], [7, 3], [10, 10, 1], [6, 6, 6]])
+@pytest.mark.parametrize("apps", [("wiki",), ("wiki", "crm")])
+def test_new_events_of_any_number_of_batches_and_apps_make_full_segments_and_are_all_known(
+    tmp_path: Path, store: Store, sizes: Sequence[int], apps: Sequence[str]
+) -> None:
+    put(store, *(batch(app_id, [10**6]) for app_id in apps))  # the apps are known
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    batches = [
+        batch(app_id, range(start, start + size)) for start, size in zip(starts, sizes, strict=True) for app_id in apps
+    ]
+    assert put(store, *batches) == [Verdict(len(each.keys)) for each in batches]
+    assert set(remembered(tmp_path)) == {key(app, n) for app in apps for n in (*range(sum(sizes)), 10**6)}
+    for app_id in apps:
+        assert sorted(stored(tmp_path)[app_id].numbers) == [*range(sum(sizes)), 10**6]
+        assert max(stored(tmp_path)[app_id].segments) <= BATCH_EVENTS
+    assert put(store, *batches) == [Verdict(0, tuple(range(len(each.keys)))) for each in batches]
+
+
+def test_an_event_twice_among_new_ones_of_several_segments_is_stored_once(tmp_path: Path, store: Store) -> None:
+    put(store, batch("wiki", [10**6]), batch("crm", [10**6]))
+    verdicts = put(store, batch("wiki", range(10)), batch("crm", range(5)), batch("wiki", range(9, 15)))
+    assert verdicts == [Verdict(10), Verdict(5), Verdict(5, (0,))]
+    assert sorted(stored(tmp_path)["wiki"].numbers) == [*range(15), 10**6]
+
+
 def test_pruning_that_another_process_locks_out_forgets_nothing_and_can_be_repeated(
     tmp_path: Path, store: Store
 ) -> None:
@@ -516,10 +567,10 @@ def test_pruning_that_another_process_locks_out_forgets_nothing_and_can_be_repea
     with opened(tmp_path) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(QueueUnavailable):
-            store.prune(b"", 100, (START_MS + 1) * 1000)
+            store.prune(b"", 100, (START_MS + 1000) * 1000)
         other.execute("ROLLBACK")
     assert store.remembered_keys() == 2
-    assert store.prune(b"", 100, (START_MS + 1) * 1000) is None
+    assert store.prune(b"", 100, (START_MS + 1000) * 1000) is None
     assert (store.remembered_keys(), remembered(tmp_path)) == (0, {})
 
 

@@ -348,7 +348,7 @@ class World:
         queue = self._collector._queue
         assert isinstance(queue, SqliteQueue)
         now_us = queue._wall.earliest_us()  # where wall time has jumped ahead, keys stay for longer
-        remaining = max(0.0, (latest - now_us) / 1e6 + retention)
+        remaining = max(0.0, latest + 1 - now_us / 1e6 + retention)
         before = self._clock.late_seconds
         # Not a turn of the maintenance a second: what it still sleeps for may be a day.
         late = self._clock.late_seconds = max(1.0, (remaining + retention) / 20, before / 20)
