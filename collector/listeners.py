@@ -21,7 +21,7 @@ from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.status import Status
 from collector.sources.access import Guard
-from collector.sources.datagrams import DatagramSource, bind_udp, say_if_small
+from collector.sources.datagrams import DatagramSource, bind_udp, say_if_short, say_if_small
 from collector.sources.gateway import Gateway
 from collector.sources.http import HttpSource
 from collector.sources.http1 import Limits
@@ -137,6 +137,7 @@ class Listeners:
             self._start_datagrams("udp", bound, opened, is_lent=False)
         if config.unix.datagram is not None:
             bound = self._unix_socket(config.unix.datagram, SOCK_DGRAM, opened)
+            say_if_short()
             self._start_datagrams("unix", bound, opened, is_lent=False)
 
     async def _open_passed(self, opened: contextlib.AsyncExitStack) -> None:

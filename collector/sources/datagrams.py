@@ -13,6 +13,7 @@ import contextlib
 import socket
 import struct
 from collections import Counter
+from pathlib import Path
 
 from collector.clock import Clock
 from collector.config.kinds import Address
@@ -50,6 +51,11 @@ SO_RCVBUFFORCE = 33  # of Linux: as SO_RCVBUF, above the limit, for who may admi
 MAX_RECEIVE_BUFFER_BYTES = 2**30 - 1  # of Linux: it keeps twice the size in an int, and gives who asks for more this
 
 
+UNIX_QUEUE_LIMIT = Path("/proc/sys/net/unix/max_dgram_qlen")
+UNIX_QUEUE_DATAGRAMS = 1024
+"""With so many, senders over a Unix socket came from half of UDP's speed to 19 in 20 of it (bench/README.md)."""
+
+
 def bind_udp(listen: Address, *, receive_buffer_bytes: int) -> socket.socket:
     """A bound UDP socket; says so where the kernel grants it less memory than asked for. Raises OSError."""
     ((family, kind, protocol, _, address), *_) = socket.getaddrinfo(
@@ -74,6 +80,22 @@ def say_if_small(bound: socket.socket, receive_buffer_bytes: int, remedy: str) -
     granted = receive_buffer_size(bound)
     if granted < min(receive_buffer_bytes, MAX_RECEIVE_BUFFER_BYTES):
         log.warning("udp.receive_buffer_capped", asked_bytes=receive_buffer_bytes, granted_bytes=granted, remedy=remedy)
+
+
+def say_if_short() -> None:
+    """Says so where few datagrams wait in a Unix socket before their sender does: each such wait costs two switches.
+
+    The kernel's default is 10, and a socket has what was in force when it was made (unix(7)).
+    """
+    with contextlib.suppress(OSError, ValueError):
+        allowed = int(UNIX_QUEUE_LIMIT.read_text(encoding="ascii"))
+        if allowed < UNIX_QUEUE_DATAGRAMS:
+            log.info(
+                "unix.datagram_queue_short",
+                datagrams=allowed,
+                meaning="a sender waits for us after so many, and is half as fast as it could be",
+                remedy=f"sysctl -w net.unix.max_dgram_qlen={UNIX_QUEUE_DATAGRAMS}, then start the collector again",
+            )
 
 
 def receive_buffer_size(bound: socket.socket) -> int:

@@ -563,6 +563,25 @@ def test_a_receive_buffer_that_the_kernel_caps_is_said_with_the_remedy(
     assert capped["remedy"] == f"sysctl -w net.core.rmem_max={GIB}"
 
 
+@pytest.mark.parametrize(("allowed", "said_of"), [("10\n", [10]), ("1024\n", []), ("4096\n", []), (None, [])])
+def test_a_short_queue_of_a_unix_socket_is_said_with_the_remedy(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    allowed: str | None,
+    said_of: list[int],
+) -> None:
+    limit = tmp_path / "max_dgram_qlen"
+    if allowed is not None:
+        limit.write_text(allowed)
+    monkeypatch.setattr(datagrams, "UNIX_QUEUE_LIMIT", limit)
+    caplog.set_level("INFO", "collector")
+    datagrams.say_if_short()
+    records = said(caplog, "unix.datagram_queue_short")
+    assert [record["datagrams"] for record in records] == said_of
+    assert all("net.unix.max_dgram_qlen=1024" in record["remedy"] for record in records)
+
+
 @pytest.mark.parametrize(
     ("size", "option"),
     [
