@@ -9,9 +9,9 @@ Invariants:
 4. Nothing is carried over from an earlier transaction but the numbers of apps, which never change; so several
    processes can write to one file, and SQLite's lock orders them.
 
-The hot path is one statement (`fresh` in the schema), all else is four and more: each gives the interpreter lock away
-twice, and getting it back beside a busy thread costs more than the inserts of a small put (measured: commits of eight
-events took 2.3 ms with seven statements, 0.8 ms with one).
+The hot path is one statement a segment (`fresh` in writer.sql), all else is several: each gives the interpreter lock
+away twice, and getting it back beside a busy thread costs more than the inserts of a small put (measured: commits of
+eight events took 2.3 ms with seven statements, 0.8 ms with one).
 """
 
 import contextlib
@@ -91,7 +91,7 @@ class Store:
         """
         if not isinstance(self.trouble, DiskFull):
             try:
-                done = self._put_fresh(operations) or self._attempt(operations)
+                done = self._attempt_fresh(operations) or self._attempt(operations)
             except sqlite3.Error as error:
                 self._meet(translate(error, self._file))
             else:
@@ -152,63 +152,52 @@ class Store:
             self._reserve.give()
             return open_writer(directory)
 
-    def _attempt(self, operations: Sequence[Put | Settle]) -> list[Done]:
-        self._execute("BEGIN IMMEDIATE")
-        try:
-            stored = iter(self._store([operation for operation in operations if isinstance(operation, Put)]))
-            done = [next(stored) if isinstance(operation, Put) else self._settle(operation) for operation in operations]
-            self._execute("COMMIT")
-        except BaseException:
-            self._rollback()
-            raise
-        return done
+    def _attempt_fresh(self, operations: Sequence[Put | Settle]) -> list[Done] | None:
+        """The same where every event is new and of a known app, with one statement for each segment.
 
-    def _put_fresh(self, operations: Sequence[Put | Settle]) -> list[Done] | None:
-        """The transaction with one statement for each segment, where it is nothing but new events of known apps.
-
-        None where it is not; then nothing is stored. A single statement is a transaction by itself.
+        None where that is not so; then nothing has changed. A single statement is a transaction by itself.
         """
         segments = self._fresh_segments(operations)
-        if not segments:
+        if segments is None:
             return None
+        is_single = len(segments) == 1 and all(isinstance(operation, Put) for operation in operations)
         try:
-            if len(segments) > 1:
+            if not is_single:
                 self._execute("BEGIN IMMEDIATE")
             for batches in segments:
                 self._add_fresh(batches)
-            if len(segments) > 1:
+            done = [
+                Done([Verdict(len(batch.keys)) for batch in operation.batches], operation.bytes)
+                if isinstance(operation, Put)
+                else self._settle(operation)
+                for operation in operations
+            ]
+            if not is_single:
                 self._execute("COMMIT")
-        except sqlite3.Error as error:
-            if self._connection.in_transaction:
-                self._execute("ROLLBACK")
+        except BaseException as error:
+            self._rollback()
             if isinstance(error, sqlite3.IntegrityError):
                 return None
             raise
-        return [
-            Done([Verdict(len(batch.keys)) for batch in operation.batches], operation.bytes)
-            for operation in operations
-            if isinstance(operation, Put)
-        ]
+        return done
 
-    def _fresh_segments(self, operations: Sequence[Put | Settle]) -> list[list[Batch]]:
-        """The batches of each segment that puts of known apps make; none where there is anything else."""
+    def _fresh_segments(self, operations: Sequence[Put | Settle]) -> list[list[Batch]] | None:
+        """The batches of each segment that the puts make; None where an app is not known, or a batch is too large."""
         segments: list[list[Batch]] = []
-        open_segments: dict[str, tuple[list[Batch], int]] = {}
+        filling: dict[str, tuple[list[Batch], int]] = {}  # by app: its last segment so far, and the events in it
         for operation in operations:
-            if not isinstance(operation, Put):
-                return []
-            for batch in operation.batches:
+            for batch in operation.batches if isinstance(operation, Put) else ():
                 app_id, events = batch.app_id, len(batch.keys)
                 if app_id not in self._apps:  # another process may be adding it: that needs the write lock
-                    return []
+                    return None
                 if not 0 < events <= self._segment_events:
-                    return []
-                batches, size = open_segments.get(app_id, ([], self._segment_events))
+                    return None
+                batches, size = filling.get(app_id, ([], self._segment_events))
                 if size + events > self._segment_events:
                     batches, size = [], 0
                     segments.append(batches)
                 batches.append(batch)
-                open_segments[app_id] = (batches, size + events)
+                filling[app_id] = (batches, size + events)
         return segments
 
     def _add_fresh(self, batches: Sequence[Batch]) -> None:
@@ -220,9 +209,20 @@ class Store:
         app, crc = self._apps[app_id], lines_crc(app_id, lines)
         self._execute(SQL["put_fresh"], (b"".join(keys), self._wall.latest_us(), app, len(keys), lines, crc))
 
+    def _attempt(self, operations: Sequence[Put | Settle]) -> list[Done]:
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            stored = iter(self._store([operation for operation in operations if isinstance(operation, Put)]))
+            done = [next(stored) if isinstance(operation, Put) else self._settle(operation) for operation in operations]
+            self._execute("COMMIT")
+        except BaseException:
+            self._apps.clear()  # those that the transaction added are gone with it
+            self._rollback()
+            raise
+        return done
+
     def _rollback(self) -> None:
-        # After some errors SQLite has rolled back by itself. Apps that the transaction added are gone with it.
-        self._apps.clear()
+        # After some errors SQLite has rolled back by itself.
         if self._connection.in_transaction:
             self._execute("ROLLBACK")
 
