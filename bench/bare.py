@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--batches", type=int, required=True)
     options = parser.parse_args()
-    stamp = int(time.time() * 1000)
+    stamp = int(time.time())
     batches = []
     for batch in range(options.batches):
         numbers = range(batch * BATCH, (batch + 1) * BATCH)

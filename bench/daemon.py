@@ -40,10 +40,11 @@ class Running(NamedTuple):
 
     def finish(self, sample: Sample, started: float, cpu_before: float) -> Sample:
         """The sample, once the sink has all of its events."""
-        while (delivered := self.delivered()) < sample.events:
-            assert time.perf_counter() - started < DEADLINE_SECONDS, f"{delivered} of {sample.events} delivered"
+        stored = sample.events if sample.stored is None else sample.stored
+        while (delivered := self.delivered()) < stored:
+            assert time.perf_counter() - started < DEADLINE_SECONDS, f"{delivered} of {stored} delivered"
             time.sleep(0.02)
-        assert delivered == sample.events, f"{delivered} delivered, {sample.events} stored"
+        assert delivered == stored, f"{delivered} delivered, {stored} stored"
         sample.delivered_seconds = time.perf_counter() - started
         sample.cpu_seconds = cpu_seconds(self.pid) - cpu_before
         sample.rss_bytes = memory_bytes(self.pid, "VmHWM")

@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import json
 import random
+import re
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -16,11 +17,13 @@ import uvloop
 
 from bench.http1 import message_length, post
 
+ACCEPTED = re.compile(rb'"accepted":(\d+)')
+
 
 def events(count: int, seed: int, disorder_ms: int = 0) -> Iterator[str]:
     """Distinct events, as live traffic has them: time goes on, people and actions repeat.
 
-    With `disorder_ms` each event is up to so much older than its place in the row says.
+    With `disorder_ms` each event is up to so much older than its place in the row says, and a few are alike.
     """
     start_ms = 1_700_000_000_000 + seed * 1_000_000_000
     strayed = random.Random(seed).randrange
@@ -115,6 +118,7 @@ def main() -> None:
             {
                 "seconds": seconds,
                 "events": len(to_send) * options.events_per_request,
+                "stored": sum(int(count) for answer in answers for count in ACCEPTED.findall(answer)),
                 "p50_ms": latencies[len(latencies) // 2] * 1000,
                 "p99_ms": latencies[len(latencies) * 99 // 100] * 1000,
             }

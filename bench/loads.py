@@ -39,8 +39,8 @@ class Posts(NamedTuple):
     disorder_ms: int = 0
 
 
-BATCHES = Posts(events_per_request=1000, requests=400, connections=4)
-SINGLES = Posts(events_per_request=1, requests=40_000, connections=32)
+BATCHES = Posts(events_per_request=1000, requests=1000, connections=4)
+SINGLES = Posts(events_per_request=1, requests=100_000, connections=32)
 
 
 def by_http(folder: Path, posts: Posts, seed: int, queue: Path | None = None) -> Sample:

@@ -12,11 +12,13 @@ DEADLINE_SECONDS = 180.0
 class Sample(msgspec.Struct):
     """One run of one row. Where events are delivered, `delivered_seconds` is when the sink had all.
 
-    `events` are those that were stored; `lost` are others, that were sent in datagrams and dropped by the kernel.
+    `events` are those that were acknowledged; `lost` are others, that were sent in datagrams and dropped by the kernel.
+    `stored` says how many of them were no duplicates, where some were.
     """
 
     events: int
     seconds: float
+    stored: int | None = None
     cpu_seconds: float | None = None
     delivered_seconds: float | None = None
     p99_ms: float | None = None
