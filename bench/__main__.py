@@ -45,7 +45,10 @@ def run(rounds: int, folder: Path, only: Sequence[str] = ()) -> list[Row]:
     """All rows, or some and those they are held against, interleaved."""
     rows = kinds(folder)
     if only:
-        wanted = {name for each in only for name in (each, rows[each].against, rows[each].p99_against)}
+        wanted: set[str | None] = set(only)
+        for name in reversed(rows):  # a row's limits stand before it
+            if name in wanted:
+                wanted |= {rows[name].against, rows[name].p99_against}
         rows = {name: kind for name, kind in rows.items() if name in wanted}
     samples: dict[str, list[Sample]] = {name: [] for name in rows}
     for number in range(1, rounds + 1):
