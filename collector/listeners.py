@@ -24,7 +24,7 @@ from collector.sources.access import Guard
 from collector.sources.datagrams import DatagramSource, bind_udp, say_if_short, say_if_small
 from collector.sources.gateway import Gateway
 from collector.sources.http import HttpSource
-from collector.sources.http1 import Limits
+from collector.sources.http_application import Limits
 from collector.sources.http_body import BodyLimits
 from collector.sources.unix import UnixSocket
 

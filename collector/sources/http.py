@@ -30,7 +30,7 @@ from collector.observe.status import Status
 from collector.sources.access import Guard
 from collector.sources.encodings import ENCODINGS
 from collector.sources.gateway import Gateway, Route
-from collector.sources.http1 import Limits
+from collector.sources.http_application import Limits
 from collector.sources.http_body import Body, BodyLimits, Memory
 from collector.sources.http_message import Answer, ClientGone, Pending, Refusal, Request, header_lines, path_name
 from collector.sources.http_server import Server

@@ -18,8 +18,8 @@ from collections.abc import AsyncGenerator
 from typing import Any, Protocol, cast
 
 import httptools
-import msgspec
 
+from collector.sources.http_application import BODY_STEP_BYTES, Application, Limits
 from collector.sources.http_message import (
     Answer,
     AnswerBroken,
@@ -30,16 +30,13 @@ from collector.sources.http_message import (
     chunk,
     header_lines,
 )
-from collector.sources.known_heads import Begin, KnownHeads
+from collector.sources.known_heads import KnownHeads
 
 BODY_HIGH_WATER_BYTES = 256 * 2**10
 """So much of bodies may wait to be read before a connection is read no further; also what one read brings at most."""
 
 PIPELINE_HIGH_WATER = 32
 """So many requests of one connection may wait for their turn before it is read no further."""
-
-BODY_STEP_BYTES = 64 * 2**10
-"""A body's deadline is renewed with each step that has come: a slow line is fine, a dripping one is not."""
 
 LINGER_SECONDS = 2.0
 """How long a connection stays after an answer that came before the end of its request: closed at once, the kernel would
@@ -49,34 +46,6 @@ HTTP_2_PREFACE = "Pause on PRI/Upgrade"
 """What the parser says where HTTP/2 begins without having been asked for, as from `curl --http2-prior-knowledge`."""
 
 NEVER = float("inf")
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """What one server puts up with. `head_bytes` is the request line with all header fields."""
-
-    head_bytes: int
-    head_seconds: float
-    body_seconds: float
-    """Time for each `BODY_STEP_BYTES` of a body, or for what is left of it."""
-    idle_seconds: float
-    connections: int
-    requests_in_flight: int
-
-
-class Application(Protocol):
-    """What is served."""
-
-    async def answer(self, request: Request) -> Answer | None:
-        """The answer to a request; None where nobody is left to hear it. Raises nothing."""
-        ...
-
-    def refuse(self, refusal: Refusal) -> Answer:
-        """The answer to what is no proper request."""
-        ...
-
-    def begin(self, request: Request) -> Begin | None:
-        """What answers whole requests with the same head as this one; None where each must be read by itself."""
-        ...
 
 
 class Host(Protocol):

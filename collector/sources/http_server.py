@@ -3,7 +3,8 @@
 import asyncio
 from email.utils import formatdate
 
-from collector.sources.http1 import LINGER_SECONDS, Application, Connection, Limits
+from collector.sources.http1 import LINGER_SECONDS, Connection
+from collector.sources.http_application import Application, Limits
 from collector.sources.http_message import Refusal
 from collector.sources.known_heads import KnownHeads
 

@@ -22,7 +22,8 @@ from collector.queue.base import Backlog, Batch, Verdict
 from collector.sources.access import Guard
 from collector.sources.gateway import Gateway
 from collector.sources.http import HttpSource
-from collector.sources.http1 import Connection, Limits
+from collector.sources.http1 import Connection
+from collector.sources.http_application import Limits
 from collector.sources.http_body import BodyLimits
 from collector.upstream.passage import Passage
 from collector.upstream.transport import Transport

@@ -22,12 +22,11 @@ from hypothesis import strategies as st
 
 from collector.sources.http1 import (
     BODY_HIGH_WATER_BYTES,
-    BODY_STEP_BYTES,
     LINGER_SECONDS,
     PIPELINE_HIGH_WATER,
     Connection,
-    Limits,
 )
+from collector.sources.http_application import BODY_STEP_BYTES, Limits
 from collector.sources.http_message import Answer, ClientGone, Pending, Refusal, Request, header_lines
 from collector.sources.http_server import Server
 from collector.sources.known_heads import Begin
