@@ -65,8 +65,8 @@ WRITER = _sql("writer.sql")
 MAX_FRESH_KEYS = 1000
 """Keys that one `put_fresh` takes: as many as writer.sql has places for."""
 
-LATEST_SECOND = 10**11
-"""A stamp in `seen` above this is in microseconds: see schema_3.sql."""
+FIRST_MICROSECOND = 10**11
+"""A stamp in `seen` from this on is in microseconds: see schema_3.sql."""
 
 
 def make_file(file: Path) -> None:
@@ -97,16 +97,23 @@ def schema_of(version: int) -> tuple[tuple[str, str], ...]:
 
 
 def open_writer(directory: Path) -> sqlite3.Connection:
-    """The queue's file in `directory`, made or migrated to this version's schema if need be, open for writing.
+    """The queue's file in `directory`, made if there is none, open for writing.
 
-    Raises QueueBroken where the file is not a queue or is newer, QueueUnavailable where the disk does not let us.
+    Raises QueueBroken where the file is not a queue or is newer, QueueUnavailable where it is older or the disk does
+    not let us. An older one is taken over only by who is alone (see ready.py): what a process of its version writes to
+    it, or forgets, goes by other rules.
     """
     file = directory / FILE_NAME
     connection: sqlite3.Connection | None = None
     try:
         directory.mkdir(mode=0o750, parents=True, exist_ok=True)
         connection = sqlite3.connect(file, isolation_level=None, timeout=BUSY_TIMEOUT_MS / 1000, factory=Connection)
-        _version(connection, file)  # a stranger's file is left as it is
+        version = _version(connection, file)  # a stranger's file is left as it is
+        if 0 < version < len(MIGRATIONS):
+            raise QueueUnavailable(
+                f"{file} has schema version {version}, and this collector writes {len(MIGRATIONS)}; stop every process "
+                "that has it open, then start the daemon of this version: it takes the file over"
+            )
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect only before the first table
         _log_ahead(connection)
         connection.execute("PRAGMA synchronous = FULL")
@@ -203,6 +210,13 @@ def migrate(connection: sqlite3.Connection, file: Path, migrations: tuple[str, .
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
+
+
+def take_over(file: Path) -> None:
+    """A file of an earlier version is one of this from now on. Nobody else may have it open. Raises sqlite3.Error."""
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        if 0 < _version(connection, file) < len(MIGRATIONS):
+            migrate(connection, file)
 
 
 def _version(connection: sqlite3.Connection, file: Path) -> int:

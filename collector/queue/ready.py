@@ -5,6 +5,7 @@ Whatever stands there, it ends in one of two ways: a sound file of ours, or an e
 - No file: one is made under another name and put in place when it is complete; so an empty file is never a new one.
 - A file of another program, or of a newer version: refused, not touched.
 - A file that we may not use: refused, with who we are and whose it is.
+- A file of an earlier version: brought to this one.
 - A damaged file of ours: set aside, and all that can be read is salvaged into a new one (see salvage.py).
 
 Who has a file for himself alone checks it at each start: all of a small one, of a larger one no more than its head, its
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from collector.errors import DiskFull, QueueBroken
 from collector.observe.logs import get_logger
-from collector.queue.database import APPLICATION_ID, FILE_NAME, MIGRATIONS, make_file, schema_of, translate
+from collector.queue.database import APPLICATION_ID, FILE_NAME, MIGRATIONS, make_file, schema_of, take_over, translate
 from collector.queue.lock import forbidden
 from collector.queue.reserve import Reserve
 from collector.queue.salvage import COMPLETE, MAKING, Salvaged, put_in_place, salvage, sync
@@ -76,6 +77,7 @@ def _make_ready(file: Path) -> None:
         make_file(file.with_name(MAKING))
         file.with_name(MAKING).replace(file)
         sync(file.parent)
+    take_over(file)
 
 
 def doubt(directory: Path) -> None:

@@ -24,7 +24,7 @@ import msgspec
 
 from collector.events import KEY_BYTES
 from collector.queue.bare_file import copy_with_log, leaves_of, open_bare, roots_of
-from collector.queue.database import FILE_NAME, LATEST_SECOND, make_file
+from collector.queue.database import FILE_NAME, FIRST_MICROSECOND, make_file
 from collector.queue.soundness import is_proven, key_of, letter_crc, lines_crc
 from collector.queue.walk import Row, Table, readable_rows
 
@@ -184,7 +184,7 @@ class _Salvage:
     def _take_keys(self) -> None:
         now = int(time.time())
         sound = (
-            (key, min(stamp if stamp < LATEST_SECOND else stamp // 1_000_000, now))
+            (key, min(stamp if stamp < FIRST_MICROSECOND else stamp // 1_000_000, now))
             for key, stamp in self._rows("seen", KEYS, 2 ** (8 * KEY_BYTES) - 1)
             if isinstance(key, bytes) and len(key) == KEY_BYTES and isinstance(stamp, int)
         )

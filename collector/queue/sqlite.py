@@ -30,7 +30,7 @@ from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verd
 from collector.queue.database import FILE_NAME, damaged
 from collector.queue.group_commit import GroupCommit
 from collector.queue.lock import RoleLock
-from collector.queue.operations import Done, Put, Settle
+from collector.queue.operations import Done, Put, Settle, Waiting
 from collector.queue.ready import doubt
 from collector.queue.step_thread import StepThread
 from collector.queue.store import Store
@@ -417,8 +417,11 @@ class SqliteQueue:
 
     async def refresh(self) -> None:
         """Learns from the file what waits, also what other processes have put."""
-        self._foreign_commits = await self._writer.run(self._store.foreign_commits)
-        apps = await self._writer.run(self._store.apps)
+        # Taken over in the order of the writer's steps: a commit that came later must not be forgotten again.
+        await self._writer.run(lambda: (self._store.foreign_commits(), self._store.apps()), self._learn)
+
+    def _learn(self, found: tuple[int, Sequence[Waiting]]) -> None:
+        self._foreign_commits, apps = found
         self._waiting_bytes = sum(waiting.bytes for waiting in apps)
         self._dead_bytes = sum(waiting.dead_bytes for waiting in apps)
         for waiting in apps:

@@ -17,16 +17,13 @@ FROM app;
 INSERT INTO fresh (keys, stamp, app, events, lines, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6);
 
 -- name: remember
--- The keys come as one blob, 24 bytes each. Fails if any of them is known.
-INSERT INTO seen (key, stamp)
-WITH RECURSIVE place (at) AS (SELECT 1 UNION ALL SELECT at + 24 FROM place WHERE at + 24 < length(?1))
-SELECT substr(?1, at, 24), ?2 / 1000000 FROM place;
+-- The keys come as one blob of up to a thousand, 24 bytes each. Fails if any of them is known.
+INSERT INTO seen (key, stamp) SELECT substr(?1, at, 24), ?2 / 1000000 FROM place WHERE at < length(?1);
 
 -- name: known
 -- The positions of the keys in such a blob that are known.
-WITH RECURSIVE place (at) AS (SELECT 1 UNION ALL SELECT at + 24 FROM place WHERE at + 24 < length(?1))
 SELECT group_concat(at / 24) FROM place
-WHERE EXISTS (SELECT 1 FROM seen WHERE key = substr(?1, at, 24));
+WHERE at < length(?1) AND EXISTS (SELECT 1 FROM seen WHERE key = substr(?1, at, 24));
 
 -- name: add_segment
 INSERT INTO segment (segment, stamp, events, lines, crc) SELECT next_segment, ?2, ?3, ?4, ?5 FROM app WHERE app = ?1;

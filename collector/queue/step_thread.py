@@ -26,11 +26,14 @@ class StepThread:
         self._steps: SimpleQueue[tuple[Callable[[], Any], asyncio.AbstractEventLoop, Heard] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def run(self, step: Callable[[], T]) -> asyncio.Future[T]:
-        """What `step` returns or raises. A caller that does not wait for it any more does not stop it."""
+    def run(self, step: Callable[[], T], take: Callable[[T], None] | None = None) -> asyncio.Future[T]:
+        """What `step` returns or raises. A caller that does not wait for it any more does not stop it.
+
+        `take` gets what it returns before the loop hears of any later step; the caller wakes some turns after that.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self.post(step, loop, partial(_settle, future))
+        self.post(step, loop, partial(_settle, future, take))
         return future
 
     def post(self, step: Callable[[], Any], loop: asyncio.AbstractEventLoop, heard: Heard) -> None:
@@ -61,7 +64,11 @@ class StepThread:
             del item, step, loop, heard, result, failure  # or they would live until the next step
 
 
-def _settle(future: asyncio.Future[Any], result: object, failure: BaseException | None) -> None:
+def _settle(
+    future: asyncio.Future[Any], take: Callable[[Any], None] | None, result: object, failure: BaseException | None
+) -> None:
+    if take is not None and failure is None:
+        take(result)
     if future.done():
         return  # its caller was cancelled
     if failure is not None:

@@ -153,7 +153,7 @@ class Store:
             return open_writer(directory)
 
     def _attempt_fresh(self, operations: Sequence[Put | Settle]) -> list[Done] | None:
-        """The same where every event is new and of a known app, with one statement for each segment.
+        """What `_attempt` does, where every event is new and of a known app: with one statement for each segment.
 
         None where that is not so; then nothing has changed. A single statement is a transaction by itself.
         """
@@ -182,11 +182,15 @@ class Store:
         return done
 
     def _fresh_segments(self, operations: Sequence[Put | Settle]) -> list[list[Batch]] | None:
-        """The batches of each segment that the puts make; None where an app is not known, or a batch is too large."""
+        """The batches of each segment that the puts make; None where an app is unknown, or a batch is no fit."""
         segments: list[list[Batch]] = []
         filling: dict[str, tuple[list[Batch], int]] = {}  # by app: its last segment so far, and the events in it
         for operation in operations:
-            for batch in operation.batches if isinstance(operation, Put) else ():
+            if isinstance(operation, Settle):
+                if operation.app_id not in self._apps:
+                    return None
+                continue
+            for batch in operation.batches:
                 app_id, events = batch.app_id, len(batch.keys)
                 if app_id not in self._apps:  # another process may be adding it: that needs the write lock
                     return None
@@ -248,20 +252,27 @@ class Store:
         return done
 
     def _remember(self, keys: Sequence[bytes], stamp: int) -> set[bytes] | None:
-        """Enters the keys; those that were there before, or None where every single one is new."""
+        """Enters the keys; those that were there before, or None where every single one is new.
+
+        In steps, so that only those with a duplicate are done twice, and because SQLite keeps in memory every page that
+        one statement changes, to undo it: with keys in disorder one for each.
+        """
         if not keys:
             return None
         unique = sorted(set(keys))  # in key order, so that neighbours meet in the same page
-        blob = b"".join(unique)
-        try:
-            self._execute(SQL["remember"], (blob, stamp))
-        except sqlite3.IntegrityError:  # undoes this one statement
-            (positions,) = self._execute(SQL["known"], (blob,)).fetchone()
-            known = {unique[int(position)] for position in positions.split(",")}
-            if new := [key for key in unique if key not in known]:
-                self._execute(SQL["remember"], (b"".join(new), stamp))
-            return known
-        return None if len(unique) == len(keys) else set()
+        known: set[bytes] = set()
+        for start in range(0, len(unique), MAX_FRESH_KEYS):
+            some = unique[start : start + MAX_FRESH_KEYS]
+            blob = b"".join(some)
+            try:
+                self._execute(SQL["remember"], (blob, stamp))
+            except sqlite3.IntegrityError:  # undoes this one statement
+                (positions,) = self._execute(SQL["known"], (blob,)).fetchone()
+                known_here = {some[int(position)] for position in positions.split(",")}
+                if new := [key for key in some if key not in known_here]:
+                    self._execute(SQL["remember"], (b"".join(new), stamp))
+                known |= known_here
+        return known if known or len(unique) < len(keys) else None
 
     def _append(self, app_id: str, runs: Sequence[tuple[int, bytes]], stamp: int) -> None:
         """Adds runs of lines to an app's segments, as many runs to a segment as make at most a batch."""

@@ -16,6 +16,9 @@ from collections.abc import Iterable, Mapping
 
 from collector.sources.http_message import Refusal
 
+FIELDS = ("host", "origin", "sec-fetch-site", "authorization")
+"""All that is looked at of a request's header fields."""
+
 
 class Guard:
     """Decides by a request's header fields. Without `tokens` none is asked for."""

@@ -27,7 +27,7 @@ from collector.intake import Intake, Report, Storing
 from collector.observe.logs import get_logger
 from collector.observe.metrics import CONTENT_TYPE, Metrics, Verdicts
 from collector.observe.status import Status
-from collector.sources.access import Guard
+from collector.sources.access import FIELDS, Guard
 from collector.sources.encodings import ENCODINGS
 from collector.sources.gateway import Gateway, Route
 from collector.sources.http_application import Limits
@@ -188,10 +188,11 @@ class HttpSource:
         """What takes whole posts of JSON with the same head as this one."""
         with contextlib.suppress(Refusal):
             post = _post(request.path)
-            if post is not None and request.method == "POST" and _encoding(request.headers) == "identity":
+            if post is not None and _encoding(request.headers) == "identity":
                 body_format = post.format_of(request.headers)
                 if body_format is not BodyFormat.NDJSON:
-                    return functools.partial(self._begin, request.headers, body_format, post.app_id)
+                    fields = {name: request.headers[name] for name in FIELDS if name in request.headers}
+                    return functools.partial(self._begin, fields, body_format, post.app_id)
         return None
 
     def _begin(
@@ -221,10 +222,10 @@ class HttpSource:
         report = Report()
         try:
             self._intake.tell(storing, report)
+            report.conclude()
+            return self._taken(report, started)
         except Exception as error:  # noqa: BLE001 - none may end the connection
             return self._refused(error, report)
-        report.conclude()
-        return self._taken(report, started)
 
     def _refused(self, error: Exception, report: Report) -> Answer:
         """What the client is told of an error; one that nobody foresaw is logged without the request's content."""

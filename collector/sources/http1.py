@@ -358,10 +358,12 @@ class Connection(asyncio.Protocol):
 
     def _answer_known(self, begun: Pending) -> None:
         self._server.in_flight -= 1
-        if begun.until.cancelled():  # the program ends
+        try:
+            answer = begun.answer()
+        except asyncio.CancelledError:  # the program ends
             self._transport.abort()
         else:
-            self._send(begun.answer(), is_last=self._is_deaf and not self._requests)
+            self._send(answer, is_last=self._is_deaf and not self._requests)
         self._go_on()
 
     def _go_on(self) -> None:

@@ -23,9 +23,8 @@ class BodyLimits(msgspec.Struct, frozen=True):
 
     def check_whole(self, size: int) -> None:
         """Raises TooLarge for a body of so many bytes that is not compressed."""
-        if size > self.sent_bytes or size > self.decompressed_bytes:
-            self.check_sent(size)
-            self.check_decompressed(size)
+        self.check_sent(size)
+        self.check_decompressed(size)
 
     def check_sent(self, size: int) -> None:
         """Raises TooLarge for a body of so many bytes, as it is sent."""

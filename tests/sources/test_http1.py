@@ -135,9 +135,15 @@ class Echo:
             self.served += 1
             self.known += 1
             answer = self._said(request, self._heard(request, [body]))
-            if request.target.startswith("/held"):
-                return Pending(asyncio.ensure_future(self.gate.wait()), lambda: answer)
-            return Pending(asyncio.ensure_future(settle()), lambda: answer) if len(body) % 2 else answer
+            if not (len(body) % 2 or request.target.startswith("/held")):
+                return answer
+            until = asyncio.ensure_future(self.gate.wait() if request.target.startswith("/held") else settle())
+
+            def once_done() -> Answer:
+                until.result()
+                return answer
+
+            return Pending(until, once_done)
 
         return begun
 
