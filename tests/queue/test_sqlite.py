@@ -4,6 +4,7 @@ import asyncio
 import random
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -290,6 +291,21 @@ async def test_the_role_is_taken_and_released_apart_from_the_file(queue: SqliteQ
 
 
 # Limits
+
+
+async def test_what_is_learnt_from_the_file_does_not_undo_a_commit_that_came_later(queue: SqliteQueue) -> None:
+    await queue.put([batch("wiki", range(10))])
+    held = await lease(queue, "wiki")
+    learning = asyncio.create_task(queue.refresh())
+    await asyncio.sleep(0)  # the writer has it
+    begun = [asyncio.ensure_future(queue.put([batch("crm", [1])])), asyncio.create_task(queue.settle(held))]
+    for _ in range(2):
+        await asyncio.sleep(0)  # and these behind it
+    time.sleep(0.2)  # noqa: ASYNC251 - it does all of that before the loop hears of any
+    await asyncio.gather(learning, *begun)
+    assert queue.waiting_events == 1
+    assert await queue.lease("wiki", BATCH_EVENTS) is None
+    assert numbers_of(await lease(queue, "crm")) == [1]
 
 
 async def test_more_uncommitted_bytes_than_allowed_are_refused_until_the_commit(

@@ -559,6 +559,28 @@ def test_an_event_twice_among_new_ones_of_several_segments_is_stored_once(tmp_pa
     assert sorted(stored(tmp_path)["wiki"].numbers) == [*range(15), 10**6]
 
 
+def test_among_many_events_those_that_are_known_are_found_wherever_they_stand(tmp_path: Path, store: Store) -> None:
+    old = [0, 1, 999, 1000, 1001, 1999, 2000, 2499]
+    put(store, batch("wiki", old))
+    batches = [batch("wiki", range(start, start + 10)) for start in range(0, 2500, 10)]
+    again = batch("wiki", range(2495, 2505))
+    verdicts = put(store, *batches, again)
+    assert sum(verdict.accepted for verdict in verdicts) == 2500 - len(old) + 5
+    assert [10 * at + place for at, verdict in enumerate(verdicts[:-1]) for place in verdict.duplicates] == old
+    assert verdicts[-1] == Verdict(5, (0, 1, 2, 3, 4))
+    assert sorted(stored(tmp_path)["wiki"].numbers) == list(range(2505))
+    assert set(remembered(tmp_path)) == {key("wiki", number) for number in range(2505)}
+
+
+def test_a_file_of_an_earlier_version_is_taken_over_only_by_who_is_alone(tmp_path: Path, open_store: Opener) -> None:
+    other = open_store()
+    with opened(tmp_path) as connection:
+        connection.execute("PRAGMA user_version = 2")  # as if the other one were of that version
+    with pytest.raises(QueueUnavailable, match=r"schema version 2, .* stop every process"):
+        open_store()
+    assert put(other, batch("wiki", [1])) == [Verdict(1)]  # who has it goes on
+
+
 def test_pruning_that_another_process_locks_out_forgets_nothing_and_can_be_repeated(
     tmp_path: Path, store: Store
 ) -> None:
