@@ -6,7 +6,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ async def test_an_event_is_on_disk_when_record_returns_and_known_from_then_on(tm
             await collector.record(email="user@example.com", event_name="saved", timestamp_ms=1, app_id=app)
             for app in (APP, None, "other")  # the first two are the same: it is the default app
         ]
-        [waiting] = sqlite3.connect(tmp_path / "queue" / "queue.sqlite3").execute("SELECT sum(waiting_events) FROM app")
+        with closing(sqlite3.connect(tmp_path / "queue" / "queue.sqlite3")) as connection:
+            [waiting] = connection.execute("SELECT sum(waiting_events) FROM app")
         assert verdicts == [Recorded.ACCEPTED, Recorded.DUPLICATE, Recorded.ACCEPTED]
         assert waiting == (2,)
         assert (counted(collector, "accepted"), counted(collector, "duplicate")) == (2, 1)

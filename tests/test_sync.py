@@ -219,7 +219,8 @@ def program(folder: Path, source: str, upstream_url: str = NOWHERE, **settings: 
     }
     environment = {f"COLLECTOR_{name}".upper(): value for name, value in (defaults | settings).items()}
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", PROGRAM + source],
+        # Python 3.12.0 to 3.12.3 took ?1 for a name.
+        [sys.executable, "-W", "error", "-W", "ignore:Binding:DeprecationWarning", "-c", PROGRAM + source],
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
