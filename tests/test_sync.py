@@ -236,7 +236,9 @@ def ended(process: subprocess.Popen[str]) -> str:
 
 
 def test_the_end_of_the_program_stores_what_it_recorded(tmp_path: Path) -> None:
-    ended(program(tmp_path, "for number in range(500): record_nowait(number)\n"))
+    # Python 3.12 lets no thread begin once the main program has ended; before and after it, that starts by itself.
+    start = "collector.start()\n" if sys.version_info[:2] == (3, 12) else ""
+    ended(program(tmp_path, f"{start}for number in range(500): record_nowait(number)\n"))
     assert waiting(tmp_path) == 500
 
 
