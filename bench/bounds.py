@@ -29,6 +29,7 @@ from collector.observe.metrics import Metrics
 from collector.queue.base import Batch
 from collector.queue.database import FILE_NAME
 from collector.queue.sqlite import SqliteQueue
+from collector.queue.store import Store
 
 BATCH_EVENTS = 1000
 APPS = 10
@@ -94,32 +95,28 @@ class Step(NamedTuple):
     cpu: float
 
 
-class WatchedQueue(SqliteQueue):
-    """Takes the time of its steps of maintenance."""
+def watched_steps() -> dict[str, list[Step]]:
+    """What each step of maintenance takes from now on, by its name."""
+    return {name: _watched(name) for name in ("prune", "shrink", "remembered_keys", "check_file")}
 
-    def watch_steps(self) -> dict[str, list[Step]]:
-        """From now on, each step by its name."""
-        return {name: self._watch(name) for name in ("prune", "shrink", "remembered_keys", "check_file")}
 
-    def _watch(self, name: str) -> list[Step]:
-        step, steps = getattr(self._store, name), []
+def _watched(name: str) -> list[Step]:
+    step, steps = getattr(Store, name), []
 
-        def run(*arguments: object) -> object:
-            started, cpu_started = time.perf_counter(), time.thread_time()
-            try:
-                return step(*arguments)
-            finally:
-                steps.append(Step(time.perf_counter() - started, time.thread_time() - cpu_started))
+    def run(*arguments: object, **named: object) -> object:
+        started, cpu_started = time.perf_counter(), time.thread_time()
+        try:
+            return step(*arguments, **named)
+        finally:
+            steps.append(Step(time.perf_counter() - started, time.thread_time() - cpu_started))
 
-        setattr(self._store, name, run)
-        return steps
+    setattr(Store, name, run)
+    return steps
 
 
 @contextlib.asynccontextmanager
-async def opened(
-    folder: Path, clock: Clock, retention_seconds: float = 30 * DAY_SECONDS
-) -> AsyncIterator[WatchedQueue]:
-    queue = WatchedQueue(
+async def opened(folder: Path, clock: Clock, retention_seconds: float = 30 * DAY_SECONDS) -> AsyncIterator[SqliteQueue]:
+    queue = SqliteQueue(
         folder,
         batch_events=BATCH_EVENTS,
         max_bytes=2**40,
@@ -274,7 +271,7 @@ async def maintain(folder: Path, first: int, seconds: float) -> list[Row]:
     rows = []
     async with opened(folder, MonthLater(), RETENTION_SECONDS) as queue:
         alone = await longest_put(queue, first, seconds)
-        steps = queue.watch_steps()
+        steps = watched_steps()
         before = await queue.stats()
         maintaining = asyncio.create_task(queue.maintain())
         beside_steps = await longest_put(queue, 2 * first, seconds)

@@ -29,12 +29,14 @@ LOAD_BEGINS_MS = 1_700_000_000_000  # see bench.load
 DAY_MS = 86_400_000
 QUEUED_EVENTS = 1_000_000
 
+REMEMBER = "INSERT INTO seen (key, stamp) SELECT substr(?1, at, 24), ?2 FROM place WHERE at < length(?1)"
+
 
 def remember(folder: Path, count: int) -> None:
     """So many keys are in the queue's file, as if their events had been delivered."""
     connection = open_writer(folder)
     connection.execute("PRAGMA synchronous = OFF")
-    stamp, digests = time.time_ns() // 1000, struct.Struct(f"={'16s' * MAX_FRESH_KEYS}")
+    stamp, digests = int(time.time()), struct.Struct(f"={'16s' * MAX_FRESH_KEYS}")
     pack, began_ms = struct.Struct(">q").pack, LOAD_BEGINS_MS - 30 * DAY_MS
     for start in range(0, count, MAX_FRESH_KEYS):
         random = digests.unpack(os.urandom(digests.size))
@@ -42,7 +44,7 @@ def remember(folder: Path, count: int) -> None:
             pack(began_ms + (start + number) * 30 * DAY_MS // count) + digest for number, digest in enumerate(random)
         ]
         keys.sort()
-        connection.execute(SQL["remember"], (b"".join(keys), stamp))
+        connection.execute(REMEMBER, (b"".join(keys), stamp))
     assert connection.execute("SELECT count(*) FROM seen").fetchone() == (-(-count // MAX_FRESH_KEYS) * MAX_FRESH_KEYS,)
     connection.execute(SQL["count_pruned"], (-count,))  # what is remembered is what was stored and not forgotten
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

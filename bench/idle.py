@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench.bounds import Row
 from bench.daemon import collector
-from bench.processes import cpu_seconds, memory_bytes
+from bench.processes import cpu_seconds, family, memory_bytes
 
 IDLE_SECONDS, SETTLED_SECONDS, LOOK_SECONDS, STARTS = 30.0, 3.0, 0.02, 7
 
@@ -24,7 +24,7 @@ IDLE_SECONDS, SETTLED_SECONDS, LOOK_SECONDS, STARTS = 30.0, 3.0, 0.02, 7
 def wakeups(pid: int) -> dict[str, int]:
     """Of each thread, by its number and name."""
     found = {}
-    for task in Path(f"/proc/{pid}/task").iterdir():
+    for task in (task for member in family(pid) for task in Path(f"/proc/{member}/task").iterdir()):
         status = (task / "status").read_text()
         found[f"{task.name} {(task / 'comm').read_text().strip()}"] = int(
             status.partition("\nvoluntary_ctxt_switches:")[2].split()[0]

@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from bench.processes import TICKS_PER_SECOND, child, cpu_seconds, first_line, memory_bytes, python
+from bench.processes import child, cpu_seconds, first_line, memory_bytes, python
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = Path(__file__).parent / "results" / "peers.json"
@@ -214,15 +214,6 @@ def settled(sink: str, wanted: int, *, to_the_end: bool = False) -> float:
     return changed
 
 
-def cpu_with_children(pid: int) -> float:
-    """User + system of a process and of those it has started, also of those that have ended."""
-    ended = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[13:15]
-    alive = {each for task in Path(f"/proc/{pid}/task").iterdir() for each in (task / "children").read_text().split()}
-    return (
-        cpu_seconds(pid) + sum(map(int, ended)) / TICKS_PER_SECOND + sum(cpu_with_children(int(each)) for each in alive)
-    )
-
-
 @contextmanager
 def started(peer: Peer, folder: Path, sink: str) -> Iterator[tuple[subprocess.Popen[str] | None, str]]:
     if peer.serve is None:
@@ -250,7 +241,7 @@ def measured(peer: Peer, folder: Path, seconds: float, result: Result) -> None:
             accepted, took, cpu, resident = (float(word) for word in last.split())
             ended = settled(sink, int(accepted)) if server else time.perf_counter()
             if server:
-                cpu, resident = cpu_with_children(server.pid), memory_bytes(server.pid, "VmHWM") / 2**20
+                cpu, resident = cpu_seconds(server.pid), memory_bytes(server.pid, "VmHWM") / 2**20
             distinct = asked(sink, "/count")["distinct"]
     result.accepted_per_s = round(accepted / took)
     result.delivered_per_s = round(distinct / (ended - began))

@@ -33,12 +33,27 @@ def first_line(stream: Iterator[str] | None) -> str:
     return next(stream)
 
 
+def family(pid: int) -> list[int]:
+    """A process and those that it has started and that run: of a collector, the one that writes its queue."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return [pid, *(member for child in children for member in family(child))]
+
+
 def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+    """User and system, of the family, with those of it that have ended."""
+    fields = [Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split() for member in family(pid)]
+    return sum(int(number) for each in fields for number in each[11:15]) / TICKS_PER_SECOND
 
 
 def memory_bytes(pid: int, field: str) -> int:
-    """VmRSS or VmHWM of a process."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition(f"{field}:")[2].split()[0]) * 1024
+    """VmRSS or VmHWM of the family, where what its members share counts once."""
+    return sum(
+        (_kib(f"/proc/{member}/status", field) - _kib(f"/proc/{member}/status", "VmRSS")) * 1024
+        + _kib(f"/proc/{member}/smaps_rollup", "Pss") * 1024
+        for member in family(pid)
+    )
+
+
+def _kib(file: str, field: str) -> int:
+    return int(Path(file).read_text().partition(f"\n{field}:")[2].split()[0])

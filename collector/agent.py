@@ -35,6 +35,7 @@ from collector.observer import Observer
 from collector.pace import Pace
 from collector.queue.backend import backend
 from collector.queue.step_thread import StepThread
+from collector.queue.writer import Writer
 from collector.sources.gateway import Gateway
 from collector.sources.recorder import Recorded, Recorder, event_of
 from collector.supervision import Supervision
@@ -74,7 +75,8 @@ class Collector:
     `async with Collector(config) as collector:` starts it and stops it; `await collector.failed()` in between returns
     only if it cannot go on. It takes what the program records, and where it `listens`, also what others send to the
     configured sources, or to `sockets` that are bound already. Any number of processes can use one queue, in the way
-    that `delivery` says. Time, the way to upstream and the queue's threads can be others than the machine's own.
+    that `delivery` says. Time, the way to upstream, the queue's threads and who writes its file can be others than the
+    machine's own.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Collector:
         clock: Clock | None = None,
         transport: Transport | None = None,
         new_thread: Callable[[str], StepThread] = StepThread,
+        writer: Writer | None = None,
     ) -> None:
         self._config = config
         self._config_source = config_source
@@ -97,7 +100,7 @@ class Collector:
         self._process = os.getpid()
         self._clock = clock or Clock()
         self.metrics = Metrics()
-        self._queue = backend(config, clock=self._clock, metrics=self.metrics, new_thread=new_thread)
+        self._queue = backend(config, clock=self._clock, metrics=self.metrics, new_thread=new_thread, writer=writer)
         self._intake = Intake(
             self._queue,
             default_app=config.apps.default,
@@ -204,15 +207,15 @@ class Collector:
         flushing = self._supervision.tasks.get("flusher.run")
         if flushing is None:
             return StopReport(0, {})
-        deadline = self._clock.monotonic() + self._config.stop.deadline
+        is_lost = self._supervision.tasks["queue.maintain"].done()  # nothing can be stored or settled any more
+        seconds = 0.0 if is_lost else self._config.stop.deadline
+        deadline = self._clock.monotonic() + seconds
         await self._listeners.close()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._recorder.flush(), self._config.stop.deadline)
+            await asyncio.wait_for(self._recorder.flush(), seconds)
         self._flusher.drain()
         self._stop_asked.set()
-        log.info(
-            "agent.draining", waiting_events=self._queue.waiting_events, deadline_seconds=self._config.stop.deadline
-        )
+        log.info("agent.draining", waiting_events=self._queue.waiting_events, deadline_seconds=seconds)
         await asyncio.wait([flushing], timeout=max(0.0, deadline - self._clock.monotonic()))
         report = StopReport(self._queue.waiting_events, self._flusher.held, self._recorder.waiting_events)
         await self._open.aclose()

@@ -145,7 +145,7 @@ async def test_a_round_trip_ends_after_what_the_writer_was_given_before(tmp_path
     async with embedded(tmp_path, "http://127.0.0.1:1") as collector:
         gate = threading.Event()
         assert isinstance(collector._queue, SqliteQueue)
-        hanging = collector._queue._writer.run(gate.wait)
+        hanging = collector._queue._writer.run(lambda _store: gate.wait())
         trip = asyncio.create_task(collector.round_trip())
         assert (await collector.status()).is_running, "the loop is well, and so is the reader"
         assert not trip.done()

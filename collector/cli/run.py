@@ -5,8 +5,8 @@ import contextlib
 import faulthandler
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import click
@@ -16,17 +16,16 @@ from collector.cli.loop import run, stop_signals
 from collector.cli.options import config_option
 from collector.cli.role import Role, role_option
 from collector.config import Config
+from collector.config.model import Log
 from collector.errors import ConfigInvalid
 from collector.observe.logs import configure, get_logger
+from collector.queue.store_process import StoreProcess
+from collector.queue.writer import unheard
 from collector.systemd import Notifier, take_sockets
 
 log = get_logger(__name__)
 
 LEVELS = ("debug", "info", "warning", "error")
-
-SWITCH_INTERVAL_SECONDS = 0.00005
-"""How long a thread may keep the interpreter from the others. The default of 5 ms is what each of a commit's few hops
-between Python and SQLite would cost the writer's thread under load. The process is ours alone, so this may be set."""
 
 STATUS_SECONDS = 5.0
 """How often systemd is told how it is, or three times within the watchdog's time if that is shorter."""
@@ -46,10 +45,11 @@ class Daemon:
         self._is_ready = asyncio.Event()
         self._collector: Collector
         self._use(role.load(config_file))
+        self._writer = StoreProcess.fork() if self._config.queue.backend == "sqlite" else None
 
     def _use(self, config: Config) -> None:
         self._config = config
-        configure(self._log_level or config.log.level, config.log.format)
+        _configure(None, log=config.log, level=self._log_level)
 
     async def serve(self) -> None:
         """Returns after an orderly stop. Raises what keeps the collector from starting or going on."""
@@ -60,7 +60,10 @@ class Daemon:
             sockets=take_sockets() if self._role.listens else (),
             delivery=Delivery.EXCLUSIVE if self._role.delivers else Delivery.ELSEWHERE,
             config_source=f"{self._config_file or 'defaults'} and the environment",
+            writer=self._writer,
         )
+        if self._writer is not None:
+            self._collector.metrics.watch_writer(self._writer.pid)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
         async with self._reporting(), self._collector:
             self._notifier.ready()
@@ -73,6 +76,10 @@ class Daemon:
                 await failed
             failed.cancel()
 
+    def _configure_writer(self) -> None:
+        if self._writer is not None:
+            unheard(self._writer.run(partial(_configure, log=self._config.log, level=self._log_level)))
+
     def _reload(self) -> None:
         """Everything is read again. A broken configuration is refused with all its problems."""
         is_ready = self._is_ready.is_set()  # else its manager waits for another READY, or for none
@@ -80,6 +87,7 @@ class Daemon:
             self._notifier.reloading()
         try:
             self._use(self._collector.reload(self._role.load(self._config_file)).config)
+            self._configure_writer()
         except ConfigInvalid as error:
             log.error("run.reload_failed", error=str(error), remedy="the configuration of before stays in force")  # noqa: TRY400
         if is_ready:
@@ -107,6 +115,11 @@ class Daemon:
             await asyncio.sleep(period)
 
 
+def _configure(_store: object, *, log: Log, level: str | None) -> None:
+    """A step of the process that writes the queue, too."""
+    configure(level or log.level, log.format)
+
+
 @click.command("run", short_help="Run the collector.")
 @config_option
 @role_option
@@ -124,5 +137,4 @@ def command(config_file: Path | None, role: Role, log_level: str | None) -> None
     if os.getpid() == 1:  # of a container: the kernel itself reaps orphans, such as what an `exec` has left
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     daemon = Daemon(config_file, role, log_level)
-    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     run(daemon.serve())

@@ -119,6 +119,10 @@ class Metrics:
             {"version": __version__, "python": platform.python_version()}
         )
 
+    def watch_writer(self, pid: int) -> None:
+        """What the process that writes the queue takes is exported too, beside what this one takes."""
+        ProcessCollector(namespace="collector_queue_writer", pid=lambda: pid, registry=self.registry)
+
     def observe_commit(self, seconds: float, callers: int) -> None:
         """Counts one commit and how many callers it served."""
         self._commit_seconds.observe(seconds)

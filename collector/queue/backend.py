@@ -14,6 +14,7 @@ from collector.queue.recover import examine
 from collector.queue.sqlite import SqliteQueue
 from collector.queue.step_thread import StepThread
 from collector.queue.view import View
+from collector.queue.writer import Writer
 
 if TYPE_CHECKING:
     from collector.queue.jetstream.letters import StreamLetters
@@ -27,8 +28,9 @@ def backend(
     clock: Clock,
     metrics: Metrics,
     new_thread: Callable[[str], StepThread] = StepThread,
+    writer: Writer | None = None,
 ) -> Backend:
-    """The queue that `queue.backend` names, not open yet."""
+    """The queue that `queue.backend` names, not open yet. A file is written by `writer`, or in a thread."""
     queue = config.queue
     if queue.backend == JETSTREAM:
         from collector.queue.jetstream.queue import JetStreamQueue  # noqa: PLC0415 - who has SQLite needs none of it
@@ -54,6 +56,7 @@ def backend(
         clock=clock,
         metrics=metrics,
         new_thread=new_thread,
+        writer=writer,
     )
 
 

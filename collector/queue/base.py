@@ -15,7 +15,7 @@ from collector.errors import CollectorError
 from collector.observe.status import DeadLetters
 
 
-class Batch(msgspec.Struct, frozen=True, gc=False):
+class Batch(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Up to `flush.batch_events` events of one app on their way in: one key and one line of JSON for each event."""
 
     app_id: str
@@ -29,7 +29,7 @@ class Batch(msgspec.Struct, frozen=True, gc=False):
         return len(self.lines) + 1
 
 
-class Verdict(msgspec.Struct, frozen=True, gc=False):
+class Verdict(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What became of a batch: `duplicates` are the positions of events that were known already; the rest is new."""
 
     accepted: int

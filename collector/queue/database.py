@@ -11,6 +11,9 @@ Pragmas, and why:
 - `journal_size_limit=64 MiB`: the log's file is cut back to this after a checkpoint that emptied it.
 - `busy_timeout`: another process of the same program may be committing; wait for it, a commit takes milliseconds.
 - `cache_size=16 MiB`: the B-tree's inner pages of 50 million keys and the leaves of live traffic fit.
+- `secure_delete=OFF`: Debian's SQLite fills what is deleted with zeros, and so writes each delivered event twice;
+  without that a backlog leaves a sixth faster. What is deleted stays on disk until its page is used again, as it would
+  in the log in either case.
 - `trusted_schema=OFF`, `cell_size_check=ON`: a damaged or foreign file is noticed earlier.
 """
 
@@ -117,6 +120,7 @@ def open_writer(directory: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect only before the first table
         _log_ahead(connection)
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA secure_delete = OFF")
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA cell_size_check = ON")
         connection.execute("PRAGMA foreign_keys = ON")

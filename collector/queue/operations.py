@@ -7,7 +7,7 @@ import msgspec
 from collector.queue.base import Batch, Burial, Verdict
 
 
-class Put(msgspec.Struct, frozen=True, gc=False):
+class Put(msgspec.Struct, frozen=True, gc=False, tag=True, array_like=True):
     """Store these batches, all of them or none. `bytes` is the size of their lines, with the line ends."""
 
     batches: Sequence[Batch]
@@ -19,7 +19,7 @@ class Put(msgspec.Struct, frozen=True, gc=False):
         return cls(batches, sum([batch.bytes for batch in batches]))
 
 
-class Settle(msgspec.Struct, frozen=True):
+class Settle(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Take away a range of one app's segments with its `events`: bury some of them, put `rest` back in their place."""
 
     app_id: str
@@ -51,7 +51,10 @@ class Settle(msgspec.Struct, frozen=True):
         return 0
 
 
-class Done(msgspec.Struct, frozen=True, gc=False):
+Operation = Put | Settle
+
+
+class Done(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What became of one operation: the verdicts of a Put, and by how many bytes more is waiting now."""
 
     verdicts: Sequence[Verdict]

@@ -10,7 +10,7 @@ How an event goes through:
    With `queue.keep_delivered` it moves what was delivered to a table of its own, for `collector replay`.
 4. The key stays until `dedup_retention` has passed since its receipt; `maintain` forgets it in small steps.
 
-Who writes is the `Store` in the writer's thread; who reads is the `View` in the reader's. Several processes may put
+Who writes is the `Store` behind a `Writer`; who reads is the `View` in a thread of its own. Several processes may put
 into one file; only the holder of the flushing role may lease.
 """
 
@@ -22,24 +22,38 @@ from functools import partial
 from pathlib import Path
 
 from collector.clock import Clock, WallTime
-from collector.errors import CollectorError, DeadLettersFull, DiskFull, QueueBusy, QueueDamaged, QueueFull, Retryable
+from collector.errors import (
+    CollectorError,
+    DeadLettersFull,
+    DiskFull,
+    QueueBroken,
+    QueueBusy,
+    QueueDamaged,
+    QueueFull,
+    Retryable,
+)
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.status import DeadLetters
 from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verdict
-from collector.queue.database import FILE_NAME, damaged
+from collector.queue.database import BUSY_TIMEOUT_MS, FILE_NAME, damaged
 from collector.queue.group_commit import GroupCommit
 from collector.queue.lock import RoleLock
 from collector.queue.operations import Done, Put, Settle, Waiting
 from collector.queue.ready import doubt
 from collector.queue.step_thread import StepThread
 from collector.queue.store import Store
+from collector.queue.store_thread import StoreThread
 from collector.queue.view import Run, View
+from collector.queue.writer import Writer, unheard
 
 log = get_logger(__name__)
 
 BUSY_RETRY_AFTER_SECONDS = 1.0
 FULL_RETRY_AFTER_SECONDS = 5.0
+
+ELECTION_PATIENCE_SECONDS = 0.1
+"""How long who takes delivery over waits for the last settlements of who had it; puts wait meanwhile."""
 
 PRUNE_TICK_SECONDS = 1.0
 PRUNE_PASSES = 24
@@ -105,6 +119,7 @@ class SqliteQueue:
         clock: Clock,
         metrics: Metrics,
         new_thread: Callable[[str], StepThread] = StepThread,
+        writer: Writer | None = None,
     ) -> None:
         self.arrivals = asyncio.Event()
         self._directory = directory
@@ -122,13 +137,13 @@ class SqliteQueue:
         self._leasing = asyncio.Lock()
         self._foreign_commits = 0
         self._waiting_bytes = 0
+        self._settles_alone = False
         self._dead_bytes = 0  # with those of burials that wait for their commit
-        self._damage: QueueDamaged | None = None
+        self._damage: QueueBroken | None = None
         self._damage_found = asyncio.Event()
-        self._writer = new_thread("collector-queue-writer")
+        self._writer: Writer = writer or StoreThread(new_thread("collector-queue-writer"))
         self._reader = new_thread("collector-queue-reader")
         self._opened = contextlib.AsyncExitStack()
-        self._store: Store
         self._view: View
         self._commits: GroupCommit
 
@@ -138,23 +153,21 @@ class SqliteQueue:
         Raises QueueBroken or QueueUnavailable, with nothing left open.
         """
         async with contextlib.AsyncExitStack() as opened:
-            opened.callback(self._writer.shutdown)
-            opened.callback(self._reader.shutdown)
-            self._store = await self._writer.run(
-                lambda: Store(self._directory, batch_events=self._batch_events, clock=self._clock)
-            )
-            opened.push_async_callback(self._writer.run, self._store.close)
-            self._view = await self._reader.run(lambda: View(self._directory))
-            opened.push_async_callback(self._reader.run, self._view.close)
             self._commits = GroupCommit(
-                self._writer,
-                self._store.transact,
+                self._writer.give,
                 applied=self._apply,
                 failed=self._notice_damage,
                 observe_commit=self._metrics.observe_commit,
             )
+            opened.push_async_callback(self._writer.close)
+            await self._writer.open(
+                self._directory, batch_events=self._batch_events, clock=self._clock, committed=self._commits.heard
+            )
+            opened.callback(self._reader.shutdown)
+            self._view = await self._reader.run(lambda: View(self._directory))
+            opened.push_async_callback(self._reader.run, self._view.close)
             opened.push_async_callback(self._commits.close)
-            await self.refresh()
+            await self._survey(patience_seconds=BUSY_TIMEOUT_MS / 1000)
             opened.callback(self.release_flusher_role)
             self._opened = opened.pop_all()
 
@@ -179,6 +192,9 @@ class SqliteQueue:
     def release_flusher_role(self) -> None:
         """Another process may deliver."""
         self._flusher_role.release()
+        if self._settles_alone:
+            self._settles_alone = False
+            unheard(self._writer.run(Store.let_settle))
 
     @property
     def waiting_events(self) -> int:
@@ -198,7 +214,7 @@ class SqliteQueue:
     @property
     def trouble(self) -> CollectorError | None:
         """Why the disk keeps the queue from taking events at the moment; None where it does not."""
-        return self._store.trouble
+        return self._writer.trouble
 
     def oldest_waiting_seconds(self) -> float:
         """How long the oldest event that is not leased has waited; 0 where there is none."""
@@ -214,7 +230,7 @@ class SqliteQueue:
 
     async def round_trip(self) -> None:
         """Returns when the writer has done what it was given before; never, where it hangs."""
-        await self._writer.run(lambda: None)
+        await self._writer.run(_nothing)
 
     def put(self, batches: Sequence[Batch]) -> asyncio.Future[Sequence[Verdict]]:
         """See `Queue.put`. What can be said at once is raised at once."""
@@ -291,7 +307,7 @@ class SqliteQueue:
     async def maintain(self) -> None:
         """Until cancelled: forgets old keys, gives free space back, and notices what other processes have done.
 
-        Raises QueueDamaged as soon as anybody has found the file damaged: nothing goes on beside a broken file.
+        Raises QueueBroken as soon as anybody has found the file damaged, or nobody to write it: nothing goes on then.
         """
         walk = _PruneWalk(self._retention_seconds)
         said = ""
@@ -309,32 +325,21 @@ class SqliteQueue:
 
     async def _maintain_once(self, walk: "_PruneWalk") -> None:
         before_ms = self._clock.now_ms() - int(self._keep_seconds * 1000)
-        foreign_commits, has_kept = await self._writer.run(lambda: self._look_after(before_ms))
+        foreign_commits, has_kept = await self._writer.run(partial(_look_after, before_ms=before_ms))
         if self._foreign_commits != foreign_commits:
             await self.refresh()
-        trouble = self._store.trouble
+        trouble = self._writer.trouble
         while has_kept:
-            has_kept = await self._writer.run(lambda: self._store.drop_kept(before_ms))  # in between others commit
+            has_kept = await self._writer.run(partial(Store.drop_kept, before_ms=before_ms))  # in between others commit
         if trouble is not None:
             return  # it is said and shown; nothing else can be done before it ends
         if walk.is_due(self._clock.monotonic()):
-            steps, keys = walk.steps(await self._writer.run(self._store.remembered_keys))
+            steps, keys = walk.steps(await self._writer.run(Store.remembered_keys))
             before_us = self._wall.earliest_us() - int(self._retention_seconds * 1e6)
             while steps and walk.reached is not None:
-                prune = partial(self._store.prune, walk.reached, keys, before_us)
+                prune = partial(Store.prune, after=walk.reached, keys=keys, before_us=before_us)
                 walk.reached, steps = await self._writer.run(prune), steps - 1
-        await self._writer.run(self._store.shrink)
-
-    def _look_after(self, before_ms: int) -> tuple[int, bool]:
-        """What each turn of maintenance begins with, as one step: with nothing to do, it wakes the writer once.
-
-        The number of `foreign_commits`, and whether more of what was kept may have to go.
-        """
-        self._store.check_file()
-        foreign_commits = self._store.foreign_commits()
-        self._store.recover()
-        can_delete = self._store.trouble is None or isinstance(self._store.trouble, DiskFull)
-        return foreign_commits, can_delete and self._store.drop_kept(before_ms)
+        await self._writer.run(Store.shrink)
 
     async def stats(self) -> QueueStats:
         """The queue at this instant, as `collector queue stats` shows it."""
@@ -368,10 +373,11 @@ class SqliteQueue:
         return run
 
     def _notice_damage(self, error: BaseException) -> None:
-        """Whoever finds the file damaged tells the maintenance, which takes the agent down with the reason."""
-        if isinstance(error, QueueDamaged):
+        """Whoever finds the file damaged, or nobody to write it, tells the maintenance, which takes the agent down."""
+        if isinstance(error, QueueBroken):
             if self._damage is None:
-                doubt(self._directory)
+                if isinstance(error, QueueDamaged):
+                    doubt(self._directory)
                 self._damage = error
             self._damage_found.set()
 
@@ -417,8 +423,14 @@ class SqliteQueue:
 
     async def refresh(self) -> None:
         """Learns from the file what waits, also what other processes have put."""
+        await self._survey(patience_seconds=ELECTION_PATIENCE_SECONDS)
+
+    async def _survey(self, patience_seconds: float) -> None:
+        delivers = self.is_flusher
+        survey = partial(_survey, delivers=delivers, patience_seconds=patience_seconds)
         # Taken over in the order of the writer's steps: a commit that came later must not be forgotten again.
-        await self._writer.run(lambda: (self._store.foreign_commits(), self._store.apps()), self._learn)
+        await self._writer.run(survey, self._learn)
+        self._settles_alone = delivers
 
     def _learn(self, found: tuple[int, Sequence[Waiting]]) -> None:
         self._foreign_commits, apps = found
@@ -431,3 +443,28 @@ class SqliteQueue:
         """A stamp on the scale of the monotonic clock; where wall time has jumped back, now."""
         now_us = self._clock.now_us()
         return self._clock.monotonic() - max(0, now_us - (stamp or now_us)) / 1e6
+
+
+# Steps of the writer, which may be another process: functions that it finds by their names.
+
+
+def _nothing(_store: Store) -> None:
+    pass
+
+
+def _survey(store: Store, *, delivers: bool, patience_seconds: float) -> tuple[int, Sequence[Waiting]]:
+    if delivers:
+        store.settle_alone(patience_seconds)
+    return store.foreign_commits(), store.apps()
+
+
+def _look_after(store: Store, before_ms: int) -> tuple[int, bool]:
+    """What each turn of maintenance begins with, as one step: with nothing to do, it wakes the writer once.
+
+    The number of `foreign_commits`, and whether more of what was kept may have to go.
+    """
+    store.check_file()
+    foreign_commits = store.foreign_commits()
+    store.recover()
+    can_delete = store.trouble is None or isinstance(store.trouble, DiskFull)
+    return foreign_commits, can_delete and store.drop_kept(before_ms)

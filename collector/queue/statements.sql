@@ -16,12 +16,8 @@ FROM app;
 -- name: put_fresh
 INSERT INTO fresh (keys, stamp, app, events, lines, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6);
 
--- name: remember
--- The keys come as one blob of up to a thousand, 24 bytes each. Fails if any of them is known.
-INSERT INTO seen (key, stamp) SELECT substr(?1, at, 24), ?2 / 1000000 FROM place WHERE at < length(?1);
-
 -- name: known
--- The positions of the keys in such a blob that are known.
+-- The keys come as one blob of up to a thousand, 24 bytes each: the positions of those that are known.
 SELECT group_concat(at / 24) FROM place
 WHERE at < length(?1) AND EXISTS (SELECT 1 FROM seen WHERE key = substr(?1, at, 24));
 

@@ -1,4 +1,4 @@
-"""What is written to the queue's file, in whole transactions (synchronous; owned by the writer's thread).
+"""What is written to the queue's file, in whole transactions (synchronous; see writer.py).
 
 Invariants:
 
@@ -10,18 +10,19 @@ Invariants:
    processes can write to one file, and SQLite's lock orders them.
 
 The hot path is one statement a segment (`fresh` in writer.sql), all else is several: each gives the interpreter lock
-away twice, and getting it back beside a busy thread costs more than the inserts of a small put (measured: commits of
-eight events took 2.3 ms with seven statements, 0.8 ms with one).
+away twice, and getting it back beside a busy thread, as in a host program, costs more than the inserts of a small put
+(measured: commits of eight events took 2.3 ms with seven statements, 0.8 ms with one).
 """
 
 import contextlib
+import itertools
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from collector.clock import Clock, WallTime
-from collector.errors import CollectorError, DiskFull, QueueBroken, QueueUnavailable
+from collector.errors import CollectorError, DiskFull, QueueBroken, QueueInUse, QueueUnavailable
 from collector.events import KEY_BYTES
 from collector.observe.logs import get_logger
 from collector.queue.base import Batch, Verdict
@@ -29,13 +30,14 @@ from collector.queue.database import (
     BUSY_TIMEOUT_MS,
     FILE_NAME,
     MAX_FRESH_KEYS,
+    RETRY_AFTER_SECONDS,
     SQL,
     WAL_LIMIT_BYTES,
     open_writer,
     translate,
 )
-from collector.queue.lock import Presence
-from collector.queue.operations import Done, Put, Settle, Waiting
+from collector.queue.lock import Presence, RoleLock
+from collector.queue.operations import Done, Operation, Put, Settle, Waiting
 from collector.queue.ready import make_ready
 from collector.queue.reserve import Reserve
 from collector.queue.soundness import letter_crc, lines_crc
@@ -47,6 +49,8 @@ VACUUM_PAGES, VACUUM_SECONDS = 256, 0.01
 
 KEPT_ROWS = 50
 """Rows of delivered events deleted in one step: up to 200,000 events, 18 MB, some ten milliseconds."""
+
+SETTLER_LOOK_SECONDS = 0.01
 
 TRIAL_BYTES = 256 * 2**10
 """What must fit into the file before a disk that was full counts as one that takes events again."""
@@ -62,6 +66,7 @@ class Store:
         self._wall = WallTime(clock)
         self._apps: dict[str, int] = {}
         self._presence = Presence(directory)
+        self._settler = RoleLock(directory, "settler")
         self._reserve = Reserve(directory)
         self.trouble: CollectorError | None = None
         """Why the disk does not let us commit, since the last commit that failed; None where it does. While it is
@@ -82,7 +87,7 @@ class Store:
         self._inode = self._file.stat().st_ino
         self._execute: Callable[..., sqlite3.Cursor] = self._connection.execute
 
-    def transact(self, operations: Sequence[Put | Settle]) -> Sequence[Done | CollectorError]:
+    def transact(self, operations: Sequence[Operation]) -> Sequence[Done | CollectorError]:
         """One transaction for all operations; returns after its fsync, with what became of each.
 
         Where the disk refuses, nothing is stored; settlements are tried once more on their own, since they free room.
@@ -91,7 +96,7 @@ class Store:
         """
         if not isinstance(self.trouble, DiskFull):
             try:
-                done = self._attempt_fresh(operations) or self._attempt(operations)
+                done = self._attempt(operations)
             except sqlite3.Error as error:
                 self._meet(translate(error, self._file))
             else:
@@ -101,7 +106,7 @@ class Store:
         return self._settle_alone(operations, self.trouble or QueueUnavailable("the disk has refused"))
 
     def _settle_alone(
-        self, operations: Sequence[Put | Settle], failure: CollectorError
+        self, operations: Sequence[Operation], failure: CollectorError
     ) -> Sequence[Done | CollectorError]:
         settlements = [operation for operation in operations if isinstance(operation, Settle)]
         is_full = isinstance(failure, DiskFull)
@@ -152,72 +157,26 @@ class Store:
             self._reserve.give()
             return open_writer(directory)
 
-    def _attempt_fresh(self, operations: Sequence[Put | Settle]) -> list[Done] | None:
-        """What `_attempt` does, where every event is new and of a known app: with one statement for each segment.
-
-        None where that is not so; then nothing has changed. A single statement is a transaction by itself.
-        """
-        segments = self._fresh_segments(operations)
-        if segments is None:
-            return None
-        is_single = len(segments) == 1 and all(isinstance(operation, Put) for operation in operations)
-        try:
-            if not is_single:
-                self._execute("BEGIN IMMEDIATE")
-            for batches in segments:
-                self._add_fresh(batches)
-            done = [
-                Done([Verdict(len(batch.keys)) for batch in operation.batches], operation.bytes)
-                if isinstance(operation, Put)
-                else self._settle(operation)
-                for operation in operations
-            ]
-            if not is_single:
-                self._execute("COMMIT")
-        except BaseException as error:
-            self._rollback()
-            if isinstance(error, sqlite3.IntegrityError):
-                return None
-            raise
-        return done
-
-    def _fresh_segments(self, operations: Sequence[Put | Settle]) -> list[list[Batch]] | None:
-        """The batches of each segment that the puts make; None where an app is unknown, or a batch is no fit."""
-        segments: list[list[Batch]] = []
-        filling: dict[str, tuple[list[Batch], int]] = {}  # by app: its last segment so far, and the events in it
-        for operation in operations:
-            if isinstance(operation, Settle):
-                if operation.app_id not in self._apps:
-                    return None
-                continue
-            for batch in operation.batches:
-                app_id, events = batch.app_id, len(batch.keys)
-                if app_id not in self._apps:  # another process may be adding it: that needs the write lock
-                    return None
-                if not 0 < events <= self._segment_events:
-                    return None
-                batches, size = filling.get(app_id, ([], self._segment_events))
-                if size + events > self._segment_events:
-                    batches, size = [], 0
-                    segments.append(batches)
-                batches.append(batch)
-                filling[app_id] = (batches, size + events)
-        return segments
-
-    def _add_fresh(self, batches: Sequence[Batch]) -> None:
-        """Adds batches of one app as one segment. Raises IntegrityError where some event was known already."""
-        app_id = batches[0].app_id
-        keys = [key for batch in batches for key in batch.keys]
-        keys.sort()  # so that neighbours meet in the same page
-        lines = b"\n".join([batch.lines for batch in batches])
-        app, crc = self._apps[app_id], lines_crc(app_id, lines)
-        self._execute(SQL["put_fresh"], (b"".join(keys), self._wall.latest_us(), app, len(keys), lines, crc))
-
-    def _attempt(self, operations: Sequence[Put | Settle]) -> list[Done]:
+    def _attempt(self, operations: Sequence[Operation]) -> list[Done]:
+        puts = [operation for operation in operations if isinstance(operation, Put)]
+        batches = [batch for put in puts for batch in put.batches]
+        segments = self._segments(batches)
+        stored = [(Verdict(len(batch.keys)), batch.bytes if batch.keys else 0) for batch in batches]  # if all are new
+        if len(segments) == 1 and len(puts) == len(operations) and batches[segments[0][0]].app_id in self._apps:
+            with contextlib.suppress(sqlite3.IntegrityError):  # some event is known; nothing has changed
+                self._add([batches[position] for position in segments[0]])  # one statement is a transaction by itself
+                return _done(puts, stored)
         self._execute("BEGIN IMMEDIATE")
         try:
-            stored = iter(self._store([operation for operation in operations if isinstance(operation, Put)]))
-            done = [next(stored) if isinstance(operation, Put) else self._settle(operation) for operation in operations]
+            for segment in segments:
+                members = [batches[position] for position in segment]
+                try:
+                    self._add(members)
+                except sqlite3.IntegrityError:  # undoes this one statement
+                    for position, found in zip(segment, self._add_some(members), strict=True):
+                        stored[position] = found
+            put = iter(_done(puts, stored))
+            done = [next(put) if isinstance(operation, Put) else self._settle(operation) for operation in operations]
             self._execute("COMMIT")
         except BaseException:
             self._apps.clear()  # those that the transaction added are gone with it
@@ -230,63 +189,45 @@ class Store:
         if self._connection.in_transaction:
             self._execute("ROLLBACK")
 
-    def _store(self, puts: Sequence[Put]) -> list[Done]:
-        """Stores what is new of all puts together."""
-        if not puts:
-            return []
-        stamp = self._wall.latest_us()
-        known = self._remember(list(chain.from_iterable(batch.keys for put in puts for batch in put.batches)), stamp)
-        fresh: dict[str, list[tuple[int, bytes]]] = {}
-        done = []
-        for put in puts:
-            verdicts, size = [], 0
-            for batch in put.batches:
-                verdict, lines = _tell_apart(batch, known)
-                verdicts.append(verdict)
-                if verdict.accepted:
-                    fresh.setdefault(batch.app_id, []).append((verdict.accepted, lines))
-                    size += len(lines) + 1
-            done.append(Done(verdicts, size))
-        for app_id, runs in fresh.items():
-            self._append(app_id, runs, stamp)
-        return done
+    def _segments(self, batches: Sequence[Batch]) -> list[list[int]]:
+        """The segments that batches make, by their positions: of one app each, as many as make at most a batch."""
+        segments: list[list[int]] = []
+        filling: dict[str, tuple[list[int], int]] = {}  # by app: its last segment so far, and the events in it
+        for position, batch in enumerate(batches):
+            events = len(batch.keys)
+            if events > MAX_FRESH_KEYS:
+                raise ValueError(f"a batch of {events} events; expected at most {MAX_FRESH_KEYS}")
+            if not events:
+                continue
+            segment, size = filling.get(batch.app_id, ([], self._segment_events))
+            if size + events > self._segment_events:
+                segment, size = [], 0
+                segments.append(segment)
+            segment.append(position)
+            filling[batch.app_id] = (segment, size + events)
+        return segments
 
-    def _remember(self, keys: Sequence[bytes], stamp: int) -> set[bytes] | None:
-        """Enters the keys; those that were there before, or None where every single one is new.
+    def _add(self, batches: Sequence[Batch]) -> None:
+        """Adds batches of one app as one segment. Raises IntegrityError where some event was known already."""
+        keys = [key for batch in batches for key in batch.keys]
+        self._put(batches[0].app_id, sorted(keys), [batch.lines for batch in batches])
 
-        In steps, so that only those with a duplicate are done twice, and because SQLite keeps in memory every page that
-        one statement changes, to undo it: with keys in disorder one for each.
-        """
-        if not keys:
-            return None
-        unique = sorted(set(keys))  # in key order, so that neighbours meet in the same page
-        known: set[bytes] = set()
-        for start in range(0, len(unique), MAX_FRESH_KEYS):
-            some = unique[start : start + MAX_FRESH_KEYS]
-            blob = b"".join(some)
-            try:
-                self._execute(SQL["remember"], (blob, stamp))
-            except sqlite3.IntegrityError:  # undoes this one statement
-                (positions,) = self._execute(SQL["known"], (blob,)).fetchone()
-                known_here = {some[int(position)] for position in positions.split(",")}
-                if new := [key for key in some if key not in known_here]:
-                    self._execute(SQL["remember"], (b"".join(new), stamp))
-                known |= known_here
-        return known if known or len(unique) < len(keys) else None
+    def _add_some(self, batches: Sequence[Batch]) -> list[tuple[Verdict, int]]:
+        """The same where some are known: adds the others. Each batch's verdict, and the bytes of its new lines."""
+        keys = sorted({key for batch in batches for key in batch.keys})
+        (positions,) = self._execute(SQL["known"], (b"".join(keys),)).fetchone()
+        known = {keys[int(position)] for position in positions.split(",")} if positions else set()
+        new = [key for key in keys if key not in known]
+        told = [_tell_apart(batch, known) for batch in batches]
+        if new:
+            self._put(batches[0].app_id, new, [lines for verdict, lines in told if verdict.accepted])
+        return [(verdict, len(lines) + 1 if verdict.accepted else 0) for verdict, lines in told]
 
-    def _append(self, app_id: str, runs: Sequence[tuple[int, bytes]], stamp: int) -> None:
-        """Adds runs of lines to an app's segments, as many runs to a segment as make at most a batch."""
-        app = self._app(app_id)
-        events = 0
-        parts: list[bytes] = []
-        end = (self._segment_events, b"")  # a run that fits nowhere: it closes the last segment
-        for run_events, lines in (*runs, end):
-            if events and events + run_events > self._segment_events:
-                text = b"\n".join(parts)
-                self._execute(SQL["add_segment"], (app, stamp, events, text, lines_crc(app_id, text)))
-                events, parts = 0, []
-            events += run_events
-            parts.append(lines)
+    def _put(self, app_id: str, keys: Sequence[bytes], lines: Sequence[bytes]) -> None:
+        # In key order, so that neighbours meet in the same page.
+        app, text = self._app(app_id), b"\n".join(lines)
+        crc = lines_crc(app_id, text)
+        self._execute(SQL["put_fresh"], (b"".join(keys), self._wall.latest_us(), app, len(keys), text, crc))
 
     def _settle(self, settle: Settle) -> Done:
         app = self._app(settle.app_id)
@@ -316,6 +257,25 @@ class Store:
         """Every app and what waits of it, as the file says now."""
         with self._translated():
             return [Waiting(*row) for row in self._execute(SQL["load_apps"])]
+
+    def settle_alone(self, patience_seconds: float) -> None:
+        """Nobody else settles from now on, until `let_settle` or `close`.
+
+        Who dies gives up the flusher's role at once; the process that writes for him may be amid his last settlements
+        then. Raises QueueUnavailable where such a one has not ended in time.
+        """
+        deadline = time.monotonic() + patience_seconds
+        while not self._settler.is_held:
+            try:
+                self._settler.acquire()
+            except QueueInUse as error:
+                if time.monotonic() >= deadline:
+                    raise QueueUnavailable(str(error), retry_after_seconds=RETRY_AFTER_SECONDS) from error
+                time.sleep(SETTLER_LOOK_SECONDS)
+
+    def let_settle(self) -> None:
+        """Another process may settle; harmless where it may already."""
+        self._settler.release()
 
     def foreign_commits(self) -> int:
         """A number that changes when some other connection has committed."""
@@ -383,6 +343,7 @@ class Store:
             with self._translated():
                 self._connection.close()
         finally:
+            self._settler.release()
             self._presence.release()
 
     @contextlib.contextmanager
@@ -395,10 +356,18 @@ class Store:
             raise translate(error, self._file) from error
 
 
-def _tell_apart(batch: Batch, known: set[bytes] | None) -> tuple[Verdict, bytes]:
+def _done(puts: Sequence[Put], stored: Iterable[tuple[Verdict, int]]) -> list[Done]:
+    """What became of puts, by each batch's verdict and the bytes of its lines that were new."""
+    found = iter(stored)
+    done = []
+    for put in puts:
+        of_put = list(itertools.islice(found, len(put.batches)))
+        done.append(Done([verdict for verdict, _ in of_put], sum([size for _, size in of_put])))
+    return done
+
+
+def _tell_apart(batch: Batch, known: set[bytes]) -> tuple[Verdict, bytes]:
     """The batch's verdict and the lines that are new. What is new enters `known`: its next occurrence is not."""
-    if known is None:
-        return Verdict(len(batch.keys)), batch.lines
     duplicates, new = [], []
     for position, (key, line) in enumerate(zip(batch.keys, batch.lines.split(b"\n"), strict=True)):
         if key in known:

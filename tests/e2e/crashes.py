@@ -44,8 +44,8 @@ NOT_TAKEN = {
     "flusher.Flusher.try_held": AT_RELOAD,
     "flusher.Flusher.use_pace": AT_RELOAD,
     "flusher.Flusher.use_publisher": AT_RELOAD,
-    "flusher.Publisher.publish": "a protocol",
     "flusher._nothing_but_refusals": "of many refusals in a row; see tests/test_flusher.py",
+    "sql.add_segment": BY_HAND,
     "sql.count_kept": BY_HAND,
     "sql.count_letters": BY_HAND,
     "sql.drop_delivered": BY_HAND,
@@ -61,6 +61,11 @@ NOT_TAKEN = {
     "sqlite.SqliteQueue.fleet_share": "of a limit on requests, and writes nothing; see tests/test_pace.py",
     "sqlite.SqliteQueue.round_trip": "of a supervisor's watchdog, and writes nothing; see tests/test_systemd.py",
     "sqlite.SqliteQueue.use_limits": AT_RELOAD,
+    "sqlite._nothing": "as round_trip",
+    "sqlite.SqliteQueue.refresh": "of several processes on one queue; see tests/e2e/test_two_writers.py",
+    "store_process._close_all_but": "as _live",
+    "store_process._die_with": "as _live",
+    "store_process._live": "a process's life, counted from when it serves",
 }
 """Steps that a daemon does not take, and why. What is new and neither taken nor named here fails every run, and so does
 what is named here and taken."""

@@ -156,6 +156,13 @@ class Daemon:
                 self._said_more.clear()
         return entries[0]
 
+    @property
+    def writer(self) -> int:
+        """The process that writes its queue."""
+        tasks = Path(f"/proc/{self._process.pid}/task").iterdir()
+        [pid] = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+        return pid
+
     def send(self, number: signal.Signals) -> None:
         # Not the process object's own way: where the process has just died, that takes its status away from `ended`.
         with contextlib.suppress(ProcessLookupError):

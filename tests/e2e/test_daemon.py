@@ -1,6 +1,7 @@
 """The daemon as a process: how it starts, refuses to start, stops, and what it says meanwhile."""
 
 import asyncio
+import os
 import signal
 from pathlib import Path
 
@@ -66,6 +67,31 @@ async def test_a_second_signal_ends_it_at_once_and_loses_nothing(
     async with running(tmp_path, sandbox.url) as daemon:
         await settled(state, 7)
     await books.check(state)
+
+
+async def test_without_who_writes_the_queue_it_ends_at_once_and_the_next_one_goes_on(
+    tmp_path: Path, sandbox: Sandbox, state: State
+) -> None:
+    books = Books()
+    async with running(tmp_path, NOWHERE, stop__deadline="1h") as daemon, aiohttp.ClientSession() as session:
+        await books.post(session, daemon.url, events(7))
+        os.kill(daemon.writer, signal.SIGKILL)
+        assert await daemon.ended() == 1
+        assert "the process that writes the queue has ended by signal 9" in str(
+            daemon.log("queue.writer_died")[0]["error"]
+        )
+        assert daemon.output.splitlines()[-1].startswith("collector: the process that writes the queue has ended")
+    async with running(tmp_path, sandbox.url) as daemon:
+        await settled(state, 7)
+    await books.check(state)
+
+
+async def test_a_watchdogs_signal_makes_who_writes_the_queue_say_where_it_is(tmp_path: Path) -> None:
+    async with running(tmp_path, NOWHERE) as daemon:
+        os.kill(daemon.writer, signal.SIGABRT)
+        assert await daemon.ended() == 1
+        assert "Fatal Python error: Aborted" in daemon.output
+        assert 'store_process.py", line' in daemon.output
 
 
 async def test_a_second_daemon_on_one_queue_is_told_who_holds_it(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What is exported, what is documented, and what alerts and dashboard ask for are the same."""
 
+import os
 import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -46,6 +47,7 @@ def documented() -> dict[str, tuple[str, str, str]]:
 
 
 async def test_the_table_of_metrics_is_what_is_exported(collector: Collector) -> None:
+    collector.metrics.watch_writer(os.getpid())
     assert documented() == exported(collector.metrics.registry)
 
 

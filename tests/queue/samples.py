@@ -4,7 +4,7 @@ import contextlib
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,11 @@ def batch(app_id: str, numbers: Iterable[int]) -> Batch:
     """A batch of an app's events with these numbers."""
     numbers = list(numbers)
     return Batch(app_id, [key(app_id, number) for number in numbers], lines(app_id, numbers))
+
+
+def batches(app_id: str, numbers: Sequence[int]) -> list[Batch]:
+    """The same of any number of events, in as many batches as it takes."""
+    return [batch(app_id, numbers[start : start + 1000]) for start in range(0, len(numbers), 1000)]
 
 
 def numbers_in(app_id: str, text: bytes) -> list[int]:

@@ -55,6 +55,7 @@ def tables(connection: sqlite3.Connection) -> set[str]:
         ("journal_size_limit", 64 * 2**20),
         ("busy_timeout", 10_000),
         ("cache_size", -16 * 1024),
+        ("secure_delete", 0),
         ("trusted_schema", 0),
         ("cell_size_check", 1),
         ("foreign_keys", 1),

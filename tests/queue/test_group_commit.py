@@ -3,14 +3,19 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 
 import pytest
 
+from collector.clock import Clock
 from collector.errors import CollectorError, DiskFull, QueueUnavailable
+from collector.queue import store_thread
 from collector.queue.base import Batch, Verdict
-from collector.queue.group_commit import MAX_GROUP_BYTES, GroupCommit, Operation, Verdicts
-from collector.queue.operations import Done, Put, Settle
+from collector.queue.group_commit import GroupCommit, Verdicts
+from collector.queue.operations import Done, Operation, Put, Settle
 from collector.queue.step_thread import StepThread
+from collector.queue.store_thread import StoreThread
+from collector.queue.writer import MAX_GROUP_BYTES
 
 PATIENCE_SECONDS = 30  # a backstop for what is broken; nothing that works comes near it
 
@@ -110,9 +115,13 @@ def disk(held: int) -> Disk:
 
 
 @pytest.fixture
-async def commits(disk: Disk, books: Books) -> AsyncIterator[GroupCommit]:
+async def commits(disk: Disk, books: Books, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[GroupCommit]:
+    monkeypatch.setattr(store_thread, "Store", lambda *_args, **_kwargs: disk)
     thread = StepThread("test-writer")
-    yield GroupCommit(thread, disk.transact, applied=books.apply, failed=books.fail, observe_commit=books.observe)
+    writer = StoreThread(thread)
+    commits = GroupCommit(writer.give, applied=books.apply, failed=books.fail, observe_commit=books.observe)
+    await writer.open(Path(), batch_events=1, clock=Clock(), committed=commits.heard)
+    yield commits
     for _ in range(100):  # nothing that a failed test left behind may hold the thread
         disk.release()
     thread.shutdown()

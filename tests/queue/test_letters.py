@@ -16,7 +16,7 @@ from collector.queue.store import Store
 from tests.fake_clock import START_MS, FakeClock
 from tests.queue import broken
 from tests.queue.contract import BATCH_EVENTS, available, lease, lease_all, numbers_of
-from tests.queue.samples import batch, line, numbers_in, opened, remembered, stored
+from tests.queue.samples import batch, batches, line, numbers_in, opened, remembered, stored
 
 PATIENCE_SECONDS = 30
 
@@ -55,7 +55,7 @@ async def second_passes(clock: FakeClock) -> None:
 
 
 async def bury(queue: SqliteQueue, app_id: str, numbers: range, reason: str) -> None:
-    await queue.put([batch(app_id, numbers)])
+    await queue.put(batches(app_id, numbers))
     for held in await lease_all(queue, app_id):
         await queue.settle(held, buried=[Burial(position, reason) for position in range(held.events)])
 

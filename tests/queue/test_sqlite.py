@@ -29,7 +29,7 @@ from collector.queue.sqlite import (
 )
 from tests.fake_clock import FakeClock
 from tests.queue.contract import BATCH_EVENTS, QueueContract, available, lease, lease_all, numbers_of
-from tests.queue.samples import batch, child, hear, key, line, opened, remembered, stored, tell
+from tests.queue.samples import batch, batches, child, hear, key, line, opened, remembered, stored, tell
 
 PATIENCE_SECONDS = 30  # a backstop for what is broken; nothing that works comes near it
 Opener = Callable[..., Awaitable[SqliteQueue]]
@@ -81,7 +81,7 @@ def is_closed(queue: SqliteQueue) -> bool:
 
 async def on_writer(queue: SqliteQueue, statement: str) -> None:
     """Runs a statement on the queue's own writing connection, in its thread."""
-    await queue._writer.run(lambda: queue._store._execute(statement))
+    await queue._writer.run(lambda store: store._execute(statement))
 
 
 async def reopened(queue: SqliteQueue, open_queue: Opener) -> SqliteQueue:
@@ -391,7 +391,7 @@ async def test_a_full_disk_refuses_puts_and_lets_settlements_through(tmp_path: P
     held = await lease(queue, "wiki")
     await on_writer(queue, "PRAGMA max_page_count = 1")  # SQLite makes it as many as there are
     put, settled = await asyncio.gather(
-        queue.put([batch("new", range(3000))]), queue.settle(held, returned=[9]), return_exceptions=True
+        queue.put(batches("new", range(3000))), queue.settle(held, returned=[9]), return_exceptions=True
     )
     assert isinstance(put, DiskFull)
     assert settled is None
@@ -399,10 +399,10 @@ async def test_a_full_disk_refuses_puts_and_lets_settlements_through(tmp_path: P
     assert (queue.waiting_events, available(queue)) == (1, {"wiki": 1})
     await on_writer(queue, "PRAGMA max_page_count = 100000")
     with pytest.raises(DiskFull):  # until maintenance has found the room
-        await queue.put([batch("new", range(3000))])
+        await queue.put(batches("new", range(3000)))
     await queue._maintain_once(_PruneWalk(1.0))
     assert queue.trouble is None
-    assert await queue.put([batch("new", range(3000))]) == [Verdict(3000)]
+    assert await queue.put(batches("new", range(3000))) == [Verdict(1000)] * 3
 
 
 @pytest.mark.parametrize("returned", [[], [0, 1]], ids=["delivered", "returned in part"])
@@ -676,7 +676,7 @@ async def test_a_broken_segment_is_not_leased_ends_the_maintenance_and_is_salvag
 async def test_a_put_that_meets_a_broken_page_ends_the_maintenance(
     tmp_path: Path, queue: SqliteQueue, open_queue: Opener
 ) -> None:
-    await queue.put([batch("wiki", range(3000))])
+    await queue.put(batches("wiki", range(3000)))
     queue = await reopened(queue, open_queue)
     maintenance = asyncio.create_task(queue.maintain())
     with opened(tmp_path) as other:

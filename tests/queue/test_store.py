@@ -20,7 +20,7 @@ from collector.queue.database import FILE_NAME, RETRY_AFTER_SECONDS
 from collector.queue.operations import Done, Put, Settle, Waiting
 from collector.queue.store import Store
 from tests.fake_clock import START_MS, FakeClock
-from tests.queue.samples import EMAIL, batch, key, line, opened, remembered, stored, waiting_numbers
+from tests.queue.samples import EMAIL, batch, batches, key, line, opened, remembered, stored, waiting_numbers
 
 BATCH_EVENTS = 10
 APPS = ("wiki", "crm", "chat")
@@ -350,14 +350,14 @@ def cap_pages(store: Store, spare: int) -> None:
     store._execute(f"PRAGMA max_page_count = {pages + spare}").fetchone()
 
 
-LARGE = batch("new", range(5_000))
+LARGE = batches("new", range(5_000))
 
 
 def test_a_full_disk_stores_nothing_of_a_group_and_says_so_to_every_put(tmp_path: Path, store: Store) -> None:
     put(store, batch("wiki", [1, 2]))
     before = stored(tmp_path), remembered(tmp_path)
     cap_pages(store, 5)
-    results = store.transact([Put.of([batch("wiki", [3])]), Put.of([LARGE])])
+    results = store.transact([Put.of([batch("wiki", [3])]), Put.of(LARGE)])
     assert [type(result) for result in results] == [DiskFull, DiskFull]
     assert (stored(tmp_path), remembered(tmp_path)) == before
 
@@ -367,7 +367,7 @@ def test_settlements_go_through_on_a_full_disk_beside_puts_that_do_not(tmp_path:
     cap_pages(store, 5)
     results = store.transact(
         [
-            Put.of([LARGE]),
+            Put.of(LARGE),
             settlement(store, "wiki", 20, rest=[3, 4], dead=[Burial(7, "no")]),
             Put.of([batch("crm", [1])]),
         ]
@@ -380,7 +380,7 @@ def test_settlements_go_through_on_a_full_disk_beside_puts_that_do_not(tmp_path:
 def test_a_disk_that_has_room_again_takes_the_same_events_as_new_ones(tmp_path: Path, store: Store) -> None:
     cap_pages(store, 80)  # the keys fit and so does the first app's segment; then there is no room
     with pytest.raises(DiskFull) as refusal:
-        put(store, batch("early", [1]), LARGE)
+        put(store, batch("early", [1]), *LARGE)
     assert refusal.value.retry_after_seconds == RETRY_AFTER_SECONDS
     assert (stored(tmp_path), remembered(tmp_path)) == ({}, {})
     with pytest.raises(DiskFull):  # not even what would fit: the room that is left is for settlements
@@ -393,7 +393,7 @@ def test_a_disk_that_has_room_again_takes_the_same_events_as_new_ones(tmp_path: 
     assert store.trouble is None
     # The first app was added in the transaction that is undone; another takes its number, which nothing may confuse.
     assert put(store, batch("other", [2])) == [Verdict(1)]
-    assert put(store, batch("early", [1]), LARGE) == [Verdict(1), Verdict(5_000)]
+    assert put(store, batch("early", [1]), *LARGE) == [Verdict(1), *[Verdict(1000)] * 5]
     assert {app_id: share.numbers for app_id, share in stored(tmp_path).items()} == {
         "other": [2],
         "early": [1],
@@ -579,6 +579,18 @@ def test_a_file_of_an_earlier_version_is_taken_over_only_by_who_is_alone(tmp_pat
     with pytest.raises(QueueUnavailable, match=r"schema version 2, .* stop every process"):
         open_store()
     assert put(other, batch("wiki", [1])) == [Verdict(1)]  # who has it goes on
+
+
+def test_one_store_at_a_time_settles_for_who_delivers(open_store: Opener) -> None:
+    store, other = open_store(), open_store()
+    store.settle_alone(0)
+    store.settle_alone(0)  # it does already
+    with pytest.raises(QueueUnavailable, match="is its settler"):
+        other.settle_alone(0)
+    store.let_settle()
+    other.settle_alone(0)
+    other.close()
+    store.settle_alone(0)
 
 
 def test_pruning_that_another_process_locks_out_forgets_nothing_and_can_be_repeated(

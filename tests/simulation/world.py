@@ -29,7 +29,7 @@ from collector import flusher, intake
 from collector.agent import Collector, Delivery
 from collector.config import Config
 from collector.errors import Retryable
-from collector.queue import group_commit, reserve
+from collector.queue import reserve, writer
 from collector.queue.database import FILE_NAME
 from collector.queue.sqlite import SqliteQueue
 from tests.simulation.audit import check_counts, check_delivered, open_file
@@ -301,7 +301,7 @@ class World:
             if running is None:
                 return
             queue = running[1]._queue
-            if not queue._commits._committing and not queue._writer._pending:  # type: ignore[attr-defined]
+            if not queue._commits._waiting and not queue._writer._thread._pending:  # type: ignore[attr-defined]
                 check_counts(self._disk.directory, queue.waiting_events, queue.waiting_bytes)
                 return
             await asyncio.sleep(0.01)
@@ -394,7 +394,7 @@ class World:
         try:
             with (
                 mock.patch.object(sqlite3, "connect", self._disk.connect),
-                mock.patch.object(group_commit, "MAX_GROUP_BYTES", 4000),
+                mock.patch.object(writer, "MAX_GROUP_BYTES", 4000),
                 # Little is needed where all disks are in one memory; 24 MiB took a sixth of the time.
                 mock.patch.multiple(reserve, RESERVE_BYTES=2**16, MARGIN_BYTES=2**16, STEP_BYTES=2**16),
                 mock.patch.object(intake, "STREAM_PIECE_BYTES", 600),

@@ -195,10 +195,12 @@ async def test_as_process_1_it_leaves_no_zombies(podman: Podman, tmp_path: Path)
     orphan = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(0.2)\n"
     async with running(podman, "reaper", tmp_path, **upstream("http://127.0.0.1:1")) as container:
         process = await asyncio.to_thread(lambda: container.process)
-        await asyncio.to_thread(container.exec, "python3", "-c", orphan)
         children = Path(f"/proc/{process}/task/{process}/children")
+        writer = children.read_text()
+        assert len(writer.split()) == 1
+        await asyncio.to_thread(container.exec, "python3", "-c", orphan)
         async with asyncio.timeout(10):
-            while children.read_text().split():  # noqa: ASYNC110 - as above
+            while children.read_text() != writer:  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.05)
 
 
