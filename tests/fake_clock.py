@@ -2,7 +2,6 @@
 
 import asyncio
 import heapq
-import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ class FakeClock(Clock):
         self._seconds = 0.0
         self._jumped_seconds = 0.0
         self._timers: list[_Timer] = []
-        self._numbers = itertools.count()
+        self._timers_set = 0
 
     def now_us(self) -> int:
         return self._start_ms * 1000 + round((self._seconds + self._jumped_seconds) * 1e6)
@@ -70,6 +69,7 @@ class FakeClock(Clock):
         return self._timers[0].due - self._seconds if self._timers else None
 
     def _set_timer(self, seconds: float, ring: Callable[[], None]) -> _Timer:
-        timer = _Timer(self._seconds + seconds, next(self._numbers), ring)
+        self._timers_set += 1
+        timer = _Timer(self._seconds + seconds, self._timers_set, ring)
         heapq.heappush(self._timers, timer)
         return timer
