@@ -59,6 +59,8 @@ class Done(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     verdicts: Sequence[Verdict]
     bytes: int
+    segments: Sequence[int] = ()
+    """For each batch the segment that it is in as it came, beside others that are too; 0 or empty where unknown."""
 
 
 class Waiting(msgspec.Struct, frozen=True, gc=False):

@@ -4,8 +4,9 @@ How an event goes through:
 
 1. `put` hands its batches to the group commit. One transaction enters the keys into `seen`, keeps the lines of those
    that were new as segments of their apps, and is fsynced; then every caller of the group learns its verdicts.
-2. `lease` reads an app's next segments beside the writer. What is leased is known in memory alone: after a crash all
-   that was not settled is simply still there. What is sent twice that way, upstream's own key absorbs.
+2. `lease` reads an app's next segments beside the writer, or has them still in memory (`Recent`). What is leased is
+   known in memory alone (`Lanes`): after a crash all that was not settled is simply still there. What is sent twice
+   that way, upstream's own key absorbs.
 3. `settle` takes the segments away in the same transactions that bring new events in.
    With `queue.keep_delivered` it moves what was delivered to a table of its own, for `collector replay`.
 4. The key stays until `dedup_retention` has passed since its receipt; `maintain` forgets it in small steps.
@@ -16,7 +17,6 @@ into one file; only the holder of the flushing role may lease.
 
 import asyncio
 import contextlib
-from bisect import insort
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,13 +38,17 @@ from collector.observe.status import DeadLetters
 from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verdict
 from collector.queue.database import BUSY_TIMEOUT_MS, FILE_NAME, damaged
 from collector.queue.group_commit import GroupCommit
+from collector.queue.lanes import Lane, Lanes, Range
 from collector.queue.lock import RoleLock
 from collector.queue.operations import Done, Put, Settle, Waiting
+from collector.queue.pruning import TICK_SECONDS, PruneWalk
 from collector.queue.ready import doubt
+from collector.queue.recent import Recent
+from collector.queue.run import Run
 from collector.queue.step_thread import StepThread
 from collector.queue.store import Store
 from collector.queue.store_thread import StoreThread
-from collector.queue.view import Run, View
+from collector.queue.view import View
 from collector.queue.writer import Writer, unheard
 
 log = get_logger(__name__)
@@ -54,53 +58,6 @@ FULL_RETRY_AFTER_SECONDS = 5.0
 
 ELECTION_PATIENCE_SECONDS = 0.1
 """How long who takes delivery over waits for the last settlements of who had it; puts wait meanwhile."""
-
-PRUNE_TICK_SECONDS = 1.0
-PRUNE_PASSES = 24
-"""The keys are walked this many times within one retention: a key outlives its retention by at most 1/24."""
-PRUNE_MIN_KEYS, PRUNE_MAX_KEYS = 1_000, 10_000
-"""Bounds of one step: below, a step is hardly worth its commit; above, it would hold up puts for more than 5 ms."""
-PRUNE_MAX_STEPS = 20
-"""In one turn, each a transaction of its own with puts in between: 200,000 keys a second are looked at."""
-
-
-class _PruneWalk:
-    """Where the walk over all keys is, and how large its next step should be to be round in time."""
-
-    def __init__(self, retention_seconds: float) -> None:
-        self._pass_seconds = retention_seconds / PRUNE_PASSES
-        self._next_pass = 0.0
-        self.reached: bytes | None = None
-
-    def is_due(self, monotonic: float) -> bool:
-        """Whether a step should be made now; begins a new pass when its time has come."""
-        if self.reached is None and monotonic >= self._next_pass:
-            self.reached, self._next_pass = b"", monotonic + self._pass_seconds
-        return self.reached is not None
-
-    def steps(self, keys: int) -> tuple[int, int]:
-        """How many steps to make in one turn, where there are so many keys, and at how many keys each looks."""
-        due = max(PRUNE_MIN_KEYS, int(keys * PRUNE_TICK_SECONDS / self._pass_seconds))
-        return min(-(-due // PRUNE_MAX_KEYS), PRUNE_MAX_STEPS), min(due, PRUNE_MAX_KEYS)
-
-
-class _Lane:
-    """What is known of one app: how far it is leased, what was given back, and since when the oldest event waits."""
-
-    __slots__ = ("app_id", "leased_events", "leased_to", "returned", "waiting_events", "waiting_since")
-
-    def __init__(self, app_id: str) -> None:
-        self.app_id = app_id
-        self.waiting_events = 0
-        self.leased_events = 0
-        self.leased_to = 0  # number of the last segment that was ever leased here
-        self.returned: list[tuple[int, int, int]] = []  # first and last segment, events; in order
-        self.waiting_since = 0.0
-
-    @property
-    def available(self) -> int:
-        """Events to lease. A lease may have read a commit before its puts were counted here; then it is 0 till then."""
-        return max(0, self.waiting_events - self.leased_events)
 
 
 class SqliteQueue:
@@ -133,7 +90,8 @@ class SqliteQueue:
         self._wall = WallTime(clock)
         self._metrics = metrics
         self._flusher_role = RoleLock(directory, "flusher")
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes = Lanes(clock, self.arrivals, batch_events)
+        self._recent = Recent()
         self._leasing = asyncio.Lock()
         self._foreign_commits = 0
         self._waiting_bytes = 0
@@ -192,6 +150,7 @@ class SqliteQueue:
     def release_flusher_role(self) -> None:
         """Another process may deliver."""
         self._flusher_role.release()
+        self._recent.clear()  # whoever has the role next may deliver it
         if self._settles_alone:
             self._settles_alone = False
             unheard(self._writer.run(Store.let_settle))
@@ -199,7 +158,7 @@ class SqliteQueue:
     @property
     def waiting_events(self) -> int:
         """Events of all apps that are not settled, leased or not."""
-        return sum(lane.waiting_events for lane in self._lanes.values())
+        return self._lanes.waiting_events
 
     @property
     def waiting_bytes(self) -> int:
@@ -218,8 +177,7 @@ class SqliteQueue:
 
     def oldest_waiting_seconds(self) -> float:
         """How long the oldest event that is not leased has waited; 0 where there is none."""
-        since = [lane.waiting_since for lane in self._lanes.values() if lane.available]
-        return max(0.0, self._clock.monotonic() - min(since)) if since else 0.0
+        return self._lanes.oldest_waiting_seconds()
 
     def use_limits(
         self, *, max_bytes: int, max_uncommitted_bytes: int, max_dead_bytes: int, keep_delivered_seconds: float
@@ -251,14 +209,12 @@ class SqliteQueue:
 
     def backlog(self) -> Iterable[Backlog]:
         """See `Queue.backlog`. Reads memory only."""
-        return [
-            Backlog(lane.app_id, lane.available, lane.waiting_since) for lane in self._lanes.values() if lane.available
-        ]
+        return self._lanes.backlog()
 
     async def lease(self, app_id: str, max_events: int) -> Lease | None:
         """See `Queue.lease`. Whole segments: up to four batches where that fills the requests better."""
         async with self._leasing:
-            lane = self._lanes.get(app_id)
+            lane = self._lanes.find(app_id)
             if lane is None or not lane.available:
                 return None
             try:
@@ -266,16 +222,13 @@ class SqliteQueue:
             except QueueDamaged as error:
                 self._notice_damage(error)
                 raise
-            lane.leased_events += run.events
-            lane.leased_to = max(lane.leased_to, run.last)
-            if run.next_stamp is not None:
-                lane.waiting_since = self._since(run.next_stamp)
+            self._lanes.lease(lane, run)
             return Lease(app_id, run.first, run.last, run.events, run.lines)
 
     async def settle(self, lease: Lease, *, buried: Sequence[Burial] = (), returned: Sequence[int] = ()) -> None:
         """See `Queue.settle`."""
         if len(returned) == lease.events:
-            self._end_lease(self._lanes[lease.app_id], lease.events, (lease.first, lease.last, lease.events))
+            self._lanes.give_back(lease.app_id, Range(lease.first, lease.last, lease.events))
             return
         lines = lease.lines.split(b"\n") if buried or returned else []
         rest = [lines[position] for position in sorted(returned)]
@@ -309,10 +262,10 @@ class SqliteQueue:
 
         Raises QueueBroken as soon as anybody has found the file damaged, or nobody to write it: nothing goes on then.
         """
-        walk = _PruneWalk(self._retention_seconds)
+        walk = PruneWalk(self._retention_seconds)
         said = ""
         while True:
-            await self._clock.wait(self._damage_found, PRUNE_TICK_SECONDS)
+            await self._clock.wait(self._damage_found, TICK_SECONDS)
             if self._damage is not None:
                 raise self._damage
             try:
@@ -323,7 +276,7 @@ class SqliteQueue:
                     said = str(error)
                     log.warning("queue.maintenance_failed", error=said)
 
-    async def _maintain_once(self, walk: "_PruneWalk") -> None:
+    async def _maintain_once(self, walk: PruneWalk) -> None:
         before_ms = self._clock.now_ms() - int(self._keep_seconds * 1000)
         foreign_commits, has_kept = await self._writer.run(partial(_look_after, before_ms=before_ms))
         if self._foreign_commits != foreign_commits:
@@ -356,15 +309,17 @@ class SqliteQueue:
         """
         await self._opened.aclose()
 
-    async def _next_run(self, lane: _Lane, max_events: int) -> Run:
+    async def _next_run(self, lane: Lane, max_events: int) -> Run:
         if lane.returned:
-            first, last, events = lane.returned.pop(0)
+            returned = lane.returned.pop(0)
             try:
-                return await self._reader.run(lambda: self._view.run(lane.app_id, first, last, events))
+                return await self._reader.run(lambda: self._view.run(lane.app_id, *returned))
             except BaseException:
-                lane.returned.insert(0, (first, last, events))
+                lane.returned.insert(0, returned)
                 raise
-        run = await self._reader.run(lambda: self._view.next_run(lane.app_id, lane.leased_to, max_events))
+        run = self._recent.next_run(lane.leased_to, lane.available, max_events)
+        if run is None:
+            run = await self._reader.run(lambda: self._view.next_run(lane.app_id, lane.leased_to, max_events))
         if run is None:
             raise damaged(
                 self._directory / FILE_NAME,
@@ -384,42 +339,22 @@ class SqliteQueue:
     def _apply(self, group: Sequence[tuple[Put | Settle, Done]]) -> None:
         """Brings memory up to date with a commit."""
         arrived: dict[str, int] = {}
+        segments: dict[int, list[Batch]] = {}
         for operation, done in group:
             self._waiting_bytes += done.bytes
             if isinstance(operation, Settle):
-                lane = self._lanes[operation.app_id]
-                lane.waiting_events -= operation.events - operation.rest_events
-                self._end_lease(lane, operation.events, (operation.first, operation.last, operation.rest_events))
-            else:
-                for batch, verdict in zip(operation.batches, done.verdicts, strict=True):
-                    if verdict.accepted:
-                        arrived[batch.app_id] = arrived.get(batch.app_id, 0) + verdict.accepted
+                self._lanes.settle(operation)
+                continue
+            for batch, verdict in zip(operation.batches, done.verdicts, strict=True):
+                if verdict.accepted:
+                    arrived[batch.app_id] = arrived.get(batch.app_id, 0) + verdict.accepted
+            for segment, batch in zip(done.segments, operation.batches, strict=False):
+                if segment:
+                    segments.setdefault(segment, []).append(batch)
+        if self.is_flusher:
+            self._recent.add(segments, stamp=self._clock.now_us())
         for app_id, events in arrived.items():
-            lane = self._lane(app_id)
-            self._set_waiting(lane, lane.waiting_events + events, since=self._clock.monotonic())
-
-    def _end_lease(self, lane: _Lane, events: int, rest: tuple[int, int, int]) -> None:
-        lane.leased_events -= events
-        if rest[2]:
-            insort(lane.returned, rest)
-            self.arrivals.set()
-
-    def _lane(self, app_id: str) -> _Lane:
-        lane = self._lanes.get(app_id)
-        if lane is None:
-            lane = self._lanes[app_id] = _Lane(app_id)
-        return lane
-
-    def _set_waiting(self, lane: _Lane, events: int, *, since: float) -> None:
-        """Takes over how many events wait; those that are the first to wait do so `since` then."""
-        before = lane.available
-        lane.waiting_events = events
-        if lane.available > before:
-            if before == 0:
-                lane.waiting_since = since
-            # The flusher waits for a first event or a full batch; waking it for each commit in between is in vain.
-            if before == 0 or before < self._batch_events <= lane.available:
-                self.arrivals.set()
+            self._lanes.add(app_id, events)
 
     async def refresh(self) -> None:
         """Learns from the file what waits, also what other processes have put."""
@@ -437,12 +372,7 @@ class SqliteQueue:
         self._waiting_bytes = sum(waiting.bytes for waiting in apps)
         self._dead_bytes = sum(waiting.dead_bytes for waiting in apps)
         for waiting in apps:
-            self._set_waiting(self._lane(waiting.app_id), waiting.events, since=self._since(waiting.oldest_stamp))
-
-    def _since(self, stamp: int | None) -> float:
-        """A stamp on the scale of the monotonic clock; where wall time has jumped back, now."""
-        now_us = self._clock.now_us()
-        return self._clock.monotonic() - max(0, now_us - (stamp or now_us)) / 1e6
+            self._lanes.learn(waiting)
 
 
 # Steps of the writer, which may be another process: functions that it finds by their names.

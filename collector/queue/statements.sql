@@ -24,6 +24,9 @@ WHERE at < length(?1) AND EXISTS (SELECT 1 FROM seen WHERE key = substr(?1, at, 
 -- name: add_segment
 INSERT INTO segment (segment, stamp, events, lines, crc) SELECT next_segment, ?2, ?3, ?4, ?5 FROM app WHERE app = ?1;
 
+-- name: last_segment
+SELECT next_segment - 1 FROM app WHERE app = ?1;
+
 -- name: range_totals
 SELECT coalesce(sum(events), 0), coalesce(sum(length(lines) + 1), 0) FROM segment WHERE segment BETWEEN ?1 AND ?2;
 

@@ -20,6 +20,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from collector.clock import Clock, WallTime
 from collector.errors import CollectorError, DiskFull, QueueBroken, QueueInUse, QueueUnavailable
@@ -56,12 +57,36 @@ TRIAL_BYTES = 256 * 2**10
 """What must fit into the file before a disk that was full counts as one that takes events again."""
 
 
+NUMBERED_SHARE = 8
+"""Who has put a segment is told its number where it is at least this part of what a segment can be: that takes up to
+three statements more in its commit."""
+
+
+class _Stored(NamedTuple):
+    """What became of a batch: its verdict, the bytes of its lines that were new, and, where told, its segment."""
+
+    verdict: Verdict
+    bytes: int
+    segment: int = 0
+
+
+class _Segment:
+    """One that is to be written: the positions of its batches, and how many events these hold."""
+
+    __slots__ = ("events", "positions")
+
+    def __init__(self) -> None:
+        self.positions: list[int] = []
+        self.events = 0
+
+
 class Store:
     """The writing connection. Use it from one thread only."""
 
     def __init__(self, directory: Path, *, batch_events: int, clock: Clock) -> None:
         self._file = directory / FILE_NAME
         self._segment_events = min(batch_events, MAX_FRESH_KEYS)
+        self._numbered_events = self._segment_events / NUMBERED_SHARE
         self._clock = clock
         self._wall = WallTime(clock)
         self._apps: dict[str, int] = {}
@@ -161,20 +186,19 @@ class Store:
         puts = [operation for operation in operations if isinstance(operation, Put)]
         batches = [batch for put in puts for batch in put.batches]
         segments = self._segments(batches)
-        stored = [(Verdict(len(batch.keys)), batch.bytes if batch.keys else 0) for batch in batches]  # if all are new
-        if len(segments) == 1 and len(puts) == len(operations) and batches[segments[0][0]].app_id in self._apps:
-            with contextlib.suppress(sqlite3.IntegrityError):  # some event is known; nothing has changed
-                self._add([batches[position] for position in segments[0]])  # one statement is a transaction by itself
-                return _done(puts, stored)
+        stored = [_all_new(batch) for batch in batches]
+        if len(segments) == 1 and len(puts) == len(operations) and segments[0].events < self._numbered_events:
+            members = [batches[position] for position in segments[0].positions]
+            if members[0].app_id in self._apps:
+                with contextlib.suppress(sqlite3.IntegrityError):  # some event is known; nothing has changed
+                    self._add(members)  # one statement is a transaction by itself
+                    return _done(puts, stored)
         self._execute("BEGIN IMMEDIATE")
         try:
             for segment in segments:
-                members = [batches[position] for position in segment]
-                try:
-                    self._add(members)
-                except sqlite3.IntegrityError:  # undoes this one statement
-                    for position, found in zip(segment, self._add_some(members), strict=True):
-                        stored[position] = found
+                found = self._store([batches[position] for position in segment.positions], segment.events)
+                for position, each in zip(segment.positions, found, strict=True):
+                    stored[position] = each
             put = iter(_done(puts, stored))
             done = [next(put) if isinstance(operation, Put) else self._settle(operation) for operation in operations]
             self._execute("COMMIT")
@@ -189,31 +213,42 @@ class Store:
         if self._connection.in_transaction:
             self._execute("ROLLBACK")
 
-    def _segments(self, batches: Sequence[Batch]) -> list[list[int]]:
-        """The segments that batches make, by their positions: of one app each, as many as make at most a batch."""
-        segments: list[list[int]] = []
-        filling: dict[str, tuple[list[int], int]] = {}  # by app: its last segment so far, and the events in it
+    def _segments(self, batches: Sequence[Batch]) -> list[_Segment]:
+        """The segments that batches make: of one app each, as many as make at most `batch_events`."""
+        segments: list[_Segment] = []
+        filling: dict[str, _Segment] = {}  # by app: its last one so far
         for position, batch in enumerate(batches):
             events = len(batch.keys)
             if events > MAX_FRESH_KEYS:
                 raise ValueError(f"a batch of {events} events; expected at most {MAX_FRESH_KEYS}")
             if not events:
                 continue
-            segment, size = filling.get(batch.app_id, ([], self._segment_events))
-            if size + events > self._segment_events:
-                segment, size = [], 0
+            segment = filling.get(batch.app_id)
+            if segment is None or segment.events + events > self._segment_events:
+                segment = filling[batch.app_id] = _Segment()
                 segments.append(segment)
-            segment.append(position)
-            filling[batch.app_id] = (segment, size + events)
+            segment.positions.append(position)
+            segment.events += events
         return segments
+
+    def _store(self, batches: Sequence[Batch], events: int) -> list[_Stored]:
+        """Stores batches of one app, with so many events, as one segment, or as what is new of it."""
+        try:
+            self._add(batches)
+        except sqlite3.IntegrityError:  # undoes this one statement
+            return self._add_some(batches)
+        number = 0
+        if events >= self._numbered_events:
+            (number,) = self._execute(SQL["last_segment"], (self._app(batches[0].app_id),)).fetchone()
+        return [_all_new(batch, number) for batch in batches]
 
     def _add(self, batches: Sequence[Batch]) -> None:
         """Adds batches of one app as one segment. Raises IntegrityError where some event was known already."""
         keys = [key for batch in batches for key in batch.keys]
         self._put(batches[0].app_id, sorted(keys), [batch.lines for batch in batches])
 
-    def _add_some(self, batches: Sequence[Batch]) -> list[tuple[Verdict, int]]:
-        """The same where some are known: adds the others. Each batch's verdict, and the bytes of its new lines."""
+    def _add_some(self, batches: Sequence[Batch]) -> list[_Stored]:
+        """The same where some are known: adds the others."""
         keys = sorted({key for batch in batches for key in batch.keys})
         (positions,) = self._execute(SQL["known"], (b"".join(keys),)).fetchone()
         known = {keys[int(position)] for position in positions.split(",")} if positions else set()
@@ -221,7 +256,7 @@ class Store:
         told = [_tell_apart(batch, known) for batch in batches]
         if new:
             self._put(batches[0].app_id, new, [lines for verdict, lines in told if verdict.accepted])
-        return [(verdict, len(lines) + 1 if verdict.accepted else 0) for verdict, lines in told]
+        return [_Stored(verdict, len(lines) + 1 if verdict.accepted else 0) for verdict, lines in told]
 
     def _put(self, app_id: str, keys: Sequence[bytes], lines: Sequence[bytes]) -> None:
         # In key order, so that neighbours meet in the same page.
@@ -356,13 +391,24 @@ class Store:
             raise translate(error, self._file) from error
 
 
-def _done(puts: Sequence[Put], stored: Iterable[tuple[Verdict, int]]) -> list[Done]:
-    """What became of puts, by each batch's verdict and the bytes of its lines that were new."""
+def _all_new(batch: Batch, segment: int = 0) -> _Stored:
+    return _Stored(Verdict(len(batch.keys)), batch.bytes if batch.keys else 0, segment)
+
+
+def _done(puts: Sequence[Put], stored: Iterable[_Stored]) -> list[Done]:
+    """What became of puts, by what became of all their batches in a row."""
     found = iter(stored)
     done = []
     for put in puts:
         of_put = list(itertools.islice(found, len(put.batches)))
-        done.append(Done([verdict for verdict, _ in of_put], sum([size for _, size in of_put])))
+        segments = [each.segment for each in of_put]
+        done.append(
+            Done(
+                [each.verdict for each in of_put],
+                sum([each.bytes for each in of_put]),
+                segments if any(segments) else (),
+            )
+        )
     return done
 
 

@@ -1,33 +1,19 @@
 """What is read from the queue's file, beside the writer and without disturbing it (synchronous; one thread's)."""
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from collector.clock import Clock
 from collector.errors import QueueUnavailable
 from collector.observe.status import REASON_LETTERS, SHOWN_LETTERS, SHOWN_REASONS, DeadLetters, Letter, Reason
 from collector.queue.base import AppStats, QueueStats
 from collector.queue.database import FILE_NAME, SQL, damaged, open_reader, translate
+from collector.queue.run import LEASE_BATCHES, Run, best_reach
 from collector.queue.soundness import lines_crc
-
-LEASE_BATCHES = 4
-"""A lease covers whole segments. Where these do not fill one batch exactly it may reach over up to this many batches,
-so that at most one request in about as many is not full."""
 
 APP_SHIFT = 40
 """A segment's number is (app << 40) + n."""
-
-
-class Run(NamedTuple):
-    """Neighbouring segments: first and last number, their events and lines, and the stamp of what comes next."""
-
-    first: int
-    last: int
-    events: int
-    lines: bytes
-    next_stamp: int | None
 
 
 class View:
@@ -155,21 +141,3 @@ def _are_sound(app_id: str, lines: bytes, sizes: str, crcs: str) -> bool:
             return False
         at += size + 1
     return True
-
-
-def best_reach(sizes: Sequence[int], batch_events: int) -> int:
-    """How many of the segments, from the first on, fill requests of `batch_events` best; 0 only for no segments.
-
-    The shortest reach wins among equals. One segment is always taken, however large it is.
-    """
-    best, best_fill, total = 0, 0.0, 0
-    for count, size in enumerate(sizes, 1):
-        total += size
-        if count > 1 and total > LEASE_BATCHES * batch_events:
-            break
-        requests = -(-total // batch_events)
-        if total / (requests * batch_events) > best_fill:
-            best, best_fill = count, total / (requests * batch_events)
-        if best_fill == 1.0:
-            break
-    return best

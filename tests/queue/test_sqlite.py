@@ -16,16 +16,12 @@ from collector.observe.metrics import Metrics
 from collector.queue import ready
 from collector.queue.base import Batch, Burial, Queue, Verdict
 from collector.queue.database import FILE_NAME
+from collector.queue.pruning import MAX_KEYS, MAX_STEPS, MIN_KEYS, PASSES, PruneWalk
 from collector.queue.ready import CHECKED_WHOLE_BYTES
 from collector.queue.sqlite import (
     BUSY_RETRY_AFTER_SECONDS,
     FULL_RETRY_AFTER_SECONDS,
-    PRUNE_MAX_KEYS,
-    PRUNE_MAX_STEPS,
-    PRUNE_MIN_KEYS,
-    PRUNE_PASSES,
     SqliteQueue,
-    _PruneWalk,
 )
 from tests.fake_clock import FakeClock
 from tests.queue.contract import BATCH_EVENTS, QueueContract, available, lease, lease_all, numbers_of
@@ -91,7 +87,60 @@ async def reopened(queue: SqliteQueue, open_queue: Opener) -> SqliteQueue:
 
 
 class TestSqliteQueue(QueueContract):
-    """SQLite keeps the contract."""
+    """SQLite keeps the contract, also where all that is leased is read from the file."""
+
+
+class TestSqliteQueueThatDelivers(QueueContract):
+    """The same for who has the role, and so in memory what was put a moment ago."""
+
+    @pytest.fixture
+    async def queue(self, queue: SqliteQueue) -> SqliteQueue:
+        queue.take_flusher_role()
+        return queue
+
+
+async def test_who_delivers_need_not_read_what_was_put_a_moment_ago(
+    queue: SqliteQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.take_flusher_role()
+    await queue.put([batch("wiki", range(10))])
+    leases = [await lease(queue, "wiki")]  # from here on it is known where the app's segments lie
+    monkeypatch.delattr("collector.queue.view.View.next_run")
+    await asyncio.gather(*(queue.put([batch("wiki", range(begin, begin + 5))]) for begin in range(10, 50, 5)))
+    leases += await lease_all(queue, "wiki")
+    assert numbers_of(*leases) == list(range(50))
+    for each in leases:
+        await queue.settle(each)
+    assert queue.waiting_events == 0
+
+
+async def test_what_others_put_in_between_keeps_its_place(queue: SqliteQueue, open_queue: Opener) -> None:
+    queue.take_flusher_role()
+    other = await open_queue()
+    for begin in range(0, 60, 20):
+        await queue.put([batch("wiki", range(begin, begin + 10))])
+        await other.put([batch("wiki", range(begin + 10, begin + 20))])
+    await queue.refresh()
+    assert numbers_of(*await lease_all(queue, "wiki")) == list(range(60))
+
+
+async def test_what_another_has_delivered_meanwhile_is_not_leased_from_memory(
+    queue: SqliteQueue, open_queue: Opener
+) -> None:
+    queue.take_flusher_role()
+    other = await open_queue()
+    await queue.put([batch("wiki", range(10))])
+    await queue.settle(await lease(queue, "wiki"))
+    await queue.put([batch("wiki", range(10, 20))])
+    queue.release_flusher_role()
+    other.take_flusher_role()
+    await other.refresh()
+    await other.settle(await lease(other, "wiki"))
+    other.release_flusher_role()
+    queue.take_flusher_role()
+    await queue.refresh()
+    await queue.put([batch("wiki", range(20, 30))])
+    assert numbers_of(*await lease_all(queue, "wiki")) == list(range(20, 30))
 
 
 # What survives
@@ -400,7 +449,7 @@ async def test_a_full_disk_refuses_puts_and_lets_settlements_through(tmp_path: P
     await on_writer(queue, "PRAGMA max_page_count = 100000")
     with pytest.raises(DiskFull):  # until maintenance has found the room
         await queue.put(batches("new", range(3000)))
-    await queue._maintain_once(_PruneWalk(1.0))
+    await queue._maintain_once(PruneWalk(1.0))
     assert queue.trouble is None
     assert await queue.put(batches("new", range(3000))) == [Verdict(1000)] * 3
 
@@ -520,7 +569,7 @@ async def test_a_key_is_forgotten_after_its_retention_and_at_most_a_24th_later(
                 del put_at[number]
     assert put_at == {}
     assert len(forgotten_after) == 3
-    assert all(retention <= age <= retention * (1 + 1 / PRUNE_PASSES) + 1 for age in forgotten_after)
+    assert all(retention <= age <= retention * (1 + 1 / PASSES) + 1 for age in forgotten_after)
     assert await queue.put([batch("wiki", [0])]) == [Verdict(1)]
     assert stored(tmp_path)["wiki"].numbers == [0, 40, 80, 0]  # what waits is not touched by forgetting
     maintenance.cancel()
@@ -530,7 +579,7 @@ async def test_a_key_is_forgotten_after_its_retention_and_at_most_a_24th_later(
 async def test_a_walk_over_more_keys_than_one_step_covers_reaches_them_all(
     tmp_path: Path, open_queue: Opener, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("collector.queue.sqlite.PRUNE_MIN_KEYS", 7)
+    monkeypatch.setattr("collector.queue.pruning.MIN_KEYS", 7)
     queue = await open_queue(retention_seconds=240)
     maintenance = asyncio.create_task(queue.maintain())
     await queue.put([batch("wiki", range(50))])
@@ -573,17 +622,17 @@ async def test_no_key_is_forgotten_early_because_the_clock_was_set(
 @pytest.mark.parametrize("keys", [0, 1_000, 10_000_000, 10**9, 10**12])
 def test_no_step_of_forgetting_looks_at_more_keys_however_many_there_are(keys: int) -> None:
     for retention_seconds in (1.0, 4_800.0, 30 * 86_400.0):
-        steps, step_keys = _PruneWalk(retention_seconds).steps(keys)
-        assert 1 <= steps <= PRUNE_MAX_STEPS
-        assert PRUNE_MIN_KEYS <= step_keys <= PRUNE_MAX_KEYS
-        assert steps * step_keys >= min(keys * PRUNE_PASSES / retention_seconds, PRUNE_MAX_STEPS * PRUNE_MAX_KEYS) - 1
+        steps, step_keys = PruneWalk(retention_seconds).steps(keys)
+        assert 1 <= steps <= MAX_STEPS
+        assert MIN_KEYS <= step_keys <= MAX_KEYS
+        assert steps * step_keys >= min(keys * PASSES / retention_seconds, MAX_STEPS * MAX_KEYS) - 1
 
 
 async def test_where_many_keys_are_due_there_are_several_steps_in_a_turn(
     tmp_path: Path, open_queue: Opener, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("collector.queue.sqlite.PRUNE_MIN_KEYS", 1)
-    monkeypatch.setattr("collector.queue.sqlite.PRUNE_MAX_KEYS", 2)
+    monkeypatch.setattr("collector.queue.pruning.MIN_KEYS", 1)
+    monkeypatch.setattr("collector.queue.pruning.MAX_KEYS", 2)
     queue = await open_queue(retention_seconds=240)  # a pass takes ten turns, so 10 of a hundred keys are due in each
     await queue.put([batch("wiki", range(100))])
     clock.advance(240)

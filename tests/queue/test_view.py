@@ -17,8 +17,9 @@ from collector.observe.status import SHOWN_LETTERS, DeadLetters, Letter
 from collector.queue.base import AppStats, Batch, Burial
 from collector.queue.database import FILE_NAME
 from collector.queue.operations import Done, Put, Settle
+from collector.queue.run import LEASE_BATCHES, Run, best_reach
 from collector.queue.store import Store
-from collector.queue.view import APP_SHIFT, LEASE_BATCHES, Run, View, best_reach
+from collector.queue.view import APP_SHIFT, View
 from tests.fake_clock import FakeClock
 from tests.queue.samples import batch, lines, numbers_in, opened, remembered, stored
 

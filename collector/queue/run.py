@@ -1,0 +1,36 @@
+"""What one lease covers: a run of neighbouring segments, chosen so that requests are full."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+LEASE_BATCHES = 4
+"""A lease covers whole segments. Where these do not fill one batch exactly it may reach over up to this many batches,
+so that at most one request in about as many is not full."""
+
+
+class Run(NamedTuple):
+    """First and last number of the segments, their events and lines, and the stamp of what comes next, if anything."""
+
+    first: int
+    last: int
+    events: int
+    lines: bytes
+    next_stamp: int | None
+
+
+def best_reach(sizes: Sequence[int], batch_events: int) -> int:
+    """How many of the segments, from the first on, fill requests of `batch_events` best; 0 only for no segments.
+
+    The shortest reach wins among equals. One segment is always taken, however large it is.
+    """
+    best, best_fill, total = 0, 0.0, 0
+    for count, size in enumerate(sizes, 1):
+        total += size
+        if count > 1 and total > LEASE_BATCHES * batch_events:
+            break
+        requests = -(-total // batch_events)
+        if total / (requests * batch_events) > best_fill:
+            best, best_fill = count, total / (requests * batch_events)
+        if best_fill == 1.0:
+            break
+    return best
