@@ -81,12 +81,11 @@ class Lanes:
         lane = self._lane(app_id)
         self._set_waiting(lane, lane.waiting_events + events, since=self._clock.monotonic())
 
-    def lease(self, lane: Lane, run: Run) -> None:
-        """A run is leased until `settle` or `give_back`."""
+    def lease(self, lane: Lane, run: Run, next_stamp: int) -> None:
+        """A run is leased until `settle` or `give_back`; what waits behind it has done so since then."""
         lane.leased_events += run.events
         lane.leased_to = max(lane.leased_to, run.last)
-        if run.next_stamp is not None:
-            lane.waiting_since = self._since(run.next_stamp)
+        lane.waiting_since = self._since(next_stamp)
 
     def settle(self, settle: Settle) -> None:
         """A settlement was committed: what it has put back can be leased again, the rest is gone."""

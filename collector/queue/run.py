@@ -3,19 +3,43 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from collector.queue.base import Batch
+
 LEASE_BATCHES = 4
 """A lease covers whole segments. Where these do not fill one batch exactly it may reach over up to this many batches,
 so that at most one request in about as many is not full."""
 
 
+class Segment(NamedTuple):
+    """Events of one app that were stored together: its number, since when (microseconds since the epoch), its lines."""
+
+    number: int
+    stamp: int
+    events: int
+    lines: bytes
+
+
 class Run(NamedTuple):
-    """First and last number of the segments, their events and lines, and the stamp of what comes next, if anything."""
+    """First and last number of the segments, their events and lines, and the stamp of the last."""
 
     first: int
     last: int
     events: int
     lines: bytes
-    next_stamp: int | None
+    stamp: int
+
+
+def joined(segments: Sequence[Segment]) -> Run:
+    """The run of neighbouring segments, of which there is at least one."""
+    last = segments[-1]
+    lines = b"\n".join([segment.lines for segment in segments])
+    return Run(segments[0].number, last.number, sum([segment.events for segment in segments]), lines, last.stamp)
+
+
+def made_of(batches: Sequence[Batch], number: int, stamp: int) -> Segment:
+    """The segment that batches were stored as."""
+    lines = b"\n".join([batch.lines for batch in batches])
+    return Segment(number, stamp, sum([len(batch.keys) for batch in batches]), lines)
 
 
 def best_reach(sizes: Sequence[int], batch_events: int) -> int:

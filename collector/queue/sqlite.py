@@ -4,7 +4,7 @@ How an event goes through:
 
 1. `put` hands its batches to the group commit. One transaction enters the keys into `seen`, keeps the lines of those
    that were new as segments of their apps, and is fsynced; then every caller of the group learns its verdicts.
-2. `lease` reads an app's next segments beside the writer, or has them still in memory (`Recent`). What is leased is
+2. `lease` reads an app's next segments beside the writer, or has them still in memory (`AtHand`). What is leased is
    known in memory alone (`Lanes`): after a crash all that was not settled is simply still there. What is sent twice
    that way, upstream's own key absorbs.
 3. `settle` takes the segments away in the same transactions that bring new events in.
@@ -17,6 +17,7 @@ into one file; only the holder of the flushing role may lease.
 
 import asyncio
 import contextlib
+from bisect import insort
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from collector.errors import (
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.status import DeadLetters
+from collector.queue.at_hand import AtHand
 from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verdict
 from collector.queue.database import BUSY_TIMEOUT_MS, FILE_NAME, damaged
 from collector.queue.group_commit import GroupCommit
@@ -43,8 +45,7 @@ from collector.queue.lock import RoleLock
 from collector.queue.operations import Done, Put, Settle, Waiting
 from collector.queue.pruning import TICK_SECONDS, PruneWalk
 from collector.queue.ready import doubt
-from collector.queue.recent import Recent
-from collector.queue.run import Run
+from collector.queue.run import Run, joined, made_of
 from collector.queue.step_thread import StepThread
 from collector.queue.store import Store
 from collector.queue.store_thread import StoreThread
@@ -91,7 +92,7 @@ class SqliteQueue:
         self._metrics = metrics
         self._flusher_role = RoleLock(directory, "flusher")
         self._lanes = Lanes(clock, self.arrivals, batch_events)
-        self._recent = Recent()
+        self._at_hand = AtHand()
         self._leasing = asyncio.Lock()
         self._foreign_commits = 0
         self._waiting_bytes = 0
@@ -150,7 +151,7 @@ class SqliteQueue:
     def release_flusher_role(self) -> None:
         """Another process may deliver."""
         self._flusher_role.release()
-        self._recent.clear()  # whoever has the role next may deliver it
+        self._at_hand.clear()  # whoever has the role next may deliver it
         if self._settles_alone:
             self._settles_alone = False
             unheard(self._writer.run(Store.let_settle))
@@ -222,7 +223,7 @@ class SqliteQueue:
             except QueueDamaged as error:
                 self._notice_damage(error)
                 raise
-            self._lanes.lease(lane, run)
+            self._lanes.lease(lane, run, self._at_hand.next_stamp(run))
             return Lease(app_id, run.first, run.last, run.events, run.lines)
 
     async def settle(self, lease: Lease, *, buried: Sequence[Burial] = (), returned: Sequence[int] = ()) -> None:
@@ -311,21 +312,30 @@ class SqliteQueue:
 
     async def _next_run(self, lane: Lane, max_events: int) -> Run:
         if lane.returned:
-            returned = lane.returned.pop(0)
+            first, last, events = lane.returned.pop(0)
             try:
-                return await self._reader.run(lambda: self._view.run(lane.app_id, *returned))
+                return joined(await self._reader.run(lambda: self._view.segments(lane.app_id, first, last, events)))
             except BaseException:
-                lane.returned.insert(0, returned)
+                insort(lane.returned, Range(first, last, events))
                 raise
-        run = self._recent.next_run(lane.leased_to, lane.available, max_events)
-        if run is None:
-            run = await self._reader.run(lambda: self._view.next_run(lane.app_id, lane.leased_to, max_events))
-        if run is None:
-            raise damaged(
-                self._directory / FILE_NAME,
-                f"{lane.available} events of app {lane.app_id!r} should wait, none is there",
-            )
+        waiting = lane.available
+        while (run := self._at_hand.next_run(lane.leased_to, waiting, max_events)) is None:
+            await self._read_on(lane, max_events)
+            waiting = 0  # what is here now is enough to choose from
         return run
+
+    async def _read_on(self, lane: Lane, batch_events: int) -> None:
+        """Brings more of the lane's next segments into memory."""
+        reach = self._at_hand.reach(lane.leased_to)
+        segments = await self._reader.run(lambda: self._view.next_segments(lane.app_id, reach, batch_events))
+        if reach == lane.leased_to:
+            if not segments:
+                raise damaged(
+                    self._directory / FILE_NAME,
+                    f"{lane.available} events of app {lane.app_id!r} should wait, none is there",
+                )
+            lane.leased_to = segments[0].number - 1  # what lies between was settled by others
+        self._at_hand.add(segments)
 
     def _notice_damage(self, error: BaseException) -> None:
         """Whoever finds the file damaged, or nobody to write it, tells the maintenance, which takes the agent down."""
@@ -348,11 +358,12 @@ class SqliteQueue:
             for batch, verdict in zip(operation.batches, done.verdicts, strict=True):
                 if verdict.accepted:
                     arrived[batch.app_id] = arrived.get(batch.app_id, 0) + verdict.accepted
-            for segment, batch in zip(done.segments, operation.batches, strict=False):
-                if segment:
-                    segments.setdefault(segment, []).append(batch)
+            for number, batch in zip(done.segments, operation.batches, strict=False):
+                if number:
+                    segments.setdefault(number, []).append(batch)
         if self.is_flusher:
-            self._recent.add(segments, stamp=self._clock.now_us())
+            now_us = self._clock.now_us()
+            self._at_hand.add([made_of(batches, number, now_us) for number, batches in segments.items()])
         for app_id, events in arrived.items():
             self._lanes.add(app_id, events)
 

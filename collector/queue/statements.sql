@@ -51,17 +51,16 @@ DELETE FROM delivered WHERE delivered_ms < ?1
 AND delivered IN (SELECT delivered FROM delivered ORDER BY delivered LIMIT ?2);
 
 -- name: segment_sizes
--- Of the next ?3 segments after ?1 and before ?2: the number of each, and how many events it holds.
-SELECT group_concat(segment), group_concat(events)
-FROM (SELECT segment, events FROM segment WHERE segment > ?1 AND segment < ?2 ORDER BY segment LIMIT ?3);
+-- Of the next ?3 segments after ?1 and before ?2: the number of each, how many events it holds, and their bytes.
+SELECT group_concat(segment), group_concat(events), group_concat(size)
+FROM (SELECT segment, events, length(lines) AS size FROM segment WHERE segment > ?1 AND segment < ?2
+      ORDER BY segment LIMIT ?3);
 
 -- name: range_lines
--- The lines of all, and of each how long they are and their checksum, -1 for none.
-SELECT CAST(group_concat(lines, char(10)) AS BLOB), group_concat(length(lines)), group_concat(coalesce(crc, -1))
-FROM (SELECT lines, crc FROM segment WHERE segment BETWEEN ?1 AND ?2 ORDER BY segment);
-
--- name: next_stamp
-SELECT stamp FROM segment WHERE segment > ?1 AND segment < ?2 ORDER BY segment LIMIT 1;
+-- The lines of all, and of each its number, stamp, events, how long its lines are, and their checksum, -1 for none.
+SELECT CAST(group_concat(lines, char(10)) AS BLOB), group_concat(segment), group_concat(stamp), group_concat(events),
+       group_concat(length(lines)), group_concat(coalesce(crc, -1))
+FROM (SELECT * FROM segment WHERE segment BETWEEN ?1 AND ?2 ORDER BY segment);
 
 -- name: prune_reach
 SELECT key FROM seen WHERE key > ?1 ORDER BY key LIMIT 1 OFFSET ?2;

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 from collector.clock import Clock
@@ -9,8 +10,11 @@ from collector.errors import QueueUnavailable
 from collector.observe.status import REASON_LETTERS, SHOWN_LETTERS, SHOWN_REASONS, DeadLetters, Letter, Reason
 from collector.queue.base import AppStats, QueueStats
 from collector.queue.database import FILE_NAME, SQL, damaged, open_reader, translate
-from collector.queue.run import LEASE_BATCHES, Run, best_reach
+from collector.queue.run import Segment
 from collector.queue.soundness import lines_crc
+
+READ_BATCHES, READ_BYTES = 8, 2**20
+"""Most that is read of an app's backlog at once. A lease needs LEASE_BATCHES to choose from."""
 
 APP_SHIFT = 40
 """A segment's number is (app << 40) + n."""
@@ -25,32 +29,39 @@ class View:
         self._execute: Callable[..., sqlite3.Cursor] = self._connection.execute
         self._apps: dict[str, int] = {}
 
-    def next_run(self, app_id: str, after: int, batch_events: int) -> Run | None:
-        """The app's segments after number `after` that fill batches best; None where there are none.
+    def next_segments(self, app_id: str, after: int, batch_events: int) -> list[Segment]:
+        """The app's segments after number `after` that READ_BATCHES and READ_BYTES have room for; at least one, if any.
 
-        Reads no more than the run itself and the sizes of a few segments, however many wait.
+        Reads no more than these and the sizes of a few, however many wait.
         """
         try:
             # One transaction, so that all reads see the same commit.
             self._execute("BEGIN")
             try:
                 start, end = self._bounds(app_id)
-                numbers, sizes = self._sizes(max(after, start), end, batch_events)
-                taken = best_reach(sizes, batch_events)
-                if not taken:
-                    return None
-                return self._run(app_id, numbers[0], numbers[taken - 1], sum(sizes[:taken]), end)
+                numbers = self._reach(max(after, start), end, READ_BATCHES * batch_events)
+                return self._segments(app_id, numbers[0], numbers[-1]) if numbers else []
             finally:
                 self._execute("COMMIT")
         except sqlite3.Error as error:
             raise translate(error, self._file) from error
 
-    def run(self, app_id: str, first: int, last: int, events: int) -> Run:
-        """The run that an earlier lease covered."""
+    def segments(self, app_id: str, first: int, last: int, events: int) -> list[Segment]:
+        """What an earlier lease covered, of which so many events were given back.
+
+        Raises QueueUnavailable where it is gone.
+        """
         try:
-            return self._run(app_id, first, last, events, self._bounds(app_id)[1])
+            segments = self._segments(app_id, first, last)
         except sqlite3.Error as error:
             raise translate(error, self._file) from error
+        if not segments:
+            raise QueueUnavailable(
+                f"{self._file}: segments {first} to {last} are gone; has another process flushed this queue?"
+            )
+        if sum([segment.events for segment in segments]) != events:
+            raise damaged(self._file, f"segments {first} to {last} should hold {events} events, and do not")
+        return segments
 
     def _bounds(self, app_id: str) -> tuple[int, int]:
         """The numbers between which all of the app's segments lie."""
@@ -62,28 +73,32 @@ class View:
             app = self._apps[app_id] = row[0]
         return app << APP_SHIFT, (app + 1) << APP_SHIFT
 
-    def _sizes(self, after: int, end: int, batch_events: int) -> tuple[list[int], list[int]]:
-        """Numbers and sizes of enough segments to choose from: few where they are large, many where they are small."""
-        limit = LEASE_BATCHES + 1
+    def _reach(self, after: int, end: int, most_events: int) -> list[int]:
+        """The numbers of the segments to read: few where they are large, many where they are small."""
+        limit = READ_BATCHES + 1  # where each fills a request, the last of these shows that the others are enough
         while True:
-            numbers, sizes = (
-                [int(word) for word in words.split(",")] if words else []
-                for words in self._execute(SQL["segment_sizes"], (after, end, limit)).fetchone()
+            row = self._execute(SQL["segment_sizes"], (after, end, limit)).fetchone()
+            numbers, events, sizes = (_numbers(words) for words in row)
+            count = sum(
+                up_to <= most_events and size <= READ_BYTES
+                for up_to, size in zip(accumulate(events), accumulate(sizes), strict=True)
             )
-            if len(sizes) < limit or sum(sizes) >= LEASE_BATCHES * batch_events:
-                return numbers, sizes
+            if count < limit:
+                return numbers[: max(1, count)]
             limit *= 8
 
-    def _run(self, app_id: str, first: int, last: int, events: int, end: int) -> Run:
-        lines, sizes, crcs = self._execute(SQL["range_lines"], (first, last)).fetchone()
+    def _segments(self, app_id: str, first: int, last: int) -> list[Segment]:
+        lines, *columns = self._execute(SQL["range_lines"], (first, last)).fetchone()
         if lines is None:
-            raise QueueUnavailable(
-                f"{self._file}: segments {first} to {last} are gone; has another process flushed this queue?"
-            )
-        if lines.count(b"\n") + 1 != events or not _are_sound(app_id, lines, sizes, crcs):
-            raise damaged(self._file, f"segments {first} to {last} do not match their checksums")
-        following = self._execute(SQL["next_stamp"], (last, end)).fetchone()
-        return Run(first, last, events, lines, following[0] if following else None)
+            return []
+        segments, at, joined = [], 0, memoryview(lines)
+        for number, stamp, events, size, crc in zip(*map(_numbers, columns), strict=True):
+            of_one = bytes(joined[at : at + size])
+            if of_one.count(b"\n") + 1 != events or crc not in {-1, lines_crc(app_id, of_one)}:
+                raise damaged(self._file, f"segment {number} does not match its checksum")
+            segments.append(Segment(number, stamp, events, of_one))
+            at += size + 1
+        return segments
 
     def dead_letters(self) -> DeadLetters:
         """Why events became dead letters, and the latest. Costs the same however many there are."""
@@ -133,11 +148,5 @@ class View:
         self._connection.close()
 
 
-def _are_sound(app_id: str, lines: bytes, sizes: str, crcs: str) -> bool:
-    """Whether each of the segments whose lines were joined matches its checksum, where it has one."""
-    at, joined = 0, memoryview(lines)
-    for size, crc in zip(map(int, sizes.split(",")), map(int, crcs.split(",")), strict=True):
-        if crc not in {-1, lines_crc(app_id, joined[at : at + size])}:
-            return False
-        at += size + 1
-    return True
+def _numbers(words: str | None) -> list[int]:
+    return [int(word) for word in words.split(",")] if words else []

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from collector.events import event_key
+from collector.queue.at_hand import AtHand
 from collector.queue.base import Batch
 from collector.queue.database import FILE_NAME
+from collector.queue.run import Run
+from collector.queue.view import View
 
 EMAIL = "someone@example.com"
 ROOT = Path(__file__).parents[2]
@@ -51,6 +54,13 @@ def numbers_in(app_id: str, text: bytes) -> list[int]:
         assert each == line(app_id, number)
         numbers.append(number)
     return numbers
+
+
+def next_run(view: View, app_id: str, after: int, batch_events: int) -> Run | None:
+    """What a lease would cover that is read after that segment."""
+    at_hand, segments = AtHand(), view.next_segments(app_id, after, batch_events)
+    at_hand.add(segments)
+    return at_hand.next_run(segments[0].number - 1, 0, batch_events) if segments else None
 
 
 class Stored(NamedTuple):

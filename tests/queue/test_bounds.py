@@ -16,7 +16,7 @@ from collector.queue.operations import Put, Settle
 from collector.queue.store import Store
 from collector.queue.view import View
 from tests.fake_clock import START_MS, FakeClock
-from tests.queue.samples import batch, remembered
+from tests.queue.samples import batch, next_run, remembered
 
 BATCH_EVENTS = 10
 FEW, MANY = 20, 2_000
@@ -63,7 +63,7 @@ def test_a_lease_costs_the_same_from_few_batches_and_from_many(store: Store, tmp
     for batches in (range(FEW), range(FEW, MANY)):
         fill(store, batches)
         with closing(View(tmp_path)) as view, counted(view._connection) as steps:
-            run = view.next_run("wiki", 0, BATCH_EVENTS)
+            run = next_run(view, "wiki", 0, BATCH_EVENTS)
             costs.append(steps())
         assert run is not None
         assert run.events == BATCH_EVENTS
@@ -75,7 +75,7 @@ def test_a_settlement_costs_the_same_from_few_batches_and_from_many(store: Store
     for batches in (range(FEW), range(FEW, MANY)):
         fill(store, batches)
         with closing(View(tmp_path)) as view:
-            run = view.next_run("wiki", 0, BATCH_EVENTS)
+            run = next_run(view, "wiki", 0, BATCH_EVENTS)
         assert run is not None
         with counted(store._connection) as steps:
             store.transact([Settle("wiki", run.first, run.last, run.events)])
@@ -116,7 +116,7 @@ def test_the_log_stays_small_while_events_come_and_go_for_ever(tmp_path: Path, m
         for number in range(100):
             fill(store, range(number, number + 1))
             with closing(View(tmp_path)) as view:
-                run = view.next_run("wiki", 0, BATCH_EVENTS)
+                run = next_run(view, "wiki", 0, BATCH_EVENTS)
             assert run is not None
             store.transact([Settle("wiki", run.first, run.last, run.events)])
             store.shrink()

@@ -105,7 +105,7 @@ async def test_who_delivers_need_not_read_what_was_put_a_moment_ago(
     queue.take_flusher_role()
     await queue.put([batch("wiki", range(10))])
     leases = [await lease(queue, "wiki")]  # from here on it is known where the app's segments lie
-    monkeypatch.delattr("collector.queue.view.View.next_run")
+    monkeypatch.delattr("collector.queue.view.View.next_segments")
     await asyncio.gather(*(queue.put([batch("wiki", range(begin, begin + 5))]) for begin in range(10, 50, 5)))
     leases += await lease_all(queue, "wiki")
     assert numbers_of(*leases) == list(range(50))

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,11 @@ from collector.observe.status import SHOWN_LETTERS, DeadLetters, Letter
 from collector.queue.base import AppStats, Batch, Burial
 from collector.queue.database import FILE_NAME
 from collector.queue.operations import Done, Put, Settle
-from collector.queue.run import LEASE_BATCHES, Run, best_reach
+from collector.queue.run import LEASE_BATCHES, Run, best_reach, joined
 from collector.queue.store import Store
 from collector.queue.view import APP_SHIFT, View
 from tests.fake_clock import FakeClock
-from tests.queue.samples import batch, lines, numbers_in, opened, remembered, stored
+from tests.queue.samples import batch, lines, next_run, numbers_in, opened, remembered, stored
 
 BATCH_EVENTS = 10
 
@@ -106,11 +105,11 @@ def test_no_other_reach_within_a_lease_fills_requests_better(sizes: list[int], b
 def test_an_app_without_segments_has_no_run_whoever_its_neighbours_are(store: Store, view: View, app_id: str) -> None:
     store.transact([Put.of([batch(each, [0]) for each in ("crm", "wiki", "chat")])])
     for settled in ("crm", "chat"):
-        run = view.next_run(settled, 0, BATCH_EVENTS)
+        run = next_run(view, settled, 0, BATCH_EVENTS)
         assert run is not None
         store.transact([Settle(settled, run.first, run.last, 1)])
-    assert view.next_run(app_id, 0, BATCH_EVENTS) is None
-    assert view.next_run("wiki", 0, BATCH_EVENTS) is not None
+    assert next_run(view, app_id, 0, BATCH_EVENTS) is None
+    assert next_run(view, "wiki", 0, BATCH_EVENTS) is not None
 
 
 @pytest.mark.parametrize(
@@ -131,20 +130,19 @@ def test_runs_follow_one_another_until_all_segments_are_read(
     store.transact([Put.of([batch("after", [1])])])
     segments = segments_of(tmp_path, "wiki")
     runs: list[Run] = []
-    while run := view.next_run("wiki", runs[-1].last if runs else 0, BATCH_EVENTS):
+    while run := next_run(view, "wiki", runs[-1].last if runs else 0, BATCH_EVENTS):
         runs.append(run)
     assert [sum(run.first <= number <= run.last for number, _ in segments) for run in runs] == taken
     assert [number for run in runs for number in numbers_in("wiki", run.lines)] == list(range(sum(sizes)))
     assert [run.events for run in runs] == [run.lines.count(b"\n") + 1 for run in runs]
-    following = {number: stamp for (number, _), (_, stamp) in pairwise(segments)}
-    assert [run.next_stamp for run in runs] == [following.get(run.last) for run in runs]
+    assert [run.stamp for run in runs] == [dict(segments)[run.last] for run in runs]
 
 
 def test_a_thousand_tiny_segments_make_one_full_run(tmp_path: Path, clock: FakeClock) -> None:
     with closing(Store(tmp_path, batch_events=1, clock=clock)) as store, closing(View(tmp_path)) as view:
         store.transact([Put.of([batch("wiki", [number]) for number in range(2500)])])
         assert stored(tmp_path)["wiki"].segments == [1] * 2500
-        run = view.next_run("wiki", 0, 1000)
+        run = next_run(view, "wiki", 0, 1000)
         assert run is not None
         assert (run.events, numbers_in("wiki", run.lines)) == (1000, list(range(1000)))
 
@@ -162,35 +160,35 @@ def test_what_a_run_costs_does_not_grow_with_what_waits(tmp_path: Path, clock: F
                 return 0
 
             view._connection.set_progress_handler(step, 1)
-            assert view.next_run("wiki", 0, 10) is not None
+            assert next_run(view, "wiki", 0, 10) is not None
             view.stats(clock)
             view._connection.set_progress_handler(None, 1)
             return count
 
-        store.transact([Put.of([batch("wiki", [number]) for number in range(500)])])
+        store.transact([Put.of([batch("wiki", [number]) for number in range(1000)])])
         steps()  # learns the app's number
         before = steps()
-        store.transact([Put.of([batch("wiki", [number]) for number in range(500, 8000)])])
+        store.transact([Put.of([batch("wiki", [number]) for number in range(1000, 8000)])])
         assert steps() == before
 
 
 def test_an_earlier_run_is_read_again_as_it_is_now(tmp_path: Path, store: Store, view: View) -> None:
     put_segments(store, "wiki", [7, 7, 6, 3])
-    run = view.next_run("wiki", 0, BATCH_EVENTS)
+    run = next_run(view, "wiki", 0, BATCH_EVENTS)
     assert run is not None
-    assert view.run("wiki", run.first, run.last, 20) == run
+    assert joined(view.segments("wiki", run.first, run.last, 20)) == run
     store.transact([Settle("wiki", run.first, run.last, 20, rest_events=2, rest_lines=lines("wiki", [4, 9]))])
-    again = view.run("wiki", run.first, run.last, 2)
-    assert again == Run(run.first, run.last, 2, lines("wiki", [4, 9]), segments_of(tmp_path, "wiki")[-1][1])
+    again = joined(view.segments("wiki", run.first, run.last, 2))
+    assert again == Run(run.first, run.first, 2, lines("wiki", [4, 9]), segments_of(tmp_path, "wiki")[0][1])
 
 
 def test_a_run_that_another_process_has_settled_is_unavailable(tmp_path: Path, store: Store, view: View) -> None:
     put_segments(store, "wiki", [10])
-    run = view.next_run("wiki", 0, BATCH_EVENTS)
+    run = next_run(view, "wiki", 0, BATCH_EVENTS)
     assert run is not None
     store.transact([Settle("wiki", run.first, run.last, 10)])
     with pytest.raises(QueueUnavailable, match="has another process flushed this queue") as refusal:
-        view.run("wiki", run.first, run.last, 10)
+        view.segments("wiki", run.first, run.last, 10)
     assert str(tmp_path / FILE_NAME) in str(refusal.value)
 
 
@@ -209,7 +207,7 @@ def test_the_statistics_equal_what_the_file_holds(tmp_path: Path, store: Store, 
     clock.advance(2.5)
     store.transact([Put.of([batch("chat", range(7)), batch("crm", range(17))])])
     clock.advance(60)
-    runs = {app_id: view.next_run(app_id, 0, BATCH_EVENTS) for app_id in ("wiki", "crm", "chat")}
+    runs = {app_id: next_run(view, app_id, 0, BATCH_EVENTS) for app_id in ("wiki", "crm", "chat")}
     for app_id, run in runs.items():
         assert run is not None
         burials = [] if app_id == "wiki" else [(Burial(position, "no"), b"{}") for position in range(2)]
@@ -264,7 +262,7 @@ def test_the_statistics_are_of_one_instant_while_a_writer_is_active(
                 settlements = [
                     Settle(app_id, run.first, run.last, run.events)
                     for app_id in ("wiki", "crm")
-                    if number % 9 == 0 and (run := other.next_run(app_id, 0, 6))
+                    if number % 9 == 0 and (run := next_run(other, app_id, 0, 6))
                 ]
                 store.transact([Put.of([batch("wiki", numbers), batch("crm", numbers)]), *settlements])
         done.set()
@@ -290,9 +288,9 @@ def test_a_reader_holds_no_snapshot_between_calls_so_that_the_log_can_be_folded_
 ) -> None:
     put_segments(store, "wiki", [10, 10])
     view.stats(clock)
-    run = view.next_run("wiki", 0, BATCH_EVENTS)
+    run = next_run(view, "wiki", 0, BATCH_EVENTS)
     assert run is not None
-    view.run("wiki", run.first, run.last, run.events)
+    view.segments("wiki", run.first, run.last, run.events)
     assert store._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
     assert (tmp_path / f"{FILE_NAME}-wal").stat().st_size == 0
 
@@ -301,7 +299,7 @@ def test_lines_are_joined_byte_for_byte(store: Store, view: View) -> None:
     odd = [b'{"a":"\\u0000"}', '{"a":"\u2028\U0001f600"}'.encode(), b"{}"]
     for number, text in enumerate(odd):
         store.transact([Put.of([Batch("wiki", batch("wiki", [number]).keys, text)])])
-    run = view.next_run("wiki", 0, 3)
+    run = next_run(view, "wiki", 0, 3)
     assert run is not None
     assert run.lines == b"\n".join(odd)
 
