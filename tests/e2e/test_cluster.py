@@ -15,7 +15,7 @@ from tests.e2e.oracle import Oracle, new_seed, oracle_in
 
 NUMBERS = itertools.count()
 ENOUGH = 3000
-ELECTION_SECONDS = 30.0
+ELECTION_SECONDS = 60.0
 Fleet = Callable[[], AbstractAsyncContextManager[Oracle]]
 
 
