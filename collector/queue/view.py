@@ -10,11 +10,11 @@ from collector.errors import QueueUnavailable
 from collector.observe.status import REASON_LETTERS, SHOWN_LETTERS, SHOWN_REASONS, DeadLetters, Letter, Reason
 from collector.queue.base import AppStats, QueueStats
 from collector.queue.database import FILE_NAME, SQL, damaged, open_reader, translate
-from collector.queue.run import Segment
+from collector.queue.run import LEASE_BATCHES, Segment
 from collector.queue.soundness import lines_crc
 
 READ_BATCHES, READ_BYTES = 8, 2**20
-"""Most that is read of an app's backlog at once. A lease needs LEASE_BATCHES to choose from."""
+"""Most that is read of an app's backlog at once, beyond LEASE_BATCHES: a lease needs so much to choose from."""
 
 APP_SHIFT = 40
 """A segment's number is (app << 40) + n."""
@@ -30,7 +30,7 @@ class View:
         self._apps: dict[str, int] = {}
 
     def next_segments(self, app_id: str, after: int, batch_events: int) -> list[Segment]:
-        """The app's segments after number `after` that READ_BATCHES and READ_BYTES have room for; at least one, if any.
+        """The app's next segments after number `after`: all that a lease can choose from, and some for those to come.
 
         Reads no more than these and the sizes of a few, however many wait.
         """
@@ -39,7 +39,7 @@ class View:
             self._execute("BEGIN")
             try:
                 start, end = self._bounds(app_id)
-                numbers = self._reach(max(after, start), end, READ_BATCHES * batch_events)
+                numbers = self._reach(max(after, start), end, batch_events)
                 return self._segments(app_id, numbers[0], numbers[-1]) if numbers else []
             finally:
                 self._execute("COMMIT")
@@ -73,15 +73,15 @@ class View:
             app = self._apps[app_id] = row[0]
         return app << APP_SHIFT, (app + 1) << APP_SHIFT
 
-    def _reach(self, after: int, end: int, most_events: int) -> list[int]:
+    def _reach(self, after: int, end: int, batch_events: int) -> list[int]:
         """The numbers of the segments to read: few where they are large, many where they are small."""
         limit = READ_BATCHES + 1  # where each fills a request, the last of these shows that the others are enough
         while True:
             row = self._execute(SQL["segment_sizes"], (after, end, limit)).fetchone()
             numbers, events, sizes = (_numbers(words) for words in row)
             count = sum(
-                up_to <= most_events and size <= READ_BYTES
-                for up_to, size in zip(accumulate(events), accumulate(sizes), strict=True)
+                total <= LEASE_BATCHES * batch_events or (total <= READ_BATCHES * batch_events and size <= READ_BYTES)
+                for total, size in zip(accumulate(events), accumulate(sizes), strict=True)
             )
             if count < limit:
                 return numbers[: max(1, count)]

@@ -147,6 +147,26 @@ def test_a_thousand_tiny_segments_make_one_full_run(tmp_path: Path, clock: FakeC
         assert (run.events, numbers_in("wiki", run.lines)) == (1000, list(range(1000)))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "line_bytes", "read"),
+    [
+        pytest.param([10] * 12, 100, 8, id="eight batches at once"),
+        pytest.param([10] * 12, 30_000, 4, id="of large events four, which a lease can choose from"),
+        pytest.param([9] * 12, 60_000, 4, id="whatever their size"),
+        pytest.param([90, 10], 100, 1, id="at least one"),
+    ],
+)
+def test_as_much_is_read_as_a_lease_can_choose_from_and_more_where_it_is_small(
+    store: Store, view: View, sizes: list[int], line_bytes: int, read: int
+) -> None:
+    begin = 0
+    for size in sizes:
+        text = b"\n".join([b"x" * line_bytes] * size)
+        store.transact([Put.of([Batch("wiki", batch("wiki", range(begin, begin + size)).keys, text)])])
+        begin += size
+    assert len(view.next_segments("wiki", 0, BATCH_EVENTS)) == read
+
+
 def test_what_a_run_costs_does_not_grow_with_what_waits(tmp_path: Path, clock: FakeClock) -> None:
     with closing(Store(tmp_path, batch_events=1, clock=clock)) as store, closing(View(tmp_path)) as view:
 
