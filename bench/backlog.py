@@ -23,7 +23,7 @@ async def fill(folder: Path, count: int) -> None:
         for _ in range(count // BATCH_EVENTS):
             lines = "\n".join(islice(source, BATCH_EVENTS)).encode()
             keys = [event_key("bench", event.timestamp, event.email, event.event_name) for event in decode(lines)]
-            await queue.put([Batch("bench", keys, lines)])
+            await queue.put([Batch("bench", b"".join(keys), lines)])
 
 
 def main() -> None:

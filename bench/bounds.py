@@ -24,7 +24,7 @@ import msgspec
 
 from bench.processes import child, first_line, memory_bytes, python
 from collector.clock import Clock
-from collector.events import event_key
+from collector.events import KEY_BYTES, event_key
 from collector.observe.metrics import Metrics
 from collector.queue.base import Batch
 from collector.queue.database import FILE_NAME
@@ -85,7 +85,7 @@ def batch(number: int) -> Batch:
         )
         keys.append(event_key(app_id, timestamp, email, name))
         lines.append(f'{{"timestamp":{timestamp},"email":"{email}","eventName":"{name}"}}')
-    return Batch(app_id, keys, "\n".join(lines).encode())
+    return Batch(app_id, b"".join(keys), "\n".join(lines).encode())
 
 
 class Step(NamedTuple):
@@ -257,7 +257,7 @@ async def longest_put(queue: SqliteQueue, first: int, seconds: float) -> float:
     longest, began = 0.0, time.perf_counter()
     for number in itertools.count(first):
         ready = batch(number)
-        small = Batch(ready.app_id, ready.keys[:100], b"\n".join(ready.lines.split(b"\n")[:100]))
+        small = Batch(ready.app_id, ready.keys[: 100 * KEY_BYTES], b"\n".join(ready.lines.split(b"\n")[:100]))
         started = time.perf_counter()
         await queue.put([small])
         longest = max(longest, time.perf_counter() - started)

@@ -22,7 +22,7 @@ from bench.loads import load
 from bench.processes import child, cpu_seconds, first_line, python
 from bench.rows import Sample
 from collector.config.model import JetStream
-from collector.events import pack_timestamp
+from collector.events import DIGEST_BYTES, pack_keys
 from collector.queue.jetstream.connection import Connection
 from collector.queue.jetstream.stream import key_tokens
 from tests import nats
@@ -166,11 +166,11 @@ async def by_way(found: list[nats.Server], way: str) -> str:
     )
 
 
-def keys(number: int) -> list[bytes]:
+def keys(number: int) -> bytes:
     """A batch's keys as live traffic has them: two a millisecond, then a digest."""
-    return [
-        pack_timestamp(1_700_000_000_000 + (number * BATCH + place) // 2) + os.urandom(16) for place in range(BATCH)
-    ]
+    first = number * BATCH
+    timestamps = [1_700_000_000_000 + place // 2 for place in range(first, first + BATCH)]
+    return pack_keys(timestamps, [os.urandom(DIGEST_BYTES) for _ in timestamps])
 
 
 async def in_one_batch(connection: Connection, stream: str, _way: str, number: int) -> None:

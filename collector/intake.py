@@ -12,7 +12,7 @@ import msgspec
 
 from collector.bodies import BodyFormat, BodyParser, Parsed, Rejection, app_id_problem, shown
 from collector.errors import Rejected, TooLarge
-from collector.events import KEY_BYTES, UsageEvent, pack_timestamp, sound_digest
+from collector.events import UsageEvent, pack_keys, sound_digest
 from collector.observe.metrics import Metrics
 from collector.queue.base import Batch, Queue, Verdict
 
@@ -26,7 +26,7 @@ STREAM_PIECE_BYTES = 512 * 2**10
 _app_id_of = attrgetter("app_id")
 
 Keyed = dict[str, tuple[list[bytes], list[UsageEvent]]]
-"""Events by app, each with its key."""
+"""Events by app, and the digest of each."""
 
 
 class Report(msgspec.Struct):
@@ -206,10 +206,14 @@ class Intake:
             by_app = self._one_by_one(events, default_app, rejections)
         size = self._batch_events
         return [
-            Batch(app_id, keys[start : start + size], self._encode_lines(members[start : start + size])[:-1])
-            for app_id, (keys, members) in by_app.items()
-            for start in range(0, len(keys), size)
+            self._batch(app_id, digests[start : start + size], members[start : start + size])
+            for app_id, (digests, members) in by_app.items()
+            for start in range(0, len(members), size)
         ]
+
+    def _batch(self, app_id: str, digests: list[bytes], events: list[UsageEvent]) -> Batch:
+        keys = pack_keys([event.timestamp for event in events], digests)
+        return Batch(app_id, keys, self._encode_lines(events)[:-1])
 
     def _one_by_one(
         self, events: Sequence[UsageEvent | None], default_app: str | None, rejections: list[Rejection]
@@ -233,7 +237,7 @@ class Intake:
                     rejections.append(Rejection(problem, index))
                     continue
                 group = by_app[app_id] = ([], [])
-            group[0].append(pack_timestamp(event.timestamp) + digest)
+            group[0].append(digest)
             group[1].append(event)
             event.app_id = msgspec.UNSET  # upstream has it in the path
         return by_app
@@ -246,5 +250,5 @@ def _at_once(events: list[Any], app_id: str | None) -> Keyed | None:
     """
     if not events or not app_id or app_id_problem(app_id) or any(map(_app_id_of, events)):
         return None
-    keys = [pack_timestamp(event.timestamp) + sound_digest(app_id, event.email, event.event_name) for event in events]
-    return {app_id: (keys, events)} if min(map(len, keys)) == KEY_BYTES else None
+    digests = [sound_digest(app_id, event.email, event.event_name) for event in events]
+    return {app_id: (digests, events)} if all(digests) else None

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from collector.events import INT64_MAX, INT64_MIN, KEY_BYTES, event_key
+from collector.events import INT64_MAX, INT64_MIN, KEY_BYTES, by_time, event_key, identity_digest, pack_keys, split_keys
 
 Identity = tuple[str, int, str, str]
 
@@ -56,6 +56,22 @@ def test_a_key_keeps_app_email_and_name_apart_whatever_they_contain(
 def test_keys_sort_by_time_so_that_live_traffic_lands_in_neighbouring_pages(identities: list[Identity]) -> None:
     by_key = sorted(identities, key=lambda identity: event_key(*identity))
     assert [timestamp for _, timestamp, _, _ in by_key] == sorted(timestamp for _, timestamp, _, _ in identities)
+
+
+@given(st.lists(IDENTITIES, max_size=20))
+def test_keys_in_a_row_are_those_of_each_event(identities: list[Identity]) -> None:
+    timestamps = [timestamp for _, timestamp, _, _ in identities]
+    row = pack_keys(timestamps, [identity_digest(app, email, name) for app, _, email, name in identities])
+    assert split_keys(row) == [event_key(*identity) for identity in identities]
+
+
+@given(st.lists(st.tuples(TEXTS, st.integers(0, 5) | st.integers(0, INT64_MAX), TEXTS, TEXTS), max_size=20))
+def test_keys_ordered_by_time_are_all_still_there(identities: list[Identity]) -> None:
+    keys = [event_key(*identity) for identity in identities]
+    row = by_time(b"".join(keys))
+    assert sorted(split_keys(row)) == sorted(keys)
+    assert [key[:8] for key in split_keys(row)] == sorted(key[:8] for key in keys)
+    assert by_time(row) is row  # which is most of what comes
 
 
 @pytest.mark.parametrize("timestamp", [INT64_MIN, -1, 0, 1, INT64_MAX])

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from collector.errors import CollectorError
+from collector.events import KEY_BYTES
 from collector.observe.status import DeadLetters
 
 
@@ -19,9 +20,15 @@ class Batch(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Up to `flush.batch_events` events of one app on their way in: one key and one line of JSON for each event."""
 
     app_id: str
-    keys: Sequence[bytes]
+    keys: bytes
+    """One behind the other, KEY_BYTES each (see events.py)."""
     lines: bytes
     """The events as JSON, one a line, without a line end at the end."""
+
+    @property
+    def events(self) -> int:
+        """How many there are."""
+        return len(self.keys) // KEY_BYTES
 
     @property
     def bytes(self) -> int:

@@ -39,7 +39,7 @@ def joined(segments: Sequence[Segment]) -> Run:
 def made_of(batches: Sequence[Batch], number: int, stamp: int) -> Segment:
     """The segment that batches were stored as."""
     lines = b"\n".join([batch.lines for batch in batches])
-    return Segment(number, stamp, sum([len(batch.keys) for batch in batches]), lines)
+    return Segment(number, stamp, sum([batch.events for batch in batches]), lines)
 
 
 def best_reach(sizes: Sequence[int], batch_events: int) -> int:

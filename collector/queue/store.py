@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from collector.clock import Clock, WallTime
 from collector.errors import CollectorError, DiskFull, QueueBroken, QueueInUse, QueueUnavailable
-from collector.events import KEY_BYTES
+from collector.events import KEY_BYTES, by_time, split_keys
 from collector.observe.logs import get_logger
 from collector.queue.base import Batch, Verdict
 from collector.queue.database import (
@@ -218,7 +218,7 @@ class Store:
         segments: list[_Segment] = []
         filling: dict[str, _Segment] = {}  # by app: its last one so far
         for position, batch in enumerate(batches):
-            events = len(batch.keys)
+            events = batch.events
             if events > MAX_FRESH_KEYS:
                 raise ValueError(f"a batch of {events} events; expected at most {MAX_FRESH_KEYS}")
             if not events:
@@ -244,25 +244,24 @@ class Store:
 
     def _add(self, batches: Sequence[Batch]) -> None:
         """Adds batches of one app as one segment. Raises IntegrityError where some event was known already."""
-        keys = [key for batch in batches for key in batch.keys]
-        self._put(batches[0].app_id, sorted(keys), [batch.lines for batch in batches])
+        keys = b"".join([batch.keys for batch in batches])
+        self._put(batches[0].app_id, by_time(keys), [batch.lines for batch in batches])
 
     def _add_some(self, batches: Sequence[Batch]) -> list[_Stored]:
         """The same where some are known: adds the others."""
-        keys = sorted({key for batch in batches for key in batch.keys})
+        keys = sorted({key for batch in batches for key in split_keys(batch.keys)})
         (positions,) = self._execute(SQL["known"], (b"".join(keys),)).fetchone()
         known = {keys[int(position)] for position in positions.split(",")} if positions else set()
         new = [key for key in keys if key not in known]
         told = [_tell_apart(batch, known) for batch in batches]
         if new:
-            self._put(batches[0].app_id, new, [lines for verdict, lines in told if verdict.accepted])
+            self._put(batches[0].app_id, b"".join(new), [lines for verdict, lines in told if verdict.accepted])
         return [_Stored(verdict, len(lines) + 1 if verdict.accepted else 0) for verdict, lines in told]
 
-    def _put(self, app_id: str, keys: Sequence[bytes], lines: Sequence[bytes]) -> None:
-        # In key order, so that neighbours meet in the same page.
+    def _put(self, app_id: str, keys: bytes, lines: Sequence[bytes]) -> None:
         app, text = self._app(app_id), b"\n".join(lines)
         crc = lines_crc(app_id, text)
-        self._execute(SQL["put_fresh"], (b"".join(keys), self._wall.latest_us(), app, len(keys), text, crc))
+        self._execute(SQL["put_fresh"], (keys, self._wall.latest_us(), app, len(keys) // KEY_BYTES, text, crc))
 
     def _settle(self, settle: Settle) -> Done:
         app = self._app(settle.app_id)
@@ -392,7 +391,7 @@ class Store:
 
 
 def _all_new(batch: Batch, segment: int = 0) -> _Stored:
-    return _Stored(Verdict(len(batch.keys)), batch.bytes if batch.keys else 0, segment)
+    return _Stored(Verdict(batch.events), batch.bytes if batch.keys else 0, segment)
 
 
 def _done(puts: Sequence[Put], stored: Iterable[_Stored]) -> list[Done]:
@@ -415,7 +414,7 @@ def _done(puts: Sequence[Put], stored: Iterable[_Stored]) -> list[Done]:
 def _tell_apart(batch: Batch, known: set[bytes]) -> tuple[Verdict, bytes]:
     """The batch's verdict and the lines that are new. What is new enters `known`: its next occurrence is not."""
     duplicates, new = [], []
-    for position, (key, line) in enumerate(zip(batch.keys, batch.lines.split(b"\n"), strict=True)):
+    for position, (key, line) in enumerate(zip(split_keys(batch.keys), batch.lines.split(b"\n"), strict=True)):
         if key in known:
             duplicates.append(position)
         else:

@@ -43,7 +43,7 @@ async def main():
         for event in events:
             app = event.pop("appId")
             key = event_key(app, event["timestamp"], event["email"], event["eventName"])
-            batches.append(Batch(app, [key], msgspec.json.encode(event)))
+            batches.append(Batch(app, key, msgspec.json.encode(event)))
         accepted = sum(verdict.accepted for verdict in await queue.put(batches))
         print(accepted, flush=True)
 

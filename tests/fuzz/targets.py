@@ -126,7 +126,7 @@ class _Memory:
     async def put(self, batches: Sequence[Batch]) -> list[Verdict]:
         for batch in batches:
             self.lines += batch.lines.split(b"\n")
-        return [Verdict(len(batch.keys)) for batch in batches]
+        return [Verdict(batch.events) for batch in batches]
 
     def backlog(self) -> list[Backlog]:
         return []

@@ -44,7 +44,7 @@ def line(app_id: str, number: int) -> bytes:
 
 def batch(app_id: str, numbers: range) -> Batch:
     keys = [event_key(app_id, number, EMAIL, "opened") for number in numbers]
-    return Batch(app_id, keys, b"\n".join(line(app_id, number) for number in numbers))
+    return Batch(app_id, b"".join(keys), b"\n".join(line(app_id, number) for number in numbers))
 
 
 def fill(store: Store, *, checkpoint_after: int = 30, puts: int = 60) -> None:

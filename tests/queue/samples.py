@@ -38,7 +38,7 @@ def lines(app_id: str, numbers: Iterable[int]) -> bytes:
 def batch(app_id: str, numbers: Iterable[int]) -> Batch:
     """A batch of an app's events with these numbers."""
     numbers = list(numbers)
-    return Batch(app_id, [key(app_id, number) for number in numbers], lines(app_id, numbers))
+    return Batch(app_id, b"".join(key(app_id, number) for number in numbers), lines(app_id, numbers))
 
 
 def batches(app_id: str, numbers: Sequence[int]) -> list[Batch]:

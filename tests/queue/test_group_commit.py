@@ -76,7 +76,7 @@ class Books:
 
 
 def put(name: str, size: int = 10) -> Put:
-    return Put.of([Batch(name, [], b"x" * (size - 1))])
+    return Put.of([Batch(name, b"", b"x" * (size - 1))])
 
 
 def name_of(operation: Operation) -> str:

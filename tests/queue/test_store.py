@@ -161,7 +161,7 @@ def test_an_event_stays_known_after_its_delivery_its_burial_and_a_reopen(
 )
 def test_an_event_that_differs_in_one_part_of_the_key_is_new(store: Store, other: bytes) -> None:
     put(store, batch("wiki", [1]))
-    assert put(store, Batch("wiki", [other], b"{}")) == [Verdict(1)]
+    assert put(store, Batch("wiki", other, b"{}")) == [Verdict(1)]
 
 
 @pytest.mark.parametrize("timestamp", [-(2**63), -1, 0, 2**63 - 1])
@@ -544,12 +544,12 @@ def test_new_events_of_any_number_of_batches_and_apps_make_full_segments_and_are
     batches = [
         batch(app_id, range(start, start + size)) for start, size in zip(starts, sizes, strict=True) for app_id in apps
     ]
-    assert put(store, *batches) == [Verdict(len(each.keys)) for each in batches]
+    assert put(store, *batches) == [Verdict(each.events) for each in batches]
     assert set(remembered(tmp_path)) == {key(app, n) for app in apps for n in (*range(sum(sizes)), 10**6)}
     for app_id in apps:
         assert sorted(stored(tmp_path)[app_id].numbers) == [*range(sum(sizes)), 10**6]
         assert max(stored(tmp_path)[app_id].segments) <= BATCH_EVENTS
-    assert put(store, *batches) == [Verdict(0, tuple(range(len(each.keys)))) for each in batches]
+    assert put(store, *batches) == [Verdict(0, tuple(range(each.events))) for each in batches]
 
 
 def test_an_event_twice_among_new_ones_of_several_segments_is_stored_once(tmp_path: Path, store: Store) -> None:
@@ -658,7 +658,7 @@ def test_the_log_is_cut_back_once_it_is_above_its_limit(
 
 def test_lines_come_back_byte_for_byte(tmp_path: Path, store: Store) -> None:
     odd = [b'{"a":"\\u0000"}', '{"a":"\u2028 \U0001f600 \\" ,"}'.encode(), b"{}", b'{"a":"' + b"x" * 100_000 + b'"}']
-    put(store, Batch("wiki", [key("wiki", number) for number in range(len(odd))], b"\n".join(odd)))
+    put(store, Batch("wiki", b"".join(key("wiki", number) for number in range(len(odd))), b"\n".join(odd)))
     transact(store, settlement(store, "wiki", 4, rest=[0, 1, 3], dead=[Burial(2, "empty")]))
     with opened(tmp_path) as connection:
         assert connection.execute("SELECT lines FROM segment").fetchall() == [(b"\n".join([odd[0], odd[1], odd[3]]),)]

@@ -163,7 +163,7 @@ class Gate:
             self._puts_to_pass.release()
 
     async def put(self, batches: Sequence[Batch]) -> Sequence[Verdict]:
-        self.asked_for.append(sum(len(batch.keys) for batch in batches))
+        self.asked_for.append(sum(batch.events for batch in batches))
         async with asyncio.timeout(PATIENCE_SECONDS):  # else the collector of a test that fails could not stop
             await self._puts_to_pass.acquire()
         if self.refusal is not None:

@@ -56,13 +56,13 @@ class _Put:
     def __init__(self, batches: Sequence[Batch]) -> None:
         self.batches = batches
         self.bytes = sum(batch.bytes for batch in batches)
-        self.left = self.size = sum(len(batch.keys) for batch in batches)
+        self.left = self.size = sum(batch.events for batch in batches)
         self.duplicates: list[list[int]] = [[] for _ in batches]
         self.done: asyncio.Future[Sequence[Verdict]] = asyncio.get_running_loop().create_future()
 
     def verdicts(self) -> list[Verdict]:
         return [
-            Verdict(len(batch.keys) - len(known), tuple(sorted(known)))
+            Verdict(batch.events - len(known), tuple(sorted(known)))
             for batch, known in zip(self.batches, self.duplicates, strict=True)
         ]
 

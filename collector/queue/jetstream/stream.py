@@ -3,7 +3,7 @@
 import binascii
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from collector.config.model import JetStream
@@ -40,9 +40,9 @@ def app_token(app_id: str) -> str:
     return token if len(token) <= NAME_CHARS else f"==={digest}"
 
 
-def key_tokens(keys: Sequence[bytes]) -> list[bytes]:
+def key_tokens(keys: bytes) -> list[bytes]:
     """Each key as the last token of its subject."""
-    text = binascii.b2a_base64(b"".join(keys), newline=False).translate(_URL_SAFE)
+    text = binascii.b2a_base64(keys, newline=False).translate(_URL_SAFE)
     return [text[start : start + KEY_CHARS] for start in range(0, len(text), KEY_CHARS)]
 
 
