@@ -63,6 +63,9 @@ def sound_digest(app_id: str, email: str, event_name: str) -> bytes:
     return identity_digest(app_id, email, event_name) if 0 < email.find("@") < len(email) - 1 else b""
 
 
+_pack_timestamp = struct.Struct(">q").pack
+
+
 def event_key(app_id: str, timestamp: int, email: str, event_name: str) -> bytes:
     """The `KEY_BYTES` bytes by which the queue tells events apart."""
     return pack_keys([timestamp], [identity_digest(app_id, email, event_name)])
@@ -70,6 +73,8 @@ def event_key(app_id: str, timestamp: int, email: str, event_name: str) -> bytes
 
 def pack_keys(timestamps: Sequence[int], digests: Sequence[bytes]) -> bytes:
     """The keys of as many events, one behind the other."""
+    if len(timestamps) == 1:  # a sixth of the time
+        return _pack_timestamp(timestamps[0]) + digests[0]
     fields: list[Any] = [None] * (2 * len(timestamps))
     fields[::2], fields[1::2] = timestamps, digests
     return _row_of(len(timestamps), "s").pack(*fields)
