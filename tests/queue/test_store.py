@@ -149,6 +149,21 @@ def test_an_event_stays_known_after_its_delivery_its_burial_and_a_reopen(
     assert waiting_numbers(tmp_path, "wiki") == [3, 4]
 
 
+def test_who_puts_most_of_a_segment_is_told_its_number(store: Store) -> None:
+    def segments(*batches: Batch) -> Sequence[int]:
+        (done,) = transact(store, Put.of(batches))
+        return done.segments
+
+    wiki, crm = 1 << 40, 2 << 40
+    assert segments(batch("wiki", [0])) == ()  # the number costs more than it saves
+    assert segments(batch("wiki", range(1, 10))) == [wiki + 2]
+    mixed = [batch("wiki", range(10, 15)), batch("crm", range(9)), batch("wiki", range(15, 20)), batch("wiki", [])]
+    assert segments(*mixed) == [wiki + 3, crm + 1, wiki + 3, 0]
+    assert segments(batch("wiki", range(19, 29)), batch("crm", range(9, 19))) == [0, crm + 2]  # as not all of it is new
+    assert segments(batch("wiki", range(29))) == ()
+    assert segments(batch("wiki", range(29, 39))) == [wiki + 5]
+
+
 @pytest.mark.parametrize(
     "other",
     [
