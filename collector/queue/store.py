@@ -70,8 +70,8 @@ class _Stored(NamedTuple):
     segment: int = 0
 
 
-class _Segment:
-    """One that is to be written: the positions of its batches, and how many events these hold."""
+class _Draft:
+    """A segment that is to be written: the positions of its batches, and how many events these hold."""
 
     __slots__ = ("events", "positions")
 
@@ -213,10 +213,10 @@ class Store:
         if self._connection.in_transaction:
             self._execute("ROLLBACK")
 
-    def _segments(self, batches: Sequence[Batch]) -> list[_Segment]:
+    def _segments(self, batches: Sequence[Batch]) -> list[_Draft]:
         """The segments that batches make: of one app each, as many as make at most `batch_events`."""
-        segments: list[_Segment] = []
-        filling: dict[str, _Segment] = {}  # by app: its last one so far
+        segments: list[_Draft] = []
+        filling: dict[str, _Draft] = {}  # by app: its last one so far
         for position, batch in enumerate(batches):
             events = batch.events
             if events > MAX_FRESH_KEYS:
@@ -225,7 +225,7 @@ class Store:
                 continue
             segment = filling.get(batch.app_id)
             if segment is None or segment.events + events > self._segment_events:
-                segment = filling[batch.app_id] = _Segment()
+                segment = filling[batch.app_id] = _Draft()
                 segments.append(segment)
             segment.positions.append(position)
             segment.events += events
