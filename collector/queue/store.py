@@ -15,18 +15,16 @@ away twice, and getting it back beside a busy thread, as in a host program, cost
 """
 
 import contextlib
-import itertools
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from collector.clock import Clock, WallTime
 from collector.errors import CollectorError, DiskFull, QueueBroken, QueueInUse, QueueUnavailable
 from collector.events import KEY_BYTES, by_time, split_keys
 from collector.observe.logs import get_logger
-from collector.queue.base import Batch, Verdict
+from collector.queue.base import Batch
 from collector.queue.database import (
     BUSY_TIMEOUT_MS,
     FILE_NAME,
@@ -37,6 +35,7 @@ from collector.queue.database import (
     open_writer,
     translate,
 )
+from collector.queue.drafts import Stored, all_new, done_of, drafts_of, tell_apart
 from collector.queue.lock import Presence, RoleLock
 from collector.queue.operations import Done, Operation, Put, Settle, Waiting
 from collector.queue.ready import make_ready
@@ -60,24 +59,6 @@ TRIAL_BYTES = 256 * 2**10
 NUMBERED_SHARE = 8
 """Who has put a segment is told its number where it is at least this part of what a segment can be: that takes up to
 three statements more in its commit."""
-
-
-class _Stored(NamedTuple):
-    """What became of a batch: its verdict, the bytes of its lines that were new, and, where told, its segment."""
-
-    verdict: Verdict
-    bytes: int
-    segment: int = 0
-
-
-class _Draft:
-    """A segment that is to be written: the positions of its batches, and how many events these hold."""
-
-    __slots__ = ("events", "positions")
-
-    def __init__(self) -> None:
-        self.positions: list[int] = []
-        self.events = 0
 
 
 class Store:
@@ -185,21 +166,21 @@ class Store:
     def _attempt(self, operations: Sequence[Operation]) -> list[Done]:
         puts = [operation for operation in operations if isinstance(operation, Put)]
         batches = [batch for put in puts for batch in put.batches]
-        segments = self._segments(batches)
-        stored = [_all_new(batch) for batch in batches]
-        if len(segments) == 1 and len(puts) == len(operations) and segments[0].events < self._numbered_events:
-            members = [batches[position] for position in segments[0].positions]
+        drafts = drafts_of(batches, self._segment_events)
+        stored = [all_new(batch) for batch in batches]
+        if len(drafts) == 1 and len(puts) == len(operations) and drafts[0].events < self._numbered_events:
+            members = [batches[position] for position in drafts[0].positions]
             if members[0].app_id in self._apps:
                 with contextlib.suppress(sqlite3.IntegrityError):  # some event is known; nothing has changed
                     self._add(members)  # one statement is a transaction by itself
-                    return _done(puts, stored)
+                    return done_of(puts, stored)
         self._execute("BEGIN IMMEDIATE")
         try:
-            for segment in segments:
-                found = self._store([batches[position] for position in segment.positions], segment.events)
-                for position, each in zip(segment.positions, found, strict=True):
+            for draft in drafts:
+                found = self._store([batches[position] for position in draft.positions], draft.events)
+                for position, each in zip(draft.positions, found, strict=True):
                     stored[position] = each
-            put = iter(_done(puts, stored))
+            put = iter(done_of(puts, stored))
             done = [next(put) if isinstance(operation, Put) else self._settle(operation) for operation in operations]
             self._execute("COMMIT")
         except BaseException:
@@ -213,25 +194,7 @@ class Store:
         if self._connection.in_transaction:
             self._execute("ROLLBACK")
 
-    def _segments(self, batches: Sequence[Batch]) -> list[_Draft]:
-        """The segments that batches make: of one app each, as many as make at most `batch_events`."""
-        segments: list[_Draft] = []
-        filling: dict[str, _Draft] = {}  # by app: its last one so far
-        for position, batch in enumerate(batches):
-            events = batch.events
-            if events > MAX_FRESH_KEYS:
-                raise ValueError(f"a batch of {events} events; expected at most {MAX_FRESH_KEYS}")
-            if not events:
-                continue
-            segment = filling.get(batch.app_id)
-            if segment is None or segment.events + events > self._segment_events:
-                segment = filling[batch.app_id] = _Draft()
-                segments.append(segment)
-            segment.positions.append(position)
-            segment.events += events
-        return segments
-
-    def _store(self, batches: Sequence[Batch], events: int) -> list[_Stored]:
+    def _store(self, batches: Sequence[Batch], events: int) -> list[Stored]:
         """Stores batches of one app, with so many events, as one segment, or as what is new of it."""
         try:
             self._add(batches)
@@ -240,23 +203,23 @@ class Store:
         number = 0
         if events >= self._numbered_events:
             (number,) = self._execute(SQL["last_segment"], (self._app(batches[0].app_id),)).fetchone()
-        return [_all_new(batch, number) for batch in batches]
+        return [all_new(batch, number) for batch in batches]
 
     def _add(self, batches: Sequence[Batch]) -> None:
         """Adds batches of one app as one segment. Raises IntegrityError where some event was known already."""
         keys = b"".join([batch.keys for batch in batches])
         self._put(batches[0].app_id, by_time(keys), [batch.lines for batch in batches])
 
-    def _add_some(self, batches: Sequence[Batch]) -> list[_Stored]:
+    def _add_some(self, batches: Sequence[Batch]) -> list[Stored]:
         """The same where some are known: adds the others."""
         keys = sorted({key for batch in batches for key in split_keys(batch.keys)})
         (positions,) = self._execute(SQL["known"], (b"".join(keys),)).fetchone()
         known = {keys[int(position)] for position in positions.split(",")} if positions else set()
         new = [key for key in keys if key not in known]
-        told = [_tell_apart(batch, known) for batch in batches]
+        told = [tell_apart(batch, known) for batch in batches]
         if new:
             self._put(batches[0].app_id, b"".join(new), [lines for verdict, lines in told if verdict.accepted])
-        return [_Stored(verdict, len(lines) + 1 if verdict.accepted else 0) for verdict, lines in told]
+        return [Stored(verdict, len(lines) + 1 if verdict.accepted else 0) for verdict, lines in told]
 
     def _put(self, app_id: str, keys: bytes, lines: Sequence[bytes]) -> None:
         app, text = self._app(app_id), b"\n".join(lines)
@@ -388,36 +351,3 @@ class Store:
         except (sqlite3.Error, OSError) as error:
             self._rollback()
             raise translate(error, self._file) from error
-
-
-def _all_new(batch: Batch, segment: int = 0) -> _Stored:
-    return _Stored(Verdict(batch.events), batch.bytes if batch.keys else 0, segment)
-
-
-def _done(puts: Sequence[Put], stored: Iterable[_Stored]) -> list[Done]:
-    """What became of puts, by what became of all their batches in a row."""
-    found = iter(stored)
-    done = []
-    for put in puts:
-        of_put = list(itertools.islice(found, len(put.batches)))
-        segments = [each.segment for each in of_put]
-        done.append(
-            Done(
-                [each.verdict for each in of_put],
-                sum([each.bytes for each in of_put]),
-                segments if any(segments) else (),
-            )
-        )
-    return done
-
-
-def _tell_apart(batch: Batch, known: set[bytes]) -> tuple[Verdict, bytes]:
-    """The batch's verdict and the lines that are new. What is new enters `known`: its next occurrence is not."""
-    duplicates, new = [], []
-    for position, (key, line) in enumerate(zip(split_keys(batch.keys), batch.lines.split(b"\n"), strict=True)):
-        if key in known:
-            duplicates.append(position)
-        else:
-            known.add(key)
-            new.append(line)
-    return Verdict(len(new), tuple(duplicates)), b"\n".join(new)
