@@ -1,21 +1,34 @@
 """What the batches of a transaction become: which segments they make, and what their callers are told (pure)."""
 
-import itertools
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
-from collector.events import split_keys
+from collector.events import KEY_BYTES, split_keys
 from collector.queue.base import Batch, Verdict
 from collector.queue.database import MAX_FRESH_KEYS
 from collector.queue.operations import Done, Put
 
 
-class Stored(NamedTuple):
-    """What became of a batch: its verdict, the bytes of its lines that were new, and, where told, its segment."""
+class Fates:
+    """What becomes of batches, in their order: all that is in them is new until something else is said."""
 
-    verdict: Verdict
-    bytes: int
-    segment: int = 0
+    __slots__ = ("bytes", "segments", "verdicts")
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.verdicts = [Verdict(len(batch.keys) // KEY_BYTES) for batch in batches]
+        self.bytes = [len(batch.lines) + 1 if batch.keys else 0 for batch in batches]
+        """Of the lines that are new."""
+        self.segments: list[int] | None = None
+        """Where some are told: the segment that a batch is in as a whole, or 0."""
+
+    def done(self, puts: Sequence[Put]) -> list[Done]:
+        """The same by the puts that the batches came in."""
+        done, start = [], 0
+        for put in puts:
+            end = start + len(put.batches)
+            segments = self.segments[start:end] if self.segments else ()
+            done.append(Done(self.verdicts[start:end], sum(self.bytes[start:end]), segments if any(segments) else ()))
+            start = end
+        return done
 
 
 class Draft:
@@ -33,7 +46,7 @@ def drafts_of(batches: Sequence[Batch], most_events: int) -> list[Draft]:
     drafts: list[Draft] = []
     filling: dict[str, Draft] = {}  # by app: its last one so far
     for position, batch in enumerate(batches):
-        events = batch.events
+        events = len(batch.keys) // KEY_BYTES
         if events > MAX_FRESH_KEYS:
             raise ValueError(f"a batch of {events} events; expected at most {MAX_FRESH_KEYS}")
         if not events:
@@ -45,28 +58,6 @@ def drafts_of(batches: Sequence[Batch], most_events: int) -> list[Draft]:
         draft.positions.append(position)
         draft.events += events
     return drafts
-
-
-def all_new(batch: Batch, segment: int = 0) -> Stored:
-    """What became of a batch of which nothing was known."""
-    return Stored(Verdict(batch.events), batch.bytes if batch.keys else 0, segment)
-
-
-def done_of(puts: Sequence[Put], stored: Iterable[Stored]) -> list[Done]:
-    """What became of puts, by what became of all their batches in a row."""
-    found = iter(stored)
-    done = []
-    for put in puts:
-        of_put = list(itertools.islice(found, len(put.batches)))
-        segments = [each.segment for each in of_put]
-        done.append(
-            Done(
-                [each.verdict for each in of_put],
-                sum([each.bytes for each in of_put]),
-                segments if any(segments) else (),
-            )
-        )
-    return done
 
 
 def tell_apart(batch: Batch, known: set[bytes]) -> tuple[Verdict, bytes]:

@@ -24,7 +24,7 @@ from collector.clock import Clock, WallTime
 from collector.errors import CollectorError, DiskFull, QueueBroken, QueueInUse, QueueUnavailable
 from collector.events import KEY_BYTES, by_time, split_keys
 from collector.observe.logs import get_logger
-from collector.queue.base import Batch
+from collector.queue.base import Batch, Verdict
 from collector.queue.database import (
     BUSY_TIMEOUT_MS,
     FILE_NAME,
@@ -35,7 +35,7 @@ from collector.queue.database import (
     open_writer,
     translate,
 )
-from collector.queue.drafts import Stored, all_new, done_of, drafts_of, tell_apart
+from collector.queue.drafts import Draft, Fates, drafts_of, tell_apart
 from collector.queue.lock import Presence, RoleLock
 from collector.queue.operations import Done, Operation, Put, Settle, Waiting
 from collector.queue.ready import make_ready
@@ -167,20 +167,18 @@ class Store:
         puts = [operation for operation in operations if isinstance(operation, Put)]
         batches = [batch for put in puts for batch in put.batches]
         drafts = drafts_of(batches, self._segment_events)
-        stored = [all_new(batch) for batch in batches]
+        fates = Fates(batches)
         if len(drafts) == 1 and len(puts) == len(operations) and drafts[0].events < self._numbered_events:
             members = [batches[position] for position in drafts[0].positions]
             if members[0].app_id in self._apps:
                 with contextlib.suppress(sqlite3.IntegrityError):  # some event is known; nothing has changed
                     self._add(members)  # one statement is a transaction by itself
-                    return done_of(puts, stored)
+                    return fates.done(puts)
         self._execute("BEGIN IMMEDIATE")
         try:
             for draft in drafts:
-                found = self._store([batches[position] for position in draft.positions], draft.events)
-                for position, each in zip(draft.positions, found, strict=True):
-                    stored[position] = each
-            put = iter(done_of(puts, stored))
+                self._store(draft, batches, fates)
+            put = iter(fates.done(puts))
             done = [next(put) if isinstance(operation, Put) else self._settle(operation) for operation in operations]
             self._execute("COMMIT")
         except BaseException:
@@ -194,24 +192,28 @@ class Store:
         if self._connection.in_transaction:
             self._execute("ROLLBACK")
 
-    def _store(self, batches: Sequence[Batch], events: int) -> list[Stored]:
-        """Stores batches of one app, with so many events, as one segment, or as what is new of it."""
+    def _store(self, draft: Draft, batches: Sequence[Batch], fates: Fates) -> None:
+        """Stores some of the batches, those of one app, as one segment, or what is new of them."""
+        members = [batches[position] for position in draft.positions]
         try:
-            self._add(batches)
+            self._add(members)
         except sqlite3.IntegrityError:  # undoes this one statement
-            return self._add_some(batches)
-        number = 0
-        if events >= self._numbered_events:
-            (number,) = self._execute(SQL["last_segment"], (self._app(batches[0].app_id),)).fetchone()
-        return [all_new(batch, number) for batch in batches]
+            for position, (verdict, size) in zip(draft.positions, self._add_some(members), strict=True):
+                fates.verdicts[position], fates.bytes[position] = verdict, size
+            return
+        if draft.events >= self._numbered_events:
+            (number,) = self._execute(SQL["last_segment"], (self._app(members[0].app_id),)).fetchone()
+            fates.segments = fates.segments or [0] * len(batches)
+            for position in draft.positions:
+                fates.segments[position] = number
 
     def _add(self, batches: Sequence[Batch]) -> None:
         """Adds batches of one app as one segment. Raises IntegrityError where some event was known already."""
         keys = b"".join([batch.keys for batch in batches])
         self._put(batches[0].app_id, by_time(keys), [batch.lines for batch in batches])
 
-    def _add_some(self, batches: Sequence[Batch]) -> list[Stored]:
-        """The same where some are known: adds the others."""
+    def _add_some(self, batches: Sequence[Batch]) -> list[tuple[Verdict, int]]:
+        """The same where some are known: adds the others. Each batch's verdict, and the bytes of its new lines."""
         keys = sorted({key for batch in batches for key in split_keys(batch.keys)})
         (positions,) = self._execute(SQL["known"], (b"".join(keys),)).fetchone()
         known = {keys[int(position)] for position in positions.split(",")} if positions else set()
@@ -219,7 +221,7 @@ class Store:
         told = [tell_apart(batch, known) for batch in batches]
         if new:
             self._put(batches[0].app_id, b"".join(new), [lines for verdict, lines in told if verdict.accepted])
-        return [Stored(verdict, len(lines) + 1 if verdict.accepted else 0) for verdict, lines in told]
+        return [(verdict, len(lines) + 1 if verdict.accepted else 0) for verdict, lines in told]
 
     def _put(self, app_id: str, keys: bytes, lines: Sequence[bytes]) -> None:
         app, text = self._app(app_id), b"\n".join(lines)
