@@ -86,7 +86,10 @@ def split_keys(keys: bytes) -> list[bytes]:
 
 
 def by_time(keys: bytes) -> bytes:
-    """The same keys, ordered so that neighbours in a B-tree are neighbours: live traffic mostly comes so."""
+    """The same keys in the order of time, as live traffic mostly comes: neighbours meet in the same B-tree pages.
+
+    Where they come so, those of one instant stay as they came.
+    """
     timestamps = _row_of(len(keys) // KEY_BYTES, "x").unpack(keys)
     return keys if timestamps == tuple(sorted(timestamps)) else b"".join(sorted(split_keys(keys)))
 
