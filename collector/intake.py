@@ -23,6 +23,11 @@ STREAM_PIECE_BYTES = 512 * 2**10
 """Lines of a stream that are stored together, about 5,000 events: more would hold more memory for hardly more speed."""
 
 
+LARGE_BODY_BYTES = 16 * 2**10
+"""From this size on (about 200 events, a quarter of a millisecond) one body is read in a turn of the loop. Of several
+that come at once the first is then being written while the next is read, and what else the loop has to do, as to hear
+of commits and to deliver, does not wait for all of them. Also a stream of blank lines lets go of the loop with it."""
+
 _app_id_of = attrgetter("app_id")
 
 Keyed = dict[str, tuple[list[bytes], list[UsageEvent]]]
@@ -81,6 +86,7 @@ class Intake:
         self._max_event_bytes = max_event_bytes
         self._unknown_fields = metrics.unknown_fields
         self._encode_lines = msgspec.json.Encoder().encode_lines
+        self._large_bodies = asyncio.Lock()
 
     def use_rules(self, *, default_app: str | None, parser: BodyParser, max_event_bytes: int) -> None:
         """From now on these hold; of a stream that is coming in, for the rest of it."""
@@ -100,6 +106,7 @@ class Intake:
     ) -> Report:
         """What became of the body's events, added to `report`, after the commit. Raises what `begin` raises."""
         report = report or Report()
+        await self._turn(body)
         await self._wait(self.begin(body, body_format, app_id), report)
         report.conclude()
         return report
@@ -129,7 +136,6 @@ class Intake:
                     end = body.rfind(b"\n") + 1
                     events += await self._store_lines(body, end, app_id, report, events)
                     parts, size = [body[end:]], len(body) - end
-                    await asyncio.sleep(0)  # blank lines and rejections alone would never let go of the loop
             body = b"".join(parts)
             await self._store_lines(body, len(body), app_id, report, events)
         finally:
@@ -141,6 +147,7 @@ class Intake:
         What is behind `end` is the beginning of a line. Raises TooLarge, after storing, where a line is too long.
         """
         sound = min(end, self._sound_bytes(body))
+        await self._turn(body)
         storing = self.begin(body[:sound], BodyFormat.NDJSON, app_id)
         for rejection in storing.parsed.rejections:
             rejection.index = first_index + (rejection.index or 0)
@@ -187,6 +194,12 @@ class Intake:
                 rejection.index = index + (rejection.index or 0)
             together.rejections += parsed.rejections
         return together
+
+    async def _turn(self, body: bytes) -> None:
+        """Returns when a body may be read; of large ones that is one in a turn of the loop."""
+        if len(body) >= LARGE_BODY_BYTES:
+            async with self._large_bodies:
+                await asyncio.sleep(0)
 
     def _begin(self, parsed: Parsed, app_id: str | None) -> Storing:
         batches = self._batches(parsed.events, app_id or self._default_app, parsed.rejections)

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.bodies import BYTE_ORDER_MARK, BodyFormat, BodyParser, Rejection
+from collector.bodies import BYTE_ORDER_MARK, BodyFormat, BodyParser, Parsed, Rejection
 from collector.contract.models import MAX_EVENTS_PER_REQUEST, Event
 from collector.errors import MalformedBody, QueueFull, Retryable, TooLarge
 from collector.events import APP_ID_MAX_CHARS, INT64_MAX, INT64_MIN, event_key, split_keys
-from collector.intake import MAX_ERRORS_SAID, STREAM_PIECE_BYTES, Intake, Report
+from collector.intake import LARGE_BODY_BYTES, MAX_ERRORS_SAID, STREAM_PIECE_BYTES, Intake, Report
 from collector.observe.metrics import Metrics
 from collector.queue.base import Backlog, Batch, Burial, Lease, Verdict
 
@@ -75,11 +75,12 @@ def intake(
     max_events: int = 100_000,
     max_event_bytes: int = 2**16,
     metrics: Metrics | None = None,
+    parser: BodyParser | None = None,
 ) -> Intake:
     return Intake(
         queue,
         default_app=default_app,
-        parser=BodyParser(keep_fields=keep_fields, max_events=max_events),
+        parser=parser or BodyParser(keep_fields=keep_fields, max_events=max_events),
         batch_events=batch_events,
         max_event_bytes=max_event_bytes,
         metrics=metrics or Metrics(),
@@ -122,6 +123,25 @@ async def test_events_are_grouped_by_app_in_the_order_they_came(queue: Rememberi
         "a": [1, 4],
         "c": [3],
     }
+
+
+@pytest.mark.parametrize(("size", "in_one_turn"), [(LARGE_BODY_BYTES - 1, 3), (LARGE_BODY_BYTES, 1)])
+async def test_of_large_bodies_that_come_at_once_one_is_read_in_a_turn_of_the_loop(size: int, in_one_turn: int) -> None:
+    turn = 0
+    turns: list[int] = []
+
+    class Watched(BodyParser):
+        def parse(self, body: bytes, body_format: BodyFormat) -> Parsed:
+            turns.append(turn)
+            return super().parse(body, body_format)
+
+    intake_ = intake(RememberingQueue(), parser=Watched(max_events=10))
+    takes = [asyncio.create_task(intake_.take(body(event(number)).ljust(size), JSON)) for number in range(3)]
+    while not all(take.done() for take in takes):
+        await asyncio.sleep(0)
+        turn += 1
+    assert [take.result() for take in takes] == [Report(accepted=1)] * 3
+    assert max(turns.count(each) for each in turns) == in_one_turn
 
 
 async def test_all_batches_of_a_request_go_into_the_queue_together(queue: RememberingQueue) -> None:
@@ -362,6 +382,7 @@ async def stream(pieces: Iterable[bytes], error: Exception | None = None) -> Asy
 def stored_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """What has come of a stream is stored with each of its pieces."""
     monkeypatch.setattr("collector.intake.STREAM_PIECE_BYTES", 1)
+    monkeypatch.setattr("collector.intake.LARGE_BODY_BYTES", 1)
 
 
 def lines(*events: object) -> bytes:
