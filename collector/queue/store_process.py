@@ -52,6 +52,7 @@ PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that a process gets when its parent dies."""
 
 RECEIVE_BYTES = 2**18
+"""The child always has room for so much of a frame, which is more than a body of a thousand events."""
 SOCKET_BYTES = 2**20
 """Asked for; the kernel gives as much as net.core.wmem_max allows. What does not fit waits in the parent's memory."""
 
@@ -88,7 +89,7 @@ class _Frames:
     def __init__(self) -> None:
         self._received = bytearray()
 
-    def feed(self, data: bytes | memoryview) -> Iterator[tuple[Kind, bytes]]:
+    def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
         """Each frame that is complete with this."""
         received = self._received
         received += data
@@ -316,19 +317,32 @@ class _Child:
                 self._answer(kind, payload)
                 say_left_out()  # there are steps once a second
 
-    def _arrivals(self) -> Iterator[tuple[Kind | None, bytes]]:
-        """Each frame, and None wherever no more has come so far."""
-        frames = _Frames()
-        buffer = memoryview(bytearray(RECEIVE_BYTES))
+    def _arrivals(self) -> Iterator[tuple[Kind | None, memoryview]]:
+        """Each frame, and None wherever no more has come so far. A payload lasts until the next is asked for."""
+        header = memoryview(bytearray(HEADER.size))
+        room = memoryview(bytearray(RECEIVE_BYTES))
         while True:
             try:
-                size = self._channel.recv_into(buffer, flags=socket.MSG_DONTWAIT)
+                size = self._channel.recv_into(header, flags=socket.MSG_DONTWAIT)
             except BlockingIOError:
-                yield None, b""
-                size = self._channel.recv_into(buffer)
-            if not size:
+                yield None, room[:0]
+                size = self._channel.recv_into(header)
+            if not size or not self._fill(header[size:]):
                 return
-            yield from frames.feed(buffer[:size])
+            length, kind = HEADER.unpack(header)
+            payload = room[:length] if length <= RECEIVE_BYTES else memoryview(bytearray(length))
+            if not self._fill(payload):
+                return
+            yield Kind(kind), payload
+
+    def _fill(self, view: memoryview) -> bool:
+        """Waits for so many bytes; whether they came before the end."""
+        while view:
+            size = self._channel.recv_into(view, flags=socket.MSG_WAITALL)  # fewer when we were stopped meanwhile
+            if not size:
+                return False
+            view = view[size:]
+        return True
 
     def _commit_given(self) -> None:
         while self._given:
@@ -342,7 +356,7 @@ class _Child:
             self._channel.sendall(frame)
         self._given_bytes = 0
 
-    def _answer(self, kind: Kind, payload: bytes) -> None:
+    def _answer(self, kind: Kind, payload: memoryview) -> None:
         result: Any = None
         failure: BaseException | None = None
         asked = pickle.loads(payload)  # noqa: S301 - from the process that has forked us

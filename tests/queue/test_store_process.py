@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -122,6 +123,26 @@ async def test_what_comes_while_a_commit_runs_is_one_next_commit(queue: SqliteQu
     os.kill(writer.pid, signal.SIGCONT)
     assert await asyncio.gather(*puts) == [[Verdict(1)]] * 9
     assert commits == [9]
+
+
+async def test_a_writer_that_is_stopped_amid_a_frame_reads_on_when_it_goes_on(
+    queue: SqliteQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = writer_of(queue)
+    transport = writer._transport
+    assert transport is not None
+    with monkeypatch.context() as patch:
+        given: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        patch.setattr(writer, "_transport", Mock(write=given.set_result))
+        put = asyncio.ensure_future(queue.put([batch("wiki", range(20))]))
+        frame = await given
+    transport.write(frame[:-100])
+    for _ in range(3):
+        await asyncio.sleep(0.02)  # it waits for the rest
+        os.kill(writer.pid, signal.SIGSTOP)
+        os.kill(writer.pid, signal.SIGCONT)
+    transport.write(frame[-100:])
+    assert await put == [Verdict(20)]
 
 
 async def test_a_step_runs_after_the_puts_before_it_and_is_heard_of_in_its_turn(queue: SqliteQueue) -> None:
