@@ -445,6 +445,30 @@ async def test_an_unforeseen_error_in_storing_is_logged_and_counted_and_the_sour
         assert door.source.unstored_bytes == 0
 
 
+@pytest.mark.parametrize(("waited", "read"), [(1, 1), (8, 28)])
+async def test_what_a_held_sender_sends_on_is_read_before_others_get_their_turn(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch, waited: int, read: int
+) -> None:
+    sizes: list[int] = []
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    more = [b"more"] * 20
+
+    def sends_on() -> None:
+        if more:
+            theirs.send(more.pop())
+
+    monkeypatch.setattr(datagrams, "_let_others_run", sends_on)
+    intake = Scripted(lambda _: sizes.append(source.unstored_bytes // len(b"more")))
+    source = DatagramSource("unix", intake, holds_senders=True, clock=clock, metrics=Metrics())
+    with theirs:
+        for _ in range(waited):
+            theirs.send(b"more")
+        source.start(ours)
+        await until(lambda: len(intake.taken) == read)
+        assert sizes == [read]
+        await source.stop()
+
+
 # -- what the kernel drops ---------------------------------------------------------------------------------------------
 
 
