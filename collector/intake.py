@@ -59,11 +59,14 @@ class Report(msgspec.Struct):
 
 
 class Storing(NamedTuple):
-    """A body's events on their way to disk."""
+    """A body's events on their way to disk. The parsed ones are gone: while they wait they would only grow cold."""
 
-    parsed: Parsed
     verdicts: asyncio.Future[Sequence[Verdict]] | None
     """Of those that are sound, once the commit that holds them is on disk; None where none is."""
+    events: int
+    """How many the body had, with those that are rejected."""
+    rejections: list[Rejection]
+    unknown_fields: int
 
 
 class Intake:
@@ -114,9 +117,9 @@ class Intake:
     def tell(self, storing: Storing, report: Report) -> None:
         """Adds to `report` what has become of events, once it is known. Raises Retryable where they are not stored."""
         verdicts = storing.verdicts.result() if storing.verdicts is not None else ()
-        if storing.parsed.unknown_fields:
-            self._unknown_fields.inc(storing.parsed.unknown_fields)
-        report.add(verdicts, storing.parsed.rejections)
+        if storing.unknown_fields:
+            self._unknown_fields.inc(storing.unknown_fields)
+        report.add(verdicts, storing.rejections)
 
     async def take_lines(self, pieces: AsyncIterator[bytes], app_id: str | None, report: Report) -> None:
         """Stores NDJSON as it comes, and adds to `report` what became of the events with each commit.
@@ -149,14 +152,13 @@ class Intake:
         sound = min(end, self._sound_bytes(body))
         await self._turn(body)
         storing = self.begin(body[:sound], BodyFormat.NDJSON, app_id)
-        for rejection in storing.parsed.rejections:
+        for rejection in storing.rejections:
             rejection.index = first_index + (rejection.index or 0)
         await self._wait(storing, report)
-        events = len(storing.parsed.events)
         if sound < end or len(body) - end > self._max_event_bytes:
             limit = f"events.max_event_bytes = {self._max_event_bytes} bytes"
-            raise TooLarge(f"event {first_index + events}: its line is longer than {limit}")
-        return events
+            raise TooLarge(f"event {first_index + storing.events}: its line is longer than {limit}")
+        return storing.events
 
     def _sound_bytes(self, body: bytes) -> int:
         """How much of the body comes before the first line that is too long."""
@@ -175,10 +177,11 @@ class Intake:
         A datagram that cannot be parsed counts as one rejected event. Raises Retryable where the queue cannot take
         them, with nothing stored.
         """
+        await self._wait(self._begin(self._parse_datagrams(datagrams), None), report)
+
+    def _parse_datagrams(self, datagrams: Sequence[bytes]) -> Parsed:
         parsed = self._parser.parse_row(datagrams)
-        if not parsed.events:
-            parsed = self._parse_each(datagrams)
-        await self._wait(self._begin(parsed, None), report)
+        return parsed if parsed.events else self._parse_each(datagrams)
 
     def _parse_each(self, datagrams: Sequence[bytes]) -> Parsed:
         together = Parsed([])
@@ -203,7 +206,8 @@ class Intake:
 
     def _begin(self, parsed: Parsed, app_id: str | None) -> Storing:
         batches = self._batches(parsed.events, app_id or self._default_app, parsed.rejections)
-        return Storing(parsed, asyncio.ensure_future(self._queue.put(batches)) if batches else None)
+        verdicts = asyncio.ensure_future(self._queue.put(batches)) if batches else None
+        return Storing(verdicts, len(parsed.events), parsed.rejections, parsed.unknown_fields)
 
     async def _wait(self, storing: Storing, report: Report) -> None:
         if storing.verdicts is not None:
