@@ -11,7 +11,7 @@ from bench.daemon import collector
 from bench.processes import child, cpu_seconds, first_line, python
 from bench.rows import DEADLINE_SECONDS, Sample, measured
 
-DATAGRAMS, DATAGRAM_RATE = 1_000_000, 100_000.0
+DATAGRAMS, DATAGRAM_RATE = 1_000_000, 150_000.0
 BACKLOG_EVENTS = 1_000_000
 
 

@@ -6,7 +6,7 @@ Valid events are written out once, here, as the lines of JSON that upstream will
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -58,7 +58,7 @@ class Report(msgspec.Struct):
             self.errors.append(Rejection(f"{left_out} more events were rejected and are not listed"))
 
 
-class Storing(NamedTuple):
+class Storing(msgspec.Struct, frozen=True):
     """A body's events on their way to disk. The parsed ones are gone: while they wait they would only grow cold."""
 
     verdicts: asyncio.Future[Sequence[Verdict]] | None
@@ -222,11 +222,16 @@ class Intake:
         if by_app is None:
             by_app = self._one_by_one(events, default_app, rejections)
         size = self._batch_events
-        return [
-            self._batch(app_id, digests[start : start + size], members[start : start + size])
-            for app_id, (digests, members) in by_app.items()
-            for start in range(0, len(members), size)
-        ]
+        batches: list[Batch] = []
+        for app_id, (digests, members) in by_app.items():
+            if len(members) <= size:
+                batches.append(self._batch(app_id, digests, members))
+            else:
+                batches += [
+                    self._batch(app_id, digests[start : start + size], members[start : start + size])
+                    for start in range(0, len(members), size)
+                ]
+        return batches
 
     def _batch(self, app_id: str, digests: list[bytes], events: list[UsageEvent]) -> Batch:
         keys = pack_keys([event.timestamp for event in events], digests)

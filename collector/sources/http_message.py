@@ -7,6 +7,8 @@ from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
+import msgspec
+
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
@@ -78,7 +80,7 @@ def _head(status: int, length: int | None, headers: bytes, date_line: bytes, ver
     return b"%b%b%b%b\r\n" % (start, date_line, headers, framing)
 
 
-class Pending(NamedTuple):
+class Pending(msgspec.Struct, frozen=True):
     """An answer that is given once `until` is done."""
 
     until: asyncio.Future[Any]
