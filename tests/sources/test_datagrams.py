@@ -469,6 +469,24 @@ async def test_what_a_held_sender_sends_on_is_read_before_others_get_their_turn(
         await source.stop()
 
 
+async def test_what_came_at_once_is_put_in_parts_in_its_order(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datagrams, "STORE_DATAGRAMS", 3)
+    reached: list[int] = []
+    intake = Scripted(lambda _: reached.append(len(intake.taken)))
+    source = DatagramSource("unix", intake, holds_senders=True, clock=clock, metrics=Metrics())
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with theirs:
+        sent = [str(number).encode() for number in range(7)]
+        for datagram in sent:
+            theirs.send(datagram)
+        source.start(ours)
+        await until(lambda: len(intake.taken) == 7)
+        assert (intake.taken, reached) == (sent, [0, 3, 6])
+        await source.stop()
+
+
 # -- what the kernel drops ---------------------------------------------------------------------------------------------
 
 
