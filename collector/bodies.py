@@ -139,7 +139,7 @@ class BodyParser:
             parsed = self._sift(self._candidates(body.removeprefix(BYTE_ORDER_MARK), body_format))
         if len(parsed.events) > limit:
             raise self._too_many(len(parsed.events))
-        return self._cleaned(parsed) if self._kept else parsed
+        return self._cleaned(parsed)
 
     def _clean(self, body: bytes, body_format: BodyFormat) -> list[Any]:
         """The events of a body in which nothing is amiss. Raises UNPARSABLE for any other."""
@@ -224,10 +224,11 @@ class BodyParser:
 
     def _cleaned(self, parsed: Parsed) -> Parsed:
         """The same with kept JSON on one line, without events whose kept JSON cannot be kept."""
-        for index, event in enumerate(parsed.events if self._kept else ()):
-            if event is not None and (problem := self._clean_kept(event)):
-                parsed.events[index] = None
-                parsed.rejections.append(Rejection(problem, index))
+        if self._kept:
+            for index, event in enumerate(parsed.events):
+                if event is not None and (problem := self._clean_kept(event)):
+                    parsed.events[index] = None
+                    parsed.rejections.append(Rejection(problem, index))
         return parsed
 
     def _clean_kept(self, event: UsageEvent) -> str | None:
