@@ -61,7 +61,7 @@ _LATE = {
 
 
 def __getattr__(name: str) -> Any:
-    """The agent is most of what an import takes: only who uses it pays."""
+    """The agent brings aiohttp with it, half of the time that an import takes: only who uses it pays."""
     if module := _LATE.get(name):
         return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

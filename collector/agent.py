@@ -166,10 +166,10 @@ class Collector:
         async with contextlib.AsyncExitStack() as opened:
             opened.callback(self._queue.release_flusher_role)
             self._stand_for_delivery()
-            await self._transport.open()  # first: what it does beside needs the time in which the queue is opened
-            opened.push_async_callback(self._transport.close)
             await self._queue.open()
             opened.push_async_callback(self._queue.close)
+            await self._transport.open()
+            opened.push_async_callback(self._transport.close)
             for tokens in self._tokens.values():
                 opened.push_async_callback(tokens.close)
             for name, work in (

@@ -1,29 +1,25 @@
-"""The one place that talks to the network on the way out.
-
-It alone knows aiohttp, whose import takes a quarter of a daemon's start, half of that for the system's certificates. So
-that is done in a thread while the collector already takes events; who sends waits for it.
-"""
+"""The one place that talks to the network on the way out."""
 
 import asyncio
-import importlib
 import io
 import stat
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import aiohttp
 
 from collector.errors import CollectorError, MalformedAnswer, NotDone, Retryable, Unusable
 from collector.upstream.wire import Request, Response
-
-if TYPE_CHECKING:
-    import aiohttp
 
 MAX_RESPONSE_BYTES = 256 * 1024
 """More of an answer than anybody could want where the contract states none."""
 
 PIECE_BYTES = 2**20
 """A larger body is written in pieces, so that sending it does not hold up the loop; a file is read in such pieces."""
+
+FAILURES = (aiohttp.ClientError, OSError, asyncio.IncompleteReadError, UnicodeError)
+"""Of a request: TimeoutError is an OSError, and UnicodeError is what looking up an impossible host name raises."""
 
 TRUST_REMEDY = "Is the host right? A CA of your own belongs into a file that SSL_CERT_FILE names"
 
@@ -44,38 +40,26 @@ class Transport:
         """With a `unix_socket` every request goes to whoever listens there, whatever its URL's host."""
         self._timeout_seconds = timeout_seconds
         self._unix_socket = unix_socket
-        self._connecting: asyncio.Task[aiohttp.ClientSession] | None = None
+        self._session: aiohttp.ClientSession | None = None
 
     def use_timeout(self, seconds: float) -> None:
         """From now on a request may take so long."""
         self._timeout_seconds = seconds
 
     async def open(self) -> None:
-        """Requests can be sent; the first may wait until the library is there."""
-        self._connecting = asyncio.create_task(self._connect(), name="open transport")
-
-    async def close(self) -> None:
-        """All connections are closed; harmless where there are none."""
-        if self._connecting is not None:
-            connecting, self._connecting = self._connecting, None
-            await (await connecting).close()
-
-    async def _connect(self) -> "aiohttp.ClientSession":
-        if "aiohttp" not in sys.modules:
-            await asyncio.to_thread(importlib.import_module, "aiohttp")
-        import aiohttp  # noqa: PLC0415 - see above
-
+        """Ready to send."""
         connector: aiohttp.BaseConnector
         if self._unix_socket is None:
             connector = aiohttp.TCPConnector(limit=0)
         else:
             connector = aiohttp.UnixConnector(str(self._unix_socket), limit=0)
-        return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None), connector=connector)
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None), connector=connector)
 
-    async def _session(self) -> "aiohttp.ClientSession":
-        if self._connecting is None:
-            raise NotDone("the connection to upstream is closed")
-        return await asyncio.shield(self._connecting)
+    async def close(self) -> None:
+        """All connections are closed; harmless where there are none."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
 
     async def send(
         self,
@@ -92,7 +76,8 @@ class Transport:
         Raises NotDone where upstream was not reached, Unusable where its certificate is not trusted or the file cannot
         be read, and Retryable where there is no whole answer: then nobody knows whether upstream acted on the request.
         """
-        session = await self._session()
+        if self._session is None:
+            raise NotDone("the connection to upstream is closed")
         deadline = asyncio.timeout(self._timeout_seconds)
 
         def sent(count: int) -> None:
@@ -111,13 +96,13 @@ class Transport:
         try:
             async with (
                 deadline,
-                session.request(
+                self._session.request(
                     request.method, request.url, data=data, headers=headers, allow_redirects=False
                 ) as answer,
             ):
                 content = await _read(answer.content, max_response_bytes)
                 return Response(answer.status, {name.lower(): value for name, value in answer.headers.items()}, content)
-        except _failures() as error:
+        except FAILURES as error:
             raise self._meaning(error, request) from error
         finally:
             if file is not None:
@@ -128,18 +113,19 @@ class Transport:
 
         Raises as `send` does, and so does taking the content.
         """
-        session = await self._session()
+        if self._session is None:
+            raise NotDone("the connection to upstream is closed")
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                answer = await session.request(
+                answer = await self._session.request(
                     request.method, request.url, data=request.body, headers=request.headers, allow_redirects=False
                 )
-        except _failures() as error:
+        except FAILURES as error:
             raise self._meaning(error, request) from error
         headers = {name.lower(): value for name, value in answer.headers.items()}
         return Streamed(answer.status, headers, self._content(answer, request), answer.close)
 
-    async def _content(self, answer: "aiohttp.ClientResponse", request: Request) -> AsyncGenerator[bytes]:
+    async def _content(self, answer: aiohttp.ClientResponse, request: Request) -> AsyncGenerator[bytes]:
         try:
             while True:
                 async with asyncio.timeout(self._timeout_seconds):
@@ -147,14 +133,12 @@ class Transport:
                 if not piece:
                     return
                 yield piece
-        except _failures() as error:
+        except FAILURES as error:
             raise self._meaning(error, request) from error
         finally:
             answer.close()
 
     def _meaning(self, error: Exception, request: Request) -> CollectorError:
-        import aiohttp  # noqa: PLC0415 - it is there by now
-
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             why = getattr(error.certificate_error, "verify_message", "") or error.certificate_error
             return Unusable(f"{request.name}: the certificate is not trusted: {why}. {TRUST_REMEDY}")
@@ -179,13 +163,6 @@ class Transport:
             said = type(error).__name__
         was_sent = not isinstance(error, aiohttp.InvalidURL)
         return (Retryable if was_sent else NotDone)(f"{request.name}: {said}")
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """Of a request: TimeoutError is an OSError, and UnicodeError is what looking up an impossible host name raises."""
-    import aiohttp  # noqa: PLC0415 - it is there by now
-
-    return aiohttp.ClientError, OSError, asyncio.IncompleteReadError, UnicodeError
 
 
 class _File:
@@ -221,7 +198,7 @@ class _File:
         self._file.close()
 
 
-async def _read(content: "aiohttp.StreamReader", max_bytes: int) -> bytes:
+async def _read(content: aiohttp.StreamReader, max_bytes: int) -> bytes:
     parts = []
     while max_bytes > 0 and (part := await content.read(max_bytes)):
         parts.append(part)
