@@ -16,7 +16,7 @@ class Put(msgspec.Struct, frozen=True, gc=False, tag=True, array_like=True):
     @classmethod
     def of(cls, batches: Sequence[Batch]) -> "Put":
         """The operation that stores these batches."""
-        return cls(batches, sum([len(batch.lines) + 1 for batch in batches]))
+        return cls(batches, sum([batch.bytes for batch in batches]))
 
 
 class Settle(msgspec.Struct, frozen=True, tag=True, array_like=True):
