@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 
 from collector.sandbox.faults import Fault
-from tests.e2e.daemon import NotStartedError
+from tests.e2e.daemon import Daemon, NotStartedError
 from tests.e2e.oracle import TROUBLES, Oracle, oracle_in
 from tests.e2e.rigged import BUSTLE, Rig, steps
 
@@ -110,8 +110,11 @@ class Figures(msgspec.Struct):
         )
 
 
-async def upstream_in_trouble(oracle: Oracle, seconds: float) -> None:
-    """For one life upstream has all troubles; first with small requests of which some fail: parts of leases."""
+async def trouble(oracle: Oracle, daemon: Daemon, rig: Rig, seconds: float) -> None:
+    """For one life upstream has all troubles; first with small requests of which some fail: parts of leases.
+
+    A disk that gets full is met, and has room again. Raises TimeoutError where it does not come to that.
+    """
     oracle.upstream_has(
         Fault(status=403, times=1),
         Fault(status=413, more_than=8),
@@ -120,6 +123,8 @@ async def upstream_in_trouble(oracle: Oracle, seconds: float) -> None:
     await asyncio.sleep(seconds / 2)
     oracle.upstream_has(*TROUBLES)
     await asyncio.sleep(seconds / 2)
+    if rig.spare_pages is not None:
+        await daemon.logs("queue.available_again")
 
 
 async def life(oracle: Oracle, rig: Rig, seconds: float) -> Counter[str]:
@@ -127,7 +132,7 @@ async def life(oracle: Oracle, rig: Rig, seconds: float) -> Counter[str]:
     census = oracle.folder / "census"
     async with oracle.running(msgspec.structs.replace(rig, census=str(census)), queue__keep_delivered=KEPT) as daemon:
         async with oracle.load(daemon, may_be_refused=rig.spare_pages is not None):
-            await upstream_in_trouble(oracle, seconds)
+            await trouble(oracle, daemon, rig, seconds)
             await daemon.metrics()
         oracle.upstream_has()
         await oracle.drained(daemon)
@@ -191,9 +196,9 @@ async def crash_one_at(oracle: Oracle, death: Death, *, nth: int, seconds: float
             oracle.load(daemon, may_be_refused=death.needs_full_disk),
         ):
             dead = asyncio.create_task(daemon.ended())
-            trouble = asyncio.create_task(upstream_in_trouble(oracle, seconds))
-            await asyncio.wait({dead, trouble}, return_when=asyncio.FIRST_COMPLETED)
-            trouble.cancel()
+            all_else = asyncio.create_task(trouble(oracle, daemon, rig, seconds))
+            await asyncio.wait({dead, all_else}, return_when=asyncio.FIRST_COMPLETED)
+            all_else.cancel()
             if daemon.is_running:
                 with contextlib.suppress(aiohttp.ClientError):
                     await daemon.metrics()

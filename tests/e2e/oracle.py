@@ -121,7 +121,7 @@ class Oracle:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             async with aiohttp.ClientSession() as session:
                 while not enough.is_set():
-                    events = self._events(rng, rng.choice((1, 3, 20, 150)))
+                    events = self._events(rng, rng.choice((1, 3, 20, 600)))
                     try:
                         await self.books.post(
                             session,

@@ -56,7 +56,7 @@ class Rig(msgspec.Struct, frozen=True):
     constants: dict[str, float] = {}
     clock_shift_seconds: float = 0.0
     spare_pages: int | None = None
-    """How much its file may grow; what is free inside it is taken first. Each fourth settlement has no room either."""
+    """How much its file may grow; what is free inside goes first. Each fourth settlement has no room either."""
     census: str | None = None
     """A file that gets how often each step was taken, as JSON, when the process ends in order."""
 
@@ -217,11 +217,10 @@ def _fill(spare_pages: int) -> None:
 
     def open_full(directory: Path) -> sqlite3.Connection:
         connection: sqlite3.Connection = open_writer(directory)
-        (free,) = connection.execute("PRAGMA freelist_count").fetchone()
-        hog = (1, 0, 0, bytes(free * 4096))  # a segment of no app: nobody sees it, nothing counts it
-        connection.execute("INSERT OR REPLACE INTO segment (segment, stamp, events, lines) VALUES (?, ?, ?, ?)", hog)
-        (pages,) = connection.execute("PRAGMA page_count").fetchone()
-        connection.execute(f"PRAGMA max_page_count = {pages + spare_pages}").fetchone()
+        execute = functools.partial(sqlite3.Connection.execute, connection)  # no step of the daemon's
+        sqlite3.Connection.executescript(connection, "PRAGMA incremental_vacuum")
+        (pages,) = execute("PRAGMA page_count").fetchone()
+        execute(f"PRAGMA max_page_count = {pages + spare_pages}").fetchone()
         return connection
 
     setattr(store, "open_writer", open_full)  # noqa: B010 - it is there by import only
