@@ -108,16 +108,19 @@ def without_addresses(text: str) -> str:
 def configure(level: str, log_format: str) -> None:
     """Logs of this process go to standard error, as JSON lines or, on a terminal, for people."""
     as_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer() if as_console else structlog.processors.JSONRenderer(serializer=_json)
-    )
+    renderer: Any = structlog.processors.JSONRenderer(serializer=_json)
+    if as_console:  # of its own accord it would show each frame's variables, secrets among them
+        plain = structlog.dev.plain_traceback
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
     to_journal = is_journal(sys.stderr.fileno(), os.environ.get("JOURNAL_STREAM", ""))
     shared: list[Processor] = [structlog.stdlib.add_log_level, structlog.stdlib.ExtraAdder()]
     if not to_journal:  # the journal has its own
         shared.append(structlog.processors.TimeStamper(fmt="iso", utc=True))
-    final: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
-    if not as_console:
-        final += [structlog.processors.format_exc_info, redact]
+    final: list[Processor] = [
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+        structlog.processors.format_exc_info,
+        redact,
+    ]
     if to_journal:
         renderer = _with_priority(renderer)
     handler = logging.StreamHandler(sys.stderr)

@@ -231,17 +231,22 @@ def test_no_text_keeps_a_persons_address_or_a_token(value: str, kept: str) -> No
     assert redact(None, "info", {"held_apps": {"wiki": value}}) == {"held_apps": {"wiki": kept}}
 
 
-def test_no_traceback_keeps_a_persons_address() -> None:
-    [line] = logged(
-        """
-        configure("info", "json")
-        try:
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_traceback_keeps_a_persons_address_or_shows_what_a_variable_holds(log_format: str) -> None:
+    ended = child(
+        f"""
+        configure("info", {log_format!r})
+        def sign_in(client_secret):
             raise ValueError("no such user person@example.com")
+        try:
+            sign_in("hunter" + "2")
         except ValueError:
             get_logger("collector.part").exception("part.failed")
         """
     )
-    assert line["exception"].endswith("ValueError: no such user ***")
+    assert "ValueError: no such user ***" in ended.stderr
+    assert "hunter2" not in ended.stderr
+    assert "\x1b" not in ended.stderr  # colours are for terminals
 
 
 def passed(sampler: Sampler, level: int = logging.WARNING, **fields: object) -> bool:
