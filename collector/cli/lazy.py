@@ -1,12 +1,16 @@
 """A group whose commands are imported when they are called: each brings libraries that the others need not wait for."""
 
+import contextlib
 import gc
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
+
+WITHOUT_RICH = {"collector.cli.run"}
+"""structlog takes rich in where it finds it, a sixth of the daemon's start, for tracebacks that no log of ours has."""
 
 
 class LazyGroup(click.Group):
@@ -39,7 +43,20 @@ def _imported(name: str) -> Any:
         return sys.modules[name]
     gc.disable()
     try:
-        return importlib.import_module(name)
+        with _hidden("rich") if name in WITHOUT_RICH else contextlib.nullcontext():
+            return importlib.import_module(name)
     finally:
         gc.freeze()
         gc.enable()
+
+
+@contextlib.contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """Who imports the module finds that it is not there; one that was imported before is there again afterwards."""
+    there = {} if name not in sys.modules else {name: sys.modules[name]}
+    sys.modules[name] = None  # type: ignore[assignment]  # importing it raises then
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        sys.modules.update(there)
