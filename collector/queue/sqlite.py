@@ -23,16 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from collector.clock import Clock, WallTime
-from collector.errors import (
-    CollectorError,
-    DeadLettersFull,
-    DiskFull,
-    QueueBroken,
-    QueueBusy,
-    QueueDamaged,
-    QueueFull,
-    Retryable,
-)
+from collector.errors import CollectorError, DiskFull, QueueBroken, QueueDamaged, Retryable
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.status import DeadLetters
@@ -41,6 +32,7 @@ from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verd
 from collector.queue.database import BUSY_TIMEOUT_MS, FILE_NAME, damaged
 from collector.queue.group_commit import GroupCommit
 from collector.queue.lanes import Lane, Lanes, Range
+from collector.queue.limits import Limits
 from collector.queue.lock import RoleLock
 from collector.queue.operations import Done, Put, Settle, Waiting
 from collector.queue.pruning import TICK_SECONDS, PruneWalk
@@ -53,9 +45,6 @@ from collector.queue.view import View
 from collector.queue.writer import Writer, unheard
 
 log = get_logger(__name__)
-
-BUSY_RETRY_AFTER_SECONDS = 1.0
-FULL_RETRY_AFTER_SECONDS = 5.0
 
 ELECTION_PATIENCE_SECONDS = 0.1
 """How long who takes delivery over waits for the last settlements of who had it; puts wait meanwhile."""
@@ -82,9 +71,7 @@ class SqliteQueue:
         self.arrivals = asyncio.Event()
         self._directory = directory
         self._batch_events = batch_events
-        self._max_bytes = max_bytes
-        self._max_uncommitted_bytes = max_uncommitted_bytes
-        self._max_dead_bytes = max_dead_bytes
+        self._limits = Limits(max_bytes, max_uncommitted_bytes, max_dead_bytes)
         self._retention_seconds = dedup_retention_seconds
         self._keep_seconds = keep_delivered_seconds
         self._clock = clock
@@ -184,8 +171,8 @@ class SqliteQueue:
         self, *, max_bytes: int, max_uncommitted_bytes: int, max_dead_bytes: int, keep_delivered_seconds: float
     ) -> None:
         """From now on these hold. What is there already stays."""
-        self._max_bytes, self._max_uncommitted_bytes = max_bytes, max_uncommitted_bytes
-        self._max_dead_bytes, self._keep_seconds = max_dead_bytes, keep_delivered_seconds
+        self._limits = Limits(max_bytes, max_uncommitted_bytes, max_dead_bytes)
+        self._keep_seconds = keep_delivered_seconds
 
     async def round_trip(self) -> None:
         """Returns when the writer has done what it was given before; never, where it hangs."""
@@ -193,19 +180,13 @@ class SqliteQueue:
 
     def put(self, batches: Sequence[Batch]) -> asyncio.Future[Sequence[Verdict]]:
         """See `Queue.put`. What can be said at once is raised at once."""
-        put = Put.of(batches)
-        uncommitted = self._commits.uncommitted_bytes
+        put, limits = Put.of(batches), self._limits
+        size, uncommitted = put.bytes, self._commits.uncommitted_bytes
         waiting = self._waiting_bytes + uncommitted
-        if waiting + put.bytes > self._max_bytes:
-            raise QueueFull(
-                f"{waiting} of queue.max_bytes = {self._max_bytes} bytes wait for delivery",
-                retry_after_seconds=FULL_RETRY_AFTER_SECONDS,
-            )
-        if uncommitted + put.bytes > self._max_uncommitted_bytes:
-            raise QueueBusy(
-                f"{uncommitted} of queue.max_uncommitted = {self._max_uncommitted_bytes} bytes wait for their commit",
-                retry_after_seconds=BUSY_RETRY_AFTER_SECONDS,
-            )
+        if waiting + size > limits.max_bytes:
+            raise limits.full(waiting)
+        if uncommitted + size > limits.max_uncommitted_bytes:
+            raise limits.busy(uncommitted)
         return self._commits.submit(put)
 
     def backlog(self) -> Iterable[Backlog]:
@@ -245,12 +226,8 @@ class SqliteQueue:
         if self._keep_seconds:
             settle = settle.keeping(lease.lines, {*returned, *(burial.position for burial in buried)})
         bytes_buried = settle.dead_bytes
-        if bytes_buried and self._dead_bytes + bytes_buried > self._max_dead_bytes:
-            raise DeadLettersFull(
-                f"dead letters take {self._dead_bytes} of queue.max_dead_bytes = {self._max_dead_bytes} bytes, so "
-                f"nothing more is buried, and this app's events wait. Upstream refuses {len(buried)} of them: "
-                f"{buried[0].reason}. Make room: collector queue dead list, export, and retry or purge"
-            )
+        if bytes_buried and self._dead_bytes + bytes_buried > self._limits.max_dead_bytes:
+            raise self._limits.dead_letters_full(self._dead_bytes, buried)
         self._dead_bytes += bytes_buried
         try:
             await self._commits.submit(settle)

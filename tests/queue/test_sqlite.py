@@ -17,13 +17,10 @@ from collector.observe.metrics import Metrics
 from collector.queue import ready
 from collector.queue.base import Batch, Burial, Queue, Verdict
 from collector.queue.database import FILE_NAME
+from collector.queue.limits import BUSY_RETRY_AFTER_SECONDS, FULL_RETRY_AFTER_SECONDS
 from collector.queue.pruning import MAX_KEYS, MAX_STEPS, MIN_KEYS, PASSES, PruneWalk
 from collector.queue.ready import CHECKED_WHOLE_BYTES
-from collector.queue.sqlite import (
-    BUSY_RETRY_AFTER_SECONDS,
-    FULL_RETRY_AFTER_SECONDS,
-    SqliteQueue,
-)
+from collector.queue.sqlite import SqliteQueue
 from tests.fake_clock import FakeClock
 from tests.queue.contract import BATCH_EVENTS, QueueContract, available, lease, lease_all, numbers_of
 from tests.queue.samples import batch, batches, child, hear, key, line, opened, remembered, stored, tell

@@ -7,15 +7,7 @@ from typing import TYPE_CHECKING
 
 from collector.clock import Clock
 from collector.config.model import JetStream
-from collector.errors import (
-    CollectorError,
-    DeadLettersFull,
-    QueueBusy,
-    QueueFull,
-    QueueUnavailable,
-    Retryable,
-    Unusable,
-)
+from collector.errors import CollectorError, QueueUnavailable, Retryable, Unusable
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.status import DeadLetters
@@ -27,14 +19,12 @@ from collector.queue.jetstream.fleet import Fleet
 from collector.queue.jetstream.leases import Lane, Message, Slice
 from collector.queue.jetstream.publication import Arrival, Publication
 from collector.queue.jetstream.stream import Streams, app_token
+from collector.queue.limits import BUSY_RETRY_AFTER_SECONDS, Limits
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
 log = get_logger(__name__)
-
-BUSY_RETRY_AFTER_SECONDS = 1.0
-FULL_RETRY_AFTER_SECONDS = 5.0
 
 LOOK_SECONDS = 1.0
 """How often the servers are asked what waits: what other collectors put is seen within this time."""
@@ -68,9 +58,7 @@ class JetStreamQueue:
         self.arrivals = asyncio.Event()
         self._look_seconds = min(LOOK_SECONDS, settings.lease_timeout / 4)
         self._batch_events = batch_events
-        self._max_bytes = max_bytes
-        self._max_uncommitted_bytes = max_uncommitted_bytes
-        self._max_dead_bytes = max_dead_bytes
+        self._limits = Limits(max_bytes, max_uncommitted_bytes, max_dead_bytes)
         self._retention_seconds = dedup_retention_seconds
         self._clock = clock
         self._connection = Connection(settings)
@@ -154,8 +142,7 @@ class JetStreamQueue:
     ) -> None:
         """See `Backend.use_limits`. Nothing that was delivered is kept."""
         del keep_delivered_seconds
-        self._max_bytes, self._max_uncommitted_bytes = max_bytes, max_uncommitted_bytes
-        self._max_dead_bytes = max_dead_bytes
+        self._limits = Limits(max_bytes, max_uncommitted_bytes, max_dead_bytes)
 
     async def round_trip(self) -> None:
         """See `Backend.round_trip`. No thread can hang here, and servers that do not answer are no defect."""
@@ -197,19 +184,12 @@ class JetStreamQueue:
         """
         if self._trouble is not None:
             raise QueueUnavailable(str(self._trouble), retry_after_seconds=BUSY_RETRY_AFTER_SECONDS)
-        size = sum(batch.bytes for batch in batches)
-        waiting = self.waiting_bytes + self.uncommitted_bytes
-        if waiting + size > self._max_bytes:
-            raise QueueFull(
-                f"{waiting} of queue.max_bytes = {self._max_bytes} bytes wait for delivery",
-                retry_after_seconds=FULL_RETRY_AFTER_SECONDS,
-            )
-        if self.uncommitted_bytes + size > self._max_uncommitted_bytes:
-            raise QueueBusy(
-                f"{self.uncommitted_bytes} of queue.max_uncommitted = {self._max_uncommitted_bytes} bytes wait for "
-                "their commit",
-                retry_after_seconds=BUSY_RETRY_AFTER_SECONDS,
-            )
+        size, uncommitted = sum(batch.bytes for batch in batches), self.uncommitted_bytes
+        waiting = self.waiting_bytes + uncommitted
+        if waiting + size > self._limits.max_bytes:
+            raise self._limits.full(waiting)
+        if uncommitted + size > self._limits.max_uncommitted_bytes:
+            raise self._limits.busy(uncommitted)
         return await self._publication.submit(batches)
 
     def backlog(self) -> Iterable[Backlog]:
@@ -413,12 +393,8 @@ class JetStreamQueue:
         if not letters:
             return
         size = sum(len(line) + len(burial.reason) for burial, (_, _, line) in letters)
-        if self._dead_bytes + size > self._max_dead_bytes:
-            raise DeadLettersFull(
-                f"dead letters take {self._dead_bytes} of queue.max_dead_bytes = {self._max_dead_bytes} bytes, so "
-                f"nothing more is buried, and this app's events wait. Upstream refuses {len(letters)} of them: "
-                f"{letters[0][0].reason}. Make room: collector queue dead list, export, and retry or purge"
-            )
+        if self._dead_bytes + size > self._limits.max_dead_bytes:
+            raise self._limits.dead_letters_full(self._dead_bytes, [burial for burial, _ in letters])
         await self._deliveries.bury(app_id, letters, self._clock.now_ms())
         self._dead_bytes += size
 
