@@ -268,9 +268,7 @@ async def test_dead_letters_are_stored_once_however_often_they_are_buried_and_ha
     queue = await open_queue(max_dead_bytes=1000)
     await queue.put([batch("wiki", range(10))])
     held = await lease(queue, "wiki")
-    pieces = queue._leases[held.first]
-    places = [(piece.sequence, place, line) for piece in pieces for place, line in zip(*piece[1:], strict=True)]
-    await queue._bury("wiki", [(Burial(3, "no such day"), places[3])])
+    await queue._bury("wiki", [(Burial(3, "no such day"), queue._leases.places(held)[3])])
     await queue.settle(held, buried=[Burial(3, "no such day")])
     stats = await queue.stats()
     assert (stats.dead_events, stats.waiting_events, stats.apps[0].dead_events) == (1, 0, 1)
@@ -309,7 +307,7 @@ async def test_a_message_of_which_a_part_is_settled_is_not_given_to_others_befor
     one, other = await open_queue(), await open_queue()
     await one.put([batch("wiki", range(BATCH_EVENTS + 5))])
     await one.settle(await lease(one, "wiki"))
-    await one._give_all_back(whole_only=True)
+    await one._leases.give_back(one._lanes.values(), whole_only=True)
     await other.refresh()
     assert await other.lease("wiki", BATCH_EVENTS) is None
     assert numbers_of(await lease(one, "wiki")) == list(range(BATCH_EVENTS, BATCH_EVENTS + 5))

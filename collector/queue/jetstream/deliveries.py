@@ -11,7 +11,7 @@ from collector.errors import QueueUnavailable
 from collector.queue.base import Burial
 from collector.queue.jetstream.connection import Connection, ServerError, decoded
 from collector.queue.jetstream.figures import LetterBody, Stored, first_message
-from collector.queue.jetstream.leases import Message
+from collector.queue.jetstream.lanes import Message, Place
 from collector.queue.jetstream.stream import WRONG_LAST_SEQUENCE, Streams, app_token
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Deliveries:
             found.append(stored)
         return found
 
-    async def bury(self, app_id: str, letters: Iterable[tuple[Burial, tuple[int, int, bytes]]], now_ms: int) -> None:
+    async def bury(self, app_id: str, letters: Iterable[tuple[Burial, Place]], now_ms: int) -> None:
         """These events, each by its message, position and line, are dead letters; each once, also when repeated."""
         for burial, (sequence, position, line) in letters:
             body = LetterBody(app_id, burial.reason, now_ms, msgspec.Raw(line))

@@ -1,110 +1,159 @@
-"""What this collector holds of one app: messages that it has fetched, cut into leases and put together again."""
+"""What this collector has leased, and what it holds in order to: from messages that are fetched to their settlement.
+
+A lease is made of slices of messages, first to last. A message is acknowledged once nothing of it is open; before that
+it is held, leased or not, until it is given back to whoever asks first.
+"""
 
 import asyncio
-from bisect import insort
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from collector.errors import QueueUnavailable
+from collector.clock import Clock
+from collector.observe.logs import get_logger
+from collector.queue.base import Lease
+from collector.queue.jetstream.deliveries import NO_REPLY, Deliveries
+from collector.queue.jetstream.lanes import Lane, Message, Place, Slice
 
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
 
-class Message:
-    """A message with the lines of several events, which is done with once nothing of it is open."""
+log = get_logger(__name__)
 
-    __slots__ = ("events", "open_events", "reply", "sequence", "since")
-
-    def __init__(self, sequence: int, reply: str, events: int, since: float) -> None:
-        self.sequence = sequence
-        self.reply = reply
-        self.events = self.open_events = events
-        self.since = since
-
-    @property
-    def is_whole(self) -> bool:
-        """Nothing of it is settled."""
-        return self.open_events == self.events
+FETCH_MESSAGES = 256
+"""Most messages in one fetch: with single events in each, four fetches make a batch."""
 
 
-class Slice(NamedTuple):
-    """Events of one message: their positions in it, and their lines."""
+class Leases:
+    """Those that are not settled. `arrivals` is set when something can be leased that could not before."""
 
-    sequence: int
-    positions: tuple[int, ...]
-    lines: tuple[bytes, ...]
+    def __init__(self, deliveries: Deliveries, *, batch_events: int, clock: Clock, arrivals: asyncio.Event) -> None:
+        self._deliveries = deliveries
+        self._batch_events = batch_events
+        self._clock = clock
+        self._arrivals = arrivals
+        self._leases: dict[int, list[Slice]] = {}
+        self._last_number = 0
+        self._leasing = asyncio.Lock()
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    async def lease(self, lane: Lane, max_events: int) -> Lease | None:
+        """See `Queue.lease`. Both ends of its range are its number here."""
+        async with self._leasing:
+            while lane.ready_events < max_events and lane.available > lane.ready_events:
+                # Whoever is cancelled meanwhile must not lose what the server gives.
+                fetching = asyncio.ensure_future(self._fetch(lane, max_events - lane.ready_events))
+                try:
+                    await asyncio.shield(fetching)
+                except asyncio.CancelledError:
+                    await asyncio.wait([fetching])
+                    raise
+            pieces = lane.take(max_events)
+            if not pieces:
+                return None
+            self._last_number += 1
+            self._leases[self._last_number] = pieces
+            lines = [line for piece in pieces for line in piece.lines]
+            return Lease(lane.app_id, self._last_number, self._last_number, len(lines), b"\n".join(lines))
+
+    def places(self, lease: Lease) -> list[Place]:
+        """Where each event of a lease comes from, by its position."""
+        return [
+            (piece.sequence, position, line)
+            for piece in self._leases[lease.first]
+            for position, line in zip(piece.positions, piece.lines, strict=True)
+        ]
+
+    async def settle(self, lane: Lane, lease: Lease, back: set[int]) -> None:
+        """The lease has ended: what is at the positions of `back` can be leased again, the rest is gone.
+
+        Of a message some of whose events wait on, nothing is acknowledged: after a crash all of them are sent again,
+        which upstream's own key absorbs. Raises QueueUnavailable with nothing changed here. One at a time of a lane.
+        """
+        places = self.places(lease)
+        rest, open_events = _rest(places, back), dict[int, int]()
+        for number, (sequence, _, _) in enumerate(places):
+            if number not in back:
+                open_events[sequence] = open_events.get(sequence, lane.message(sequence).open_events) - 1
+        done = [sequence for sequence, events in open_events.items() if not events]
+        await self._deliveries.finish([lane.message(sequence) for sequence in done])
+        for sequence, events in open_events.items():
+            lane.message(sequence).open_events = events
+        for sequence in done:
+            del lane.messages[sequence]
+        settled = len(places) - len(back)
+        lane.waiting_events = max(0, lane.waiting_events - settled)
+        size = sum(len(line) + 1 for number, (_, _, line) in enumerate(places) if number not in back)
+        lane.waiting_bytes = max(0, lane.waiting_bytes - size)
+        lane.leased_events -= len(places)
+        del self._leases[lease.first]
+        if rest:
+            for piece in rest:
+                lane.message(piece.sequence).since = min(lane.message(piece.sequence).since, self._clock.monotonic())
+            lane.give_back(rest)
+            self._arrivals.set()
+
+    async def give_back(self, lanes: Iterable[Lane], *, whole_only: bool = False) -> None:
+        """What is held and not leased is anybody's; with `whole_only` but for messages of which a part is settled.
+
+        Those would be sent again as a whole.
+        """
+        kept = {piece.sequence for pieces in self._leases.values() for piece in pieces}
+        free: list[Message] = []
+        for lane in lanes:
+            left = [each for each in lane.messages.values() if each.sequence not in kept]
+            free += (given := [each for each in left if each.is_whole or not whole_only])
+            for message in given:
+                del lane.messages[message.sequence]
+            lane.ready = [piece for piece in lane.ready if piece.sequence in lane.messages]
+        await self._deliveries.give_back(free)
+
+    async def adopt(self, lane: Lane) -> None:
+        """Takes in messages that the consumer takes for acknowledged, and that were not deleted.
+
+        Whoever acknowledged one has died before it was deleted, or the servers have; that it was delivered is likely,
+        and not certain. It is delivered again, which upstream absorbs.
+        """
+        for stored in await self._deliveries.left_over(lane.app_id, FETCH_MESSAGES):
+            lines = stored.data.split(b"\n")
+            lane.add(Message(stored.sequence, NO_REPLY, len(lines), self._clock.monotonic()), lines)
+        log.warning("queue.messages_adopted", app=lane.app_id, messages=len(lane.messages))
+        self._arrivals.set()
+
+    async def _fetch(self, lane: Lane, events: int) -> None:
+        """Asks the server for messages with about so many events. Raises QueueUnavailable."""
+        wanted = min(FETCH_MESSAGES, self._messages_of(lane, events))
+        async for message in self._deliveries.fetch(lane.app_id, wanted):
+            wanted -= 1
+            self._hold(lane, message)
+        lane.is_exhausted = wanted > 0
+
+    def _messages_of(self, lane: Lane, events: int) -> int:
+        """How many messages that are probably needed for so many events, by what was fetched last."""
+        held = [message.open_events for message in list(lane.messages.values())[-8:]]
+        mean = sum(held) / len(held) if held else self._batch_events
+        return max(1, -(-events // max(1, round(mean))))
+
+    def _hold(self, lane: Lane, message: "Msg") -> None:
+        """Takes in what the server gave; since when it waits is known here, or by the server's stamp."""
+        metadata = message.metadata
+        sequence = metadata.sequence.stream
+        lines = message.data.split(b"\n")
+        since = lane.arrivals.pop(sequence, None)
+        if since is None:
+            age = self._clock.now_us() / 1e6 - metadata.timestamp.timestamp()
+            since = self._clock.monotonic() - max(0.0, age)
+        lane.add(Message(sequence, message.reply, len(lines), since), lines)
 
 
-class Lane:
-    """One app: what waits in the whole fleet, as far as is known, and what is held here."""
-
-    def __init__(self, app_id: str) -> None:
-        self.app_id = app_id
-        self.settling = asyncio.Lock()
-        self.waiting_events = 0
-        """Of the fleet, held by somebody or not."""
-        self.waiting_bytes = 0
-        self.leased_events = 0
-        """Here."""
-        self.held_elsewhere = 0
-        self.orphan_looks = 0
-        """How often in a row messages were there that the consumer does not know of."""
-        self.is_exhausted = False
-        """The server had nothing to give when it was last asked."""
-        self.waiting_since = 0.0
-        self.ready: list[Slice] = []
-        """Fetched or returned, and leased by nobody; in order."""
-        self.messages: dict[int, Message] = {}
-        self.arrivals: dict[int, float] = {}
-        """When messages that were put here were stored, by number."""
-
-    @property
-    def ready_events(self) -> int:
-        """How many events could be leased without asking the server."""
-        return sum(len(piece.lines) for piece in self.ready)
-
-    @property
-    def available(self) -> int:
-        """How many events could be leased, as far as is known."""
-        if self.is_exhausted:
-            return self.ready_events
-        return max(self.ready_events, self.waiting_events - self.leased_events - self.held_elsewhere)
-
-    def oldest_since(self) -> float:
-        """Since when the oldest event that is not leased waits."""
-        known = [self.messages[piece.sequence].since for piece in self.ready[:1]]
-        known += [since for _, since in zip(range(1), self.arrivals.values(), strict=False)]
-        return min(known, default=self.waiting_since)
-
-    def add(self, message: Message, lines: Sequence[bytes]) -> None:
-        """Takes in a message that the server has given. One that is held here already was sent again."""
-        held = self.messages.get(message.sequence)
-        if held is not None:
-            held.reply = message.reply
-            return
-        self.messages[message.sequence] = message
-        insort(self.ready, Slice(message.sequence, tuple(range(len(lines))), tuple(lines)))
-
-    def take(self, max_events: int) -> list[Slice]:
-        """The first events that are ready, up to a number; a message may be cut for that."""
-        taken: list[Slice] = []
-        while self.ready and max_events:
-            piece = self.ready.pop(0)
-            if len(piece.lines) > max_events:
-                rest = Slice(piece.sequence, piece.positions[max_events:], piece.lines[max_events:])
-                self.ready.insert(0, rest)
-                piece = Slice(piece.sequence, piece.positions[:max_events], piece.lines[:max_events])
-            taken.append(piece)
-            max_events -= len(piece.lines)
-        self.leased_events += sum(len(piece.lines) for piece in taken)
-        return taken
-
-    def give_back(self, pieces: Sequence[Slice]) -> None:
-        """These events are ready again."""
-        for piece in pieces:
-            insort(self.ready, piece)
-
-    def message(self, sequence: int) -> Message:
-        """A message that is held. Raises QueueUnavailable."""
-        try:
-            return self.messages[sequence]
-        except KeyError:
-            raise QueueUnavailable("a message that is not held cannot be settled") from None
+def _rest(places: Sequence[Place], back: set[int]) -> list[Slice]:
+    """Those of the places that wait on, by message."""
+    by_message: dict[int, list[tuple[int, bytes]]] = {}
+    for number in sorted(back):
+        sequence, position, line = places[number]
+        by_message.setdefault(sequence, []).append((position, line))
+    return [
+        Slice(sequence, tuple(position for position, _ in events), tuple(line for _, line in events))
+        for sequence, events in by_message.items()
+    ]

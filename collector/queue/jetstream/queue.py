@@ -1,9 +1,8 @@
-"""The queue's face: puts, leases and settlements over the shared stream, and what this collector knows of it."""
+"""The queue's face: puts and settlements over the shared stream, and what this collector knows of it."""
 
 import asyncio
 import contextlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from collector.clock import Clock
 from collector.config.model import JetStream
@@ -13,16 +12,14 @@ from collector.observe.metrics import Metrics
 from collector.observe.status import DeadLetters
 from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verdict
 from collector.queue.jetstream.connection import Connection, ServerError
-from collector.queue.jetstream.deliveries import NO_REPLY, Deliveries
+from collector.queue.jetstream.deliveries import Deliveries
 from collector.queue.jetstream.figures import dead_letters, purge_keys, stats
 from collector.queue.jetstream.fleet import Fleet
-from collector.queue.jetstream.leases import Lane, Message, Slice
+from collector.queue.jetstream.lanes import Lane, Place
+from collector.queue.jetstream.leases import Leases
 from collector.queue.jetstream.publication import Arrival, Publication
 from collector.queue.jetstream.stream import Streams, app_token
 from collector.queue.limits import BUSY_RETRY_AFTER_SECONDS, Limits
-
-if TYPE_CHECKING:
-    from nats.aio.msg import Msg
 
 log = get_logger(__name__)
 
@@ -33,8 +30,6 @@ FORGET_SECONDS = 10.0
 ORPHAN_LOOKS = 5
 OPEN_SECONDS = 10.0
 AGAIN_SECONDS = 0.2
-FETCH_MESSAGES = 256
-"""Most messages in one fetch: with single events in each, four fetches make a batch."""
 KEEP_LOOKS = 10
 """What nobody here delivers for about so many looks is given to whichever collector asks first."""
 MIN_PAYLOAD_BYTES = 2**20
@@ -65,6 +60,7 @@ class JetStreamQueue:
         self._streams = Streams(settings)
         self._fleet = Fleet(self._connection, self._streams.fleet)
         self._deliveries = Deliveries(self._connection, self._streams)
+        self._leases = Leases(self._deliveries, batch_events=batch_events, clock=clock, arrivals=self.arrivals)
         self._publication = Publication(
             self._connection,
             self._streams,
@@ -76,9 +72,6 @@ class JetStreamQueue:
         self._lanes: dict[str, Lane] = {}
         self._apps: dict[str, str] = {}
         self._dead_bytes = 0
-        self._leases: dict[int, list[Slice]] = {}
-        self._lease_number = 0
-        self._leasing = asyncio.Lock()
         self._trouble: CollectorError | None = None
         self._is_flusher = False
         self._looks = 0
@@ -100,7 +93,7 @@ class JetStreamQueue:
             if self._connection.client.max_payload < MIN_PAYLOAD_BYTES:
                 raise Unusable(f"jetstream: the server's max_payload must be {MIN_PAYLOAD_BYTES} bytes or more")
             await self._begin()
-            opened.push_async_callback(self._give_all_back)
+            opened.push_async_callback(self._leases.give_back, self._lanes.values())
             opened.push_async_callback(self._publication.close)
             self._opened = opened.pop_all()
 
@@ -200,65 +193,17 @@ class JetStreamQueue:
 
     async def lease(self, app_id: str, max_events: int) -> Lease | None:
         """See `Queue.lease`: exactly `max_events` where there are so many, in the order of the stream."""
-        async with self._leasing:
-            lane = self._lanes.get(app_id)
-            if lane is None:
-                return None
-            while lane.ready_events < max_events and lane.available > lane.ready_events:
-                # Whoever is cancelled meanwhile must not lose what the server gives.
-                fetching = asyncio.ensure_future(self._fetch(lane, max_events - lane.ready_events))
-                try:
-                    await asyncio.shield(fetching)
-                except asyncio.CancelledError:
-                    await asyncio.wait([fetching])
-                    raise
-            pieces = lane.take(max_events)
-            if not pieces:
-                return None
-            self._lease_number += 1
-            self._leases[self._lease_number] = pieces
-            lines = [line for piece in pieces for line in piece.lines]
-            return Lease(app_id, self._lease_number, self._lease_number, len(lines), b"\n".join(lines))
+        lane = self._lanes.get(app_id)
+        return None if lane is None else await self._leases.lease(lane, max_events)
 
     async def settle(self, lease: Lease, *, buried: Sequence[Burial] = (), returned: Sequence[int] = ()) -> None:
-        """See `Queue.settle`. The dead letters are stored first, each once however often this is tried again.
-
-        Of a message some of whose events wait on, nothing is acknowledged: after a crash all of them are sent again,
-        which upstream's own key absorbs.
-        """
+        """See `Queue.settle`. The dead letters are stored first, each once however often this is tried again."""
         lane = self._lanes[lease.app_id]
         async with lane.settling:  # two leases may share a message
-            await self._settle(lane, lease.first, buried, set(returned))
-
-    async def _settle(self, lane: Lane, number_of_lease: int, buried: Sequence[Burial], back: set[int]) -> None:
-        pieces = self._leases[number_of_lease]
-        places = [
-            (piece.sequence, position, line)
-            for piece in pieces
-            for position, line in zip(piece.positions, piece.lines, strict=True)
-        ]
-        await self._bury(lane.app_id, [(burial, places[burial.position]) for burial in buried])
-        rest, open_events = _rest(places, back), dict[int, int]()
-        for number, (sequence, _, _) in enumerate(places):
-            if number not in back:
-                open_events[sequence] = open_events.get(sequence, lane.message(sequence).open_events) - 1
-        done = [sequence for sequence, events in open_events.items() if not events]
-        await self._deliveries.finish([lane.message(sequence) for sequence in done])
-        for sequence, events in open_events.items():
-            lane.message(sequence).open_events = events
-        for sequence in done:
-            del lane.messages[sequence]
-        settled = len(places) - len(back)
-        lane.waiting_events = max(0, lane.waiting_events - settled)
-        size = sum(len(line) + 1 for number, (_, _, line) in enumerate(places) if number not in back)
-        lane.waiting_bytes = max(0, lane.waiting_bytes - size)
-        lane.leased_events -= len(places)
-        del self._leases[number_of_lease]
-        if rest:
-            for piece in rest:
-                lane.message(piece.sequence).since = min(lane.message(piece.sequence).since, self._clock.monotonic())
-            lane.give_back(rest)
-            self.arrivals.set()
+            if buried:
+                places = self._leases.places(lease)
+                await self._bury(lane.app_id, [(burial, places[burial.position]) for burial in buried])
+            await self._leases.settle(lane, lease, set(returned))
 
     async def maintain(self) -> None:
         """Until cancelled: keeps what is held, learns what others have done, and forgets old keys."""
@@ -291,7 +236,7 @@ class JetStreamQueue:
         await self._deliveries.extend(held)
         await self._fleet.announce(is_busy=bool(self._leases) or any(lane.available for lane in self._lanes.values()))
         if self._looks % KEEP_LOOKS == 0 and not self._leases:
-            await self._give_all_back(whole_only=True)
+            await self._leases.give_back(self._lanes.values(), whole_only=True)
         await self.refresh()
 
     async def _forget(self) -> None:
@@ -350,7 +295,7 @@ class JetStreamQueue:
         is_orphaned = not pending and not held and not lane.messages and lane.waiting_events > 0
         lane.orphan_looks = lane.orphan_looks + 1 if is_orphaned else 0
         if lane.orphan_looks >= ORPHAN_LOOKS:
-            await self._adopt(lane)
+            await self._leases.adopt(lane)
         reached = found["delivered"]["stream_seq"]
         while lane.arrivals and (first := next(iter(lane.arrivals))) <= reached and first not in lane.messages:
             del lane.arrivals[first]
@@ -381,81 +326,15 @@ class JetStreamQueue:
             if before == 0 or before < self._batch_events <= lane.available:
                 self.arrivals.set()
 
-    async def _fetch(self, lane: Lane, events: int) -> None:
-        """Asks the server for messages with about so many events. Raises QueueUnavailable."""
-        wanted = min(FETCH_MESSAGES, self._messages_of(lane, events))
-        async for message in self._deliveries.fetch(lane.app_id, wanted):
-            wanted -= 1
-            self._hold(lane, message)
-        lane.is_exhausted = wanted > 0
-
-    async def _bury(self, app_id: str, letters: Sequence[tuple[Burial, tuple[int, int, bytes]]]) -> None:
-        if not letters:
-            return
+    async def _bury(self, app_id: str, letters: Sequence[tuple[Burial, Place]]) -> None:
         size = sum(len(line) + len(burial.reason) for burial, (_, _, line) in letters)
         if self._dead_bytes + size > self._limits.max_dead_bytes:
             raise self._limits.dead_letters_full(self._dead_bytes, [burial for burial, _ in letters])
         await self._deliveries.bury(app_id, letters, self._clock.now_ms())
         self._dead_bytes += size
 
-    async def _give_all_back(self, *, whole_only: bool = False) -> None:
-        """What is held and not leased is anybody's; with `whole_only` but for messages of which a part is settled.
-
-        Those would be sent again as a whole.
-        """
-        kept = {piece.sequence for pieces in self._leases.values() for piece in pieces}
-        free: list[Message] = []
-        for lane in self._lanes.values():
-            left = [each for each in lane.messages.values() if each.sequence not in kept]
-            free += (given := [each for each in left if each.is_whole or not whole_only])
-            for message in given:
-                del lane.messages[message.sequence]
-            lane.ready = [piece for piece in lane.ready if piece.sequence in lane.messages]
-        await self._deliveries.give_back(free)
-
-    async def _adopt(self, lane: Lane) -> None:
-        """Takes in messages that the consumer takes for acknowledged, and that were not deleted.
-
-        Whoever acknowledged one has died before it was deleted, or the servers have; that it was delivered is likely,
-        and not certain. It is delivered again, which upstream absorbs.
-        """
-        for stored in await self._deliveries.left_over(lane.app_id, FETCH_MESSAGES):
-            lines = stored.data.split(b"\n")
-            lane.add(Message(stored.sequence, NO_REPLY, len(lines), self._clock.monotonic()), lines)
-        log.warning("queue.messages_adopted", app=lane.app_id, messages=len(lane.messages))
-        self.arrivals.set()
-
-    def _messages_of(self, lane: Lane, events: int) -> int:
-        """How many messages that are probably needed for so many events, by what was fetched last."""
-        held = [message.open_events for message in list(lane.messages.values())[-8:]]
-        mean = sum(held) / len(held) if held else self._batch_events
-        return max(1, -(-events // max(1, round(mean))))
-
-    def _hold(self, lane: Lane, message: "Msg") -> None:
-        """Takes in what the server gave; since when it waits is known here, or by the server's stamp."""
-        metadata = message.metadata
-        sequence = metadata.sequence.stream
-        lines = message.data.split(b"\n")
-        since = lane.arrivals.pop(sequence, None)
-        if since is None:
-            age = self._clock.now_us() / 1e6 - metadata.timestamp.timestamp()
-            since = self._clock.monotonic() - max(0.0, age)
-        lane.add(Message(sequence, message.reply, len(lines), since), lines)
-
     def _lane(self, app_id: str) -> Lane:
         lane = self._lanes.get(app_id)
         if lane is None:
             lane = self._lanes[app_id] = Lane(app_id)
         return lane
-
-
-def _rest(places: Sequence[tuple[int, int, bytes]], back: set[int]) -> list[Slice]:
-    """Those of the places that wait on, by message."""
-    by_message: dict[int, list[tuple[int, bytes]]] = {}
-    for number in sorted(back):
-        sequence, position, line = places[number]
-        by_message.setdefault(sequence, []).append((position, line))
-    return [
-        Slice(sequence, tuple(position for position, _ in events), tuple(line for _, line in events))
-        for sequence, events in by_message.items()
-    ]
