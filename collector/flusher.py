@@ -1,10 +1,9 @@
 """Delivery: lease, send, settle.
 
 One loop decides what is due; each batch is then delivered by a task of its own, as many at a time as upstream bears
-(concurrency.py) and never more than `max_in_flight`. Every app has a lane. A lane that failed waits on its own
-(backoff) or is held until a person acts (and tried now and then, in case somebody did); the others keep their pace:
-lanes in trouble share one slot apart from theirs. Where several lanes fail in a row and none gets through, upstream is
-down: all lanes in trouble then wait together, and one request at a time finds out whether it is back.
+(concurrency.py) and never more than `max_in_flight`. Every app has a lane. Lanes in trouble wait by their schedule
+(retry_schedule.py) and share one slot apart from the others', which keep their pace: one request at a time finds out
+whether the trouble is over.
 
 What upstream's answers mean is the publisher's business; it arrives here as one of our errors:
 
@@ -22,15 +21,15 @@ from typing import Protocol
 
 import msgspec
 
-from collector.backoff import delay_seconds
 from collector.clock import Clock
 from collector.concurrency import AdaptiveLimit
-from collector.errors import CollectorError, DeadLettersFull, PartlyRejected, Rejected, Retryable, TooLarge, Unusable
+from collector.errors import DeadLettersFull, PartlyRejected, Rejected, Retryable, TooLarge, Unusable
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.outages import Outages
 from collector.pace import Pace, unpaced
 from collector.queue.base import Backlog, Burial, Lease, Queue
+from collector.retry_schedule import Delays, Lane, RetrySchedule
 
 log = get_logger(__name__)
 
@@ -51,47 +50,6 @@ class Publisher(Protocol):
         Raises PartlyRejected if it has taken all but some, and Retryable, Rejected, TooLarge or Unusable if none.
         """
         ...
-
-
-class _Lane:
-    """How delivery for one app is going."""
-
-    __slots__ = ("app_id", "batch_events", "failures", "held_for", "in_flight", "not_before", "turn")
-
-    def __init__(self, app_id: str, batch_events: int) -> None:
-        self.app_id = app_id
-        self.batch_events = batch_events
-        self.failures = 0
-        self.held_for: str | None = None
-        self.not_before = float("-inf")
-        self.in_flight = 0
-        self.turn = 0
-
-    @property
-    def is_in_trouble(self) -> bool:
-        """Whether the last that was heard is a failure."""
-        return self.failures > 0 or self.held_for is not None
-
-
-class _Outage:
-    """Whether upstream is down for all: the lanes that have failed since the last request that got through."""
-
-    def __init__(self) -> None:
-        self._lanes: set[str] = set()
-        self.failures = 0
-        self.not_before = float("-inf")
-
-    def failed(self, app_id: str) -> bool:
-        """One more failure. True where it is not one lane's own trouble."""
-        self._lanes.add(app_id)
-        if len(self._lanes) > 1:
-            self.failures += 1
-        return self.failures > 0
-
-    def over(self) -> None:
-        """A request got through."""
-        self._lanes.clear()
-        self.failures, self.not_before = 0, float("-inf")
 
 
 class _Outcome(msgspec.Struct):
@@ -132,17 +90,14 @@ class Flusher:
         self._batch_events = batch_events
         self._linger_seconds = linger_seconds
         self._max_in_flight = max_in_flight
-        self._backoff_base_seconds = backoff_base_seconds
-        self._backoff_max_seconds = backoff_max_seconds
-        self._hold_retry_seconds = hold_retry_seconds
         self._clock = clock
         self._metrics = metrics
-        self._random_fraction = random_fraction
         self._pace = pace or unpaced(clock)
         self.outages = Outages(clock)
-        self._lanes: dict[str, _Lane] = {}
+        delays = Delays(backoff_base_seconds, backoff_max_seconds, hold_retry_seconds)
+        self._retries = RetrySchedule(self.outages, delays, clock=clock, random_fraction=random_fraction)
+        self._lanes: dict[str, Lane] = {}
         self._limit = AdaptiveLimit(max_in_flight)
-        self._outage = _Outage()
         self._in_flight = 0
         self._probes = 0  # of those in flight, the ones of lanes in trouble
         self._turns = 0
@@ -181,9 +136,7 @@ class Flusher:
         self._linger_seconds = linger_seconds
         self._max_in_flight = max_in_flight
         self._limit.use_maximum(max_in_flight)
-        self._backoff_base_seconds = backoff_base_seconds
-        self._backoff_max_seconds = backoff_max_seconds
-        self._hold_retry_seconds = hold_retry_seconds
+        self._retries.delays = Delays(backoff_base_seconds, backoff_max_seconds, hold_retry_seconds)
         self._pace.use_limit(max_requests_per_second)
         self._queue.arrivals.set()
 
@@ -214,20 +167,20 @@ class Flusher:
                     return
                 await self._clock.wait(self._queue.arrivals, self._until_next(waiting, now))
 
-    def _lane(self, app_id: str) -> _Lane:
+    def _lane(self, app_id: str) -> Lane:
         lane = self._lanes.get(app_id)
         if lane is None:
-            lane = self._lanes[app_id] = _Lane(app_id, self._batch_events)
+            lane = self._lanes[app_id] = Lane(app_id, self._batch_events)
         return lane
 
-    def _due_at(self, lane: _Lane, backlog: Backlog) -> float:
+    def _due_at(self, lane: Lane, backlog: Backlog) -> float:
         """The monotonic second from which the lane's next batch may leave; infinity where an answer comes before."""
         if self._in_flight >= self._max_in_flight:
             return float("inf")
         if lane.is_in_trouble:
             if lane.in_flight or self._probes:  # one attempt at a time finds out whether the trouble is over
                 return float("inf")
-            not_before = max(lane.not_before, self._outage.not_before)
+            not_before = self._retries.not_before(lane)
         elif self._in_flight - self._probes >= self._limit.limit:
             return float("inf")
         else:
@@ -236,19 +189,19 @@ class Flusher:
         ready = float("-inf") if full or self._draining else backlog.waiting_since + self._linger_seconds
         return max(ready, not_before)
 
-    def _until_next(self, waiting: Iterable[tuple[_Lane, Backlog]], now: float) -> float | None:
+    def _until_next(self, waiting: Iterable[tuple[Lane, Backlog]], now: float) -> float | None:
         """Seconds until a lane is due by time alone; None where only an arrival or an answer can change anything."""
         next_due = min((self._due_at(lane, backlog) for lane, backlog in waiting), default=float("inf"))
         return None if next_due == float("inf") else max(0.0, next_due - now)
 
-    async def _dispatch(self, lane: _Lane, deliveries: asyncio.TaskGroup) -> None:
+    async def _dispatch(self, lane: Lane, deliveries: asyncio.TaskGroup) -> None:
         self._turns += 1
         lane.turn = self._turns
         try:
             lease = await self._queue.lease(lane.app_id, lane.batch_events)
         except Retryable as error:
             log.warning("flusher.lease_failed", app=lane.app_id, error=str(error))
-            self._back_off(lane, error)
+            self._retries.back_off(lane, error)
             return
         if lease is not None:
             is_probe = lane.is_in_trouble
@@ -257,7 +210,7 @@ class Flusher:
             lane.in_flight += 1
             deliveries.create_task(self._deliver(lane, lease, is_probe=is_probe), name=f"deliver {lane.app_id}")
 
-    async def _deliver(self, lane: _Lane, lease: Lease, *, is_probe: bool) -> None:
+    async def _deliver(self, lane: Lane, lease: Lease, *, is_probe: bool) -> None:
         try:
             outcome = await self._send(lane, lease)
             # At once: a Retry-After holds for the batches beside this one too, however long our disk takes to settle.
@@ -273,7 +226,7 @@ class Flusher:
             lane.in_flight -= 1
             self._queue.arrivals.set()
 
-    async def _send(self, lane: _Lane, lease: Lease) -> _Outcome:
+    async def _send(self, lane: Lane, lease: Lease) -> _Outcome:
         """Sends a lease in requests of the lane's size, halving what is refused; stops at the first other failure."""
         outcome = _Outcome()
         lines = lease.lines.split(b"\n") if lease.events > lane.batch_events else None
@@ -308,7 +261,7 @@ class Flusher:
                 return _nothing_but_refusals(lease, outcome)
         return outcome
 
-    async def _publish(self, lane: _Lane, lines: bytes, events: int) -> Mapping[int, str]:
+    async def _publish(self, lane: Lane, lines: bytes, events: int) -> Mapping[int, str]:
         """One request, from whose answer the limit and the outage learn; the events that are refused, with reasons.
 
         Raises what `Publisher.publish` raises if it has taken none.
@@ -320,7 +273,7 @@ class Flusher:
         try:
             seconds = await self._publisher.publish(lane.app_id, lines, events)
         except Rejected:
-            self._outage.over()
+            self._retries.got_through()
             raise
         except PartlyRejected as error:
             reasons, seconds = error.reasons, error.seconds
@@ -328,7 +281,7 @@ class Flusher:
             if not was_in_trouble:  # later failures of a lane say no more than its first
                 self._limit.failed(began)
             raise
-        self._outage.over()
+        self._retries.got_through()
         self._limit.answered(began, seconds=seconds, events=events)
         return reasons
 
@@ -347,11 +300,11 @@ class Flusher:
             except Retryable as error:
                 attempt += 1
                 log.warning("flusher.settle_failed", app=lease.app_id, events=lease.events, error=str(error))
-                await self._clock.sleep(self._delay_seconds(attempt, error))
+                await self._clock.sleep(self._retries.delay_seconds(attempt, error))
             else:
                 return
 
-    def _learn(self, lane: _Lane, outcome: _Outcome) -> None:
+    def _learn(self, lane: Lane, outcome: _Outcome) -> None:
         """Counts an outcome, and lets the lane go on where it was a success."""
         self._metrics.delivered.inc(outcome.delivered)
         self._metrics.buried.inc(len(outcome.buried))
@@ -359,71 +312,16 @@ class Flusher:
             log.error(
                 "flusher.events_buried", app=lane.app_id, events=len(outcome.buried), reason=outcome.buried[0].reason
             )
-        if outcome.failure is None and not outcome.returned:
-            self._go_on(lane)
+        if outcome.failure is None and not outcome.returned and self._retries.succeeded(lane):
+            lane.batch_events = min(self._batch_events, lane.batch_events + BATCH_REGROWTH_EVENTS)
 
-    def _learn_failure(self, lane: _Lane, failure: Retryable | Unusable | None, *, still_leased: int = 0) -> None:
+    def _learn_failure(self, lane: Lane, failure: Retryable | Unusable | None, *, still_leased: int = 0) -> None:
         """The lane backs off, or is held. Of the events that are returned, some may not be back in the queue yet."""
-        if failure is None:
-            return
-        waiting_events = self._waiting_events(lane) + still_leased
-        if isinstance(failure, Unusable):
-            self._hold(lane, failure, waiting_events)
-        else:
-            self._back_off(lane, failure)
-            if self._outage.failed(lane.app_id):
-                delay = self._delay_seconds(self._outage.failures, None)
-                self._outage.not_before = max(self._outage.not_before, self._clock.monotonic() + delay)
-            self.outages.fail(
-                lane.app_id,
-                lane.held_for or str(failure),
-                again_in_seconds=lane.not_before - self._clock.monotonic(),
-                waiting_events=waiting_events,
-            )
+        if failure is not None:
+            self._retries.failed(lane, failure, waiting_events=self._waiting_events(lane) + still_leased)
 
-    def _hold(self, lane: _Lane, failure: Unusable, waiting_events: int) -> None:
-        now = self._clock.monotonic()
-        lane.not_before = max(lane.not_before, now + self._hold_retry_seconds)
-        lane.held_for = str(failure)
-        self.outages.hold(
-            lane.app_id,
-            str(failure),
-            again_in_seconds=lane.not_before - now,
-            waiting_events=waiting_events,
-        )
-
-    def _back_off(self, lane: _Lane, failure: CollectorError) -> None:
-        now = self._clock.monotonic()
-        if now >= lane.not_before or not lane.failures:  # several batches that fail together are one failure
-            lane.failures += 1
-        delay = self._delay_seconds(lane.failures, failure)
-        lane.not_before = max(lane.not_before, now + delay)  # a hold, or a longer Retry-After, stands
-        log.debug(
-            "flusher.delivery_failed",
-            app=lane.app_id,
-            error=str(failure),
-            failures=lane.failures,
-            again_in_seconds=round(delay, 3),
-        )
-
-    def _go_on(self, lane: _Lane) -> None:
-        if self._clock.monotonic() < lane.not_before:
-            return  # it was sent before another batch failed, and says nothing about that
-        self.outages.end(lane.app_id)
-        lane.failures, lane.held_for, lane.not_before = 0, None, float("-inf")
-        lane.batch_events = min(self._batch_events, lane.batch_events + BATCH_REGROWTH_EVENTS)
-
-    def _waiting_events(self, lane: _Lane) -> int:
+    def _waiting_events(self, lane: Lane) -> int:
         return sum(backlog.events for backlog in self._queue.backlog() if backlog.app_id == lane.app_id)
-
-    def _delay_seconds(self, attempt: int, failure: CollectorError | None) -> float:
-        return delay_seconds(
-            attempt,
-            base_seconds=self._backoff_base_seconds,
-            maximum_seconds=self._backoff_max_seconds,
-            random_fraction=self._random_fraction(),
-            retry_after_seconds=failure.retry_after_seconds if isinstance(failure, Retryable) else None,
-        )
 
 
 def _nothing_but_refusals(lease: Lease, outcome: _Outcome) -> _Outcome:

@@ -27,10 +27,10 @@ import msgspec
 import collector.agent
 import collector.cli
 import collector.clock
-from collector import flusher
+from collector import flusher, retry_schedule
 from collector.queue import database, forks, group_commit, reserve, sqlite, store, store_process, writer
 
-MODULES = (database, reserve, store, writer, store_process, group_commit, sqlite, flusher)
+MODULES = (database, reserve, store, writer, store_process, group_commit, sqlite, flusher, retry_schedule)
 """The way of an event: written, flushed, pruned; migrated and checkpointed."""
 
 LITERAL_STATEMENT = re.compile(r'execute(?:script)?\(\s*f?"([A-Z][A-Za-z_]*(?: [A-Za-z_]+)?)')
