@@ -21,7 +21,8 @@ from collector.events import UsageEvent
 from collector.version import __version__
 
 if TYPE_CHECKING:
-    from collector.agent import Collector, Delivery, StopReport
+    from collector.agent import Collector, StopReport
+    from collector.election import Delivery
     from collector.intake import Report
     from collector.sources.recorder import Recorded
     from collector.sync import SyncCollector
@@ -52,7 +53,7 @@ __all__ = [
 
 _LATE = {
     "Collector": "collector.agent",
-    "Delivery": "collector.agent",
+    "Delivery": "collector.election",
     "Recorded": "collector.sources.recorder",
     "Report": "collector.intake",
     "StopReport": "collector.agent",

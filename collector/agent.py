@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from enum import Enum
 from socket import socket
 from typing import Self
 
@@ -23,7 +22,8 @@ from collector.config.changes import Changes, changes
 from collector.config.kinds import Address, UnixUrl
 from collector.config.model import Events
 from collector.contract.operations import SCOPE_WRITE
-from collector.errors import QueueInUse, Retryable, Unusable
+from collector.election import Delivery, Election
+from collector.errors import Unusable
 from collector.events import UsageEvent
 from collector.flusher import Flusher, Publisher
 from collector.intake import Intake, Report
@@ -46,18 +46,6 @@ from collector.upstream.transport import Transport
 from collector.version import __version__
 
 log = get_logger(__name__)
-
-
-ELECTION_SECONDS = 1.0
-"""How often a process looks whether it can take delivery over from another that has ended."""
-
-
-class Delivery(Enum):
-    """Which of the processes that use one queue delivers from it."""
-
-    EXCLUSIVE = "this one does, or does not start"
-    ELECTED = "one of them does; when it ends or dies, another takes over"
-    ELSEWHERE = "another one does"
 
 
 class StopReport(msgspec.Struct, frozen=True):
@@ -95,12 +83,12 @@ class Collector:
         self._config = config
         self._config_source = config_source
         self._listens = listens
-        self._delivery = delivery
         self._passed_sockets = len(sockets)
         self._process = os.getpid()
         self._clock = clock or Clock()
         self.metrics = Metrics()
         self._queue = backend(config, clock=self._clock, metrics=self.metrics, new_thread=new_thread, writer=writer)
+        self._election = Election(self._queue, delivery, clock=self._clock)
         self._intake = Intake(
             self._queue,
             default_app=config.apps.default,
@@ -145,7 +133,6 @@ class Collector:
         self._supervision = Supervision()
         self._open = contextlib.AsyncExitStack()
         self._stopping = False
-        self._stop_asked = asyncio.Event()
         self._observer = Observer(
             config,
             queue=self._queue,
@@ -164,8 +151,8 @@ class Collector:
         """
         self._supervision.begin()
         async with contextlib.AsyncExitStack() as opened:
-            opened.callback(self._queue.release_flusher_role)
-            self._stand_for_delivery()
+            opened.callback(self._election.resign)
+            self._election.stand()
             await self._queue.open()
             opened.push_async_callback(self._queue.close)
             await self._transport.open()
@@ -190,7 +177,7 @@ class Collector:
             http=_shown(self._listeners.http.address),
             udp=_shown(self.udp_address),
             passed_sockets=self._passed_sockets,
-            delivery=self._delivery.name.lower(),
+            delivery=self._election.delivery.name.lower(),
             queue=self._queue.place,
             waiting_events=self._queue.waiting_events,
             oldest_waiting_seconds=round(self._queue.oldest_waiting_seconds(), 3),
@@ -214,7 +201,7 @@ class Collector:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._recorder.flush(), seconds)
         self._flusher.drain()
-        self._stop_asked.set()
+        self._election.withdraw()
         log.info("agent.draining", waiting_events=self._queue.waiting_events, deadline_seconds=seconds)
         await asyncio.wait([flushing], timeout=max(0.0, deadline - self._clock.monotonic()))
         report = StopReport(self._queue.waiting_events, self._flusher.held, self._recorder.waiting_events)
@@ -347,23 +334,8 @@ class Collector:
 
     async def _deliver(self) -> None:
         """Delivers, from when it falls to this process until the stop."""
-        while not self._queue.is_flusher:
-            if await self._clock.wait(self._stop_asked, ELECTION_SECONDS):
-                return
-            self._stand_for_delivery()
-            if self._queue.is_flusher and not await self._has_caught_up():
-                self._queue.release_flusher_role()
-        await self._flusher.run()
-
-    async def _has_caught_up(self) -> bool:
-        """Whether it is known what waits: what another process has delivered meanwhile does not any more."""
-        try:
-            await self._queue.refresh()
-        except Retryable as error:
-            log.warning("agent.not_elected", error=str(error))
-            return False
-        log.info("agent.elected", waiting_events=self._queue.waiting_events)
-        return True
+        if await self._election.won():
+            await self._flusher.run()
 
     def _publisher(self) -> Publisher:
         """Whatever delivers, as it is configured now: to the central collector if there is one, else to Productiv."""
@@ -380,15 +352,6 @@ class Collector:
             clock=self._clock,
             metrics=self.metrics,
         )
-
-    def _stand_for_delivery(self) -> None:
-        if self._delivery is Delivery.ELSEWHERE:
-            return
-        try:
-            self._queue.take_flusher_role()
-        except QueueInUse:
-            if self._delivery is Delivery.EXCLUSIVE:
-                raise
 
 
 def _parser(events: Events) -> BodyParser:

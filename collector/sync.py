@@ -20,9 +20,10 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from collector.agent import Collector, Delivery, StopReport
+from collector.agent import Collector, StopReport
 from collector.clock import Clock
 from collector.config import Config
+from collector.election import Delivery
 from collector.errors import CollectorError, Unusable
 from collector.events import UsageEvent
 from collector.intake import Report

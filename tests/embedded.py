@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from collector.agent import Collector, Delivery
+from collector.agent import Collector
 from collector.config import Config, load
+from collector.election import Delivery
 
 
 def config(folder: Path, upstream_url: str, **settings: str) -> Config:

@@ -9,8 +9,9 @@ import aiohttp
 import msgspec
 import pytest
 
-from collector.agent import Collector, Delivery
+from collector.agent import Collector
 from collector.config import Config
+from collector.election import Delivery
 from collector.errors import ConfigInvalid, Unusable
 from tests.embedded import config
 from tests.test_agent import until

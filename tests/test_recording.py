@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from collector import Collector, Delivery, QueueFull, QueueInUse, Recorded, Rejected, UsageEvent, errors
+from collector import Collector, QueueFull, Recorded, Rejected, UsageEvent, errors
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.embedded import config
@@ -165,41 +165,6 @@ async def test_it_does_not_touch_the_program_around_it(tmp_path: Path) -> None:
         )
         with pytest.raises(errors.Unusable):
             _ = collector.http_address  # it does not listen
-
-
-# -- several on one queue ----------------------------------------------------------------------------------------------
-
-
-async def test_of_several_on_one_queue_one_delivers_and_another_takes_over(
-    tmp_path: Path, sandbox: Sandbox, state: State
-) -> None:
-    await state.add_app(APP, APP)
-    first, second = (Collector(config(tmp_path, sandbox.url)) for _ in range(2))
-    await first.start()
-    await second.start()
-    await second.record(email="user@example.com", event_name="saved", timestamp_ms=1)
-    await first.stop()  # has delivered what it knew of
-    await second.record(email="user@example.com", event_name="saved", timestamp_ms=2)
-    async with asyncio.timeout(10):
-        while not second._queue.is_flusher:  # noqa: ASYNC110 - the kernel's lock tells nobody that it is free
-            await asyncio.sleep(0.05)
-    report = await second.stop()
-    assert report.waiting_events == 0
-    assert (await state.stats()).received == 2
-
-
-async def test_who_must_deliver_does_not_start_where_another_does(tmp_path: Path) -> None:
-    async with recording(tmp_path):
-        with pytest.raises(QueueInUse):
-            await Collector(config(tmp_path, NOWHERE), delivery=Delivery.EXCLUSIVE).start()
-
-
-async def test_who_must_not_deliver_does_not(tmp_path: Path, sandbox: Sandbox) -> None:
-    collector = Collector(config(tmp_path, sandbox.url), delivery=Delivery.ELSEWHERE)
-    await collector.start()
-    await collector.record(email="user@example.com", event_name="saved")
-    assert (await collector.stop()).waiting_events == 1
-    assert (await sandbox.stats()).tokens == 0
 
 
 async def test_a_forked_child_is_told_that_the_collector_is_its_parents(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import aiohttp
 import msgspec
 import pytest
 
-from collector.agent import Collector, Delivery
+from collector.agent import Collector
 from collector.config.kinds import Address, Secret
 from collector.config.load import keys
 from collector.config.model import NEEDS_RESTART, Config
+from collector.election import Delivery
 from collector.errors import ConfigInvalid
 from collector.queue.sqlite import SqliteQueue
 from collector.sandbox.server import Sandbox

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import click
 
-from collector.agent import Collector, Delivery
+from collector.agent import Collector
 from collector.cli.loop import run, stop_signals
 from collector.cli.options import config_option
 from collector.cli.role import Role, role_option
 from collector.config import Config
 from collector.config.model import Log
+from collector.election import Delivery
 from collector.errors import ConfigInvalid
 from collector.observe.logs import configure, get_logger
 from collector.queue.store_process import StoreProcess

@@ -26,8 +26,9 @@ from unittest import mock
 import msgspec
 
 from collector import flusher, intake
-from collector.agent import Collector, Delivery
+from collector.agent import Collector
 from collector.config import Config
+from collector.election import Delivery
 from collector.errors import Retryable
 from collector.queue import reserve, writer
 from collector.queue.database import FILE_NAME
