@@ -454,48 +454,9 @@ def test_the_token_for_a_central_collector_comes_from_its_key_its_file_or_system
 )
 def test_a_way_to_a_central_collector_that_is_none_is_a_problem(settings: dict[str, str], problem: str) -> None:
     edge = {"URL": "https://central.example.com"} | settings
-    [said] = [text for text in problems(environment=_of_forward(edge)) if not text.startswith("upstream.")]
+    environment = {f"COLLECTOR_FORWARD__{name}": value for name, value in edge.items()}
+    [said] = [text for text in problems(environment=environment) if not text.startswith("upstream.")]
     assert said.startswith(problem)
-
-
-@pytest.mark.parametrize(
-    ("url", "listen", "leads_back"),
-    [
-        ("http://127.0.0.1:8787", "127.0.0.1:8787", True),
-        ("http://localhost:8787/", "127.0.0.1:8787", True),
-        ("http://[::1]:8787", "0.0.0.0:8787", True),
-        ("http://10.0.0.1:8787", "10.0.0.1:8787", True),
-        ("http://localhost", "127.0.0.1:80", True),
-        ("unix:/run/http.sock", "127.0.0.1:8787", True),
-        ("unix:/run/other.sock", "127.0.0.1:8787", False),
-        ("http://127.0.0.1:8788", "127.0.0.1:8787", False),
-        ("http://10.0.0.2:8787", "127.0.0.1:8787", False),
-        ("http://central.example.com:8787", "0.0.0.0:8787", False),
-    ],
-)
-def test_a_collector_that_would_forward_to_itself_is_refused(url: str, listen: str, leads_back: bool) -> None:
-    environment = _of_forward({"URL": url}) | {
-        "COLLECTOR_HTTP__LISTEN": listen,
-        "COLLECTOR_UNIX__STREAM": "/run/http.sock",
-        "COLLECTOR_ACCESS__ALLOW_UNAUTHENTICATED": "true",
-    }
-    if not leads_back:
-        assert str(load(None, environment).forward.url) == url
-        return
-    said = f"{url.rstrip('/')!r} is where this collector itself listens: all its events would come back as duplicates"
-    assert problems(environment=environment) == [f"forward.url: {said}; allowed: another collector"]
-
-
-def test_an_edge_passes_no_operations_on() -> None:
-    environment = _of_forward({"URL": "https://central.example.com"}) | {
-        "COLLECTOR_GATEWAY__OPERATIONS": "getAppSummaries"
-    }
-    [said] = problems(environment=environment)
-    assert said.startswith("gateway.operations: getAppSummaries; allowed: none beside forward.url")
-
-
-def _of_forward(settings: Mapping[str, str]) -> dict[str, str]:
-    return {f"COLLECTOR_FORWARD__{name}": value for name, value in settings.items()}
 
 
 def test_credentials_that_are_wrong_are_not_called_missing_too() -> None:

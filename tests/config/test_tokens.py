@@ -1,14 +1,12 @@
-"""The file of tokens, and which addresses may be listened on without one. No error tells a token."""
+"""The file of tokens. No error tells a token."""
 
 import traceback
 from pathlib import Path
 
 import pytest
 
-from collector.config import load
 from collector.config.tokens import MIN_TOKEN_CHARS, read_tokens
 from collector.errors import ConfigInvalid
-from tests.config.test_load import CREDENTIALS
 
 A, B = "AbC-._~+/0123456789==", "second-token-of-some-length"
 
@@ -100,61 +98,3 @@ def test_tokens_do_not_show_themselves(file: Path) -> None:
     file.write_text(A, encoding="ascii")
     tokens = read_tokens(file)
     assert A not in f"{tokens} {tokens!r} {tokens[0]}"
-
-
-# -- addresses that others can reach -----------------------------------------------------------------------------------
-
-
-def refused(environment: dict[str, str]) -> list[str]:
-    """The problems of a configuration."""
-    try:
-        load(None, CREDENTIALS | {f"COLLECTOR_{name}": value for name, value in environment.items()})
-    except ConfigInvalid as error:
-        return str(error).splitlines()
-    return []
-
-
-OPEN = {"ACCESS__ALLOW_UNAUTHENTICATED": "true"}
-NEAR = ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1"]
-FAR = [
-    "0.0.0.0:1",
-    "[::]:1",
-    "192.0.2.1:1",
-    "collector.example.com:1",
-    "localhost.example.com:1",
-    "[::ffff:c000:201]:1",
-]
-
-
-@pytest.mark.parametrize("key", ["http.listen", "udp.listen"])
-@pytest.mark.parametrize("listen", NEAR)
-def test_this_machine_may_always_be_listened_to(key: str, listen: str) -> None:
-    assert refused({key.replace(".", "__").upper(): listen}) == []
-
-
-@pytest.mark.parametrize("listen", FAR)
-def test_who_listens_to_other_machines_asks_for_tokens_or_says_that_he_does_not(file: Path, listen: str) -> None:
-    file.write_text(A, encoding="ascii")
-    tokens = {"ACCESS__TOKENS_FILE": str(file)}
-    http, udp = {"HTTP__LISTEN": listen}, {"UDP__LISTEN": listen}
-    reach = f"{listen!r} can be reached from other machines; "
-    of_http = f"http.listen: {reach}give access.tokens_file, or set access.allow_unauthenticated = true"
-    of_udp = f"udp.listen: {reach}datagrams carry no token; set access.allow_unauthenticated = true"
-    assert refused(http) == [of_http]
-    assert refused(udp) == [of_udp]
-    assert refused(http | udp) == [of_http, of_udp]
-    assert refused(http | udp | tokens) == [of_udp]
-    assert refused(http | tokens) == refused(http | udp | OPEN) == refused(http | udp | tokens | OPEN) == []
-
-
-def test_a_broken_file_of_tokens_is_told_along_with_other_problems(file: Path) -> None:
-    file.write_text(f"{A}\n{SECRET}\n", encoding="ascii")
-    first, second = refused({"ACCESS__TOKENS_FILE": str(file), "HTTP__LISTEN": "0.0.0.0:1", "LOG__LEVEL": "loud"})
-    assert first.startswith("log.level: 'loud'")
-    assert second.startswith(f"access.tokens_file: {str(file)!r}, line 2: not a token")
-    assert SECRET not in second
-
-
-def test_the_two_unix_sockets_cannot_be_one_file() -> None:
-    problems = refused({"UNIX__STREAM": "/run/a.sock", "UNIX__DATAGRAM": "/run/a.sock"})
-    assert problems == ["unix.datagram: '/run/a.sock'; allowed: another file than unix.stream"]
