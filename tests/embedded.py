@@ -34,3 +34,7 @@ async def embedded(folder: Path, upstream_url: str, **settings: str) -> AsyncIte
     settled = config(folder, upstream_url, **settings)
     async with Collector(settled, listens=True, delivery=Delivery.EXCLUSIVE) as collector:
         yield collector
+
+
+def metric(collector: Collector, name: str, **labels: str) -> float:
+    return collector.metrics.registry.get_sample_value(f"collector_{name}", labels) or 0.0

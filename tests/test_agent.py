@@ -13,7 +13,8 @@ from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.e2e.books import settled
-from tests.embedded import config, embedded
+from tests.embedded import config, embedded, metric
+from tests.patience import until
 
 
 @pytest.fixture
@@ -36,16 +37,6 @@ async def post(collector: Collector, names: list[str], app_id: str = "wiki") -> 
         assert answer.status == 200, await answer.text()
 
 
-def metric(collector: Collector, name: str) -> float:
-    return collector.metrics.registry.get_sample_value(f"collector_{name}") or 0.0
-
-
-async def until(collector: Collector, name: str, value: float) -> None:
-    async with asyncio.timeout(20):
-        while metric(collector, name) != value:  # noqa: ASYNC110 - metrics set no event
-            await asyncio.sleep(0.005)
-
-
 async def test_three_poisoned_events_of_a_thousand_are_buried_and_the_rest_arrives(
     tmp_path: Path, upstream: Sandbox, state: State
 ) -> None:
@@ -53,8 +44,8 @@ async def test_three_poisoned_events_of_a_thousand_are_buried_and_the_rest_arriv
     async with embedded(tmp_path, upstream.url) as collector:
         await post(collector, ["poison" if number in {0, 500, 999} else "fine" for number in range(1000)])
         await settled(state, 997)
-        await until(collector, "waiting_events", 0)
-        await until(collector, "buried_events_total", 3)  # it is counted a moment after the commit
+        await until(lambda: metric(collector, "waiting_events") == 0)
+        await until(lambda: metric(collector, "buried_events_total") == 3)  # it is counted a moment after the commit
         assert (await collector._queue.stats()).dead_events == 3
     # Splitting finds each of k guilty events in about 2 log2(n) requests.
     assert (await state.stats()).requests <= 3 * 2 * 10 + 1
@@ -66,14 +57,14 @@ async def test_an_unknown_app_is_held_alone_and_goes_on_when_it_exists(
     await state.add_app("wiki", "wiki")
     async with embedded(tmp_path, sandbox.url) as collector:
         await post(collector, ["a", "b"], app_id="unknown")
-        await until(collector, "held_apps", 1)
+        await until(lambda: metric(collector, "held_apps") == 1)
         await post(collector, ["a", "b", "c"])
         await settled(state, 3)
-        await until(collector, "waiting_events", 2)
+        await until(lambda: metric(collector, "waiting_events") == 2)
         assert metric(collector, "buried_events_total") == 0
         await state.add_app("unknown", "unknown")
         await settled(state, 5)
-        await until(collector, "held_apps", 0)
+        await until(lambda: metric(collector, "held_apps") == 0)
 
 
 async def test_a_wrong_secret_holds_everything_and_loses_nothing(
@@ -81,7 +72,7 @@ async def test_a_wrong_secret_holds_everything_and_loses_nothing(
 ) -> None:
     async with embedded(tmp_path, upstream.url, upstream__client_secret="wrong") as collector:
         await post(collector, ["a", "b"])
-        await until(collector, "held_apps", 1)
+        await until(lambda: metric(collector, "held_apps") == 1)
     async with embedded(tmp_path, upstream.url):
         await settled(state, 2)
 

@@ -4,7 +4,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,9 +13,9 @@ import pytest
 from collector.agent import Collector
 from collector.client import BATCH_EVENTS, MAX_RETRY_AFTER_SECONDS, Client, Counters, Rejected, Retryable, Unusable
 from tests.embedded import embedded
+from tests.patience import PATIENCE_SECONDS, until
 
 NOWHERE = "http://127.0.0.1:9"
-PATIENCE_SECONDS = 30
 
 
 @asynccontextmanager
@@ -42,20 +42,11 @@ def url_of(collector: Collector, folder: Path, scheme: str) -> str:
 
 async def stored(collector: Collector, events: int) -> None:
     """Returns when so many events wait in the queue."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while collector._queue.waiting_events < events:  # noqa: ASYNC110 - nobody tells when a datagram is stored
-            await asyncio.sleep(0.01)
+    await until(lambda: collector._queue.waiting_events >= events)
 
 
 async def flushed(client: Client) -> bool:
     return await asyncio.to_thread(client.flush, PATIENCE_SECONDS)
-
-
-async def until(fact: Callable[[], bool]) -> None:
-    """Returns when it is so."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not fact():  # noqa: ASYNC110 - the client's thread tells nobody what it counts
-            await asyncio.sleep(0.01)
 
 
 def unused_port(kind: socket.SocketKind) -> int:

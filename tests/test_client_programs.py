@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import collector.client
-from tests.test_client import PATIENCE_SECONDS, listening, stored, url_of
+from tests.patience import PATIENCE_SECONDS
+from tests.test_client import listening, stored, url_of
 
 START = """
 import json, os, sys

@@ -1,6 +1,5 @@
 """An edge and its central collector in one loop: what the central says of each event, and what comes of it."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from collector.agent import Collector
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.e2e.books import dead_letters, settled
-from tests.embedded import embedded
+from tests.embedded import embedded, metric
+from tests.patience import until
 
 APP = "wiki"
 KEPT = {"events__keep_fields": "note"}
@@ -39,22 +39,14 @@ async def post(collector: Collector, names: list[str], app_id: str = APP) -> Non
         assert answer.status == 200, await answer.text()
 
 
-def metric(collector: Collector, name: str, **labels: str) -> float:
-    return collector.metrics.registry.get_sample_value(f"collector_{name}", labels) or 0.0
-
-
 async def until_nothing_waits(edge: Collector) -> None:
-    async with asyncio.timeout(20):
-        while metric(edge, "waiting_events") or metric(edge, "in_flight_leases"):  # noqa: ASYNC110 - metrics set no event
-            await asyncio.sleep(0.005)
+    await until(lambda: not metric(edge, "waiting_events") and not metric(edge, "in_flight_leases"))
 
 
 async def until_held(edge: Collector) -> str:
     """Why the app is held, once it is."""
-    async with asyncio.timeout(20):
-        while not (held := edge._flusher.held):  # noqa: ASYNC110 - as above
-            await asyncio.sleep(0.005)
-    return held[APP]
+    await until(lambda: edge._flusher.held)
+    return edge._flusher.held[APP]
 
 
 def address(collector: Collector) -> str:

@@ -16,7 +16,8 @@ from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.embedded import config
 from tests.fake_clock import FakeClock
-from tests.test_flusher import turns, until
+from tests.patience import until
+from tests.test_flusher import turns
 from tests.test_recording import APP, NOWHERE, recording
 
 
@@ -46,9 +47,7 @@ async def test_of_several_on_one_queue_one_delivers_and_another_takes_over(
     await second.record(email="user@example.com", event_name="saved", timestamp_ms=1)
     await first.stop()  # has delivered what it knew of
     await second.record(email="user@example.com", event_name="saved", timestamp_ms=2)
-    async with asyncio.timeout(10):
-        while not second._queue.is_flusher:  # noqa: ASYNC110 - the kernel's lock tells nobody that it is free
-            await asyncio.sleep(0.05)
+    await until(lambda: second._queue.is_flusher)
     report = await second.stop()
     assert report.waiting_events == 0
     assert (await state.stats()).received == 2

@@ -23,6 +23,7 @@ from collector.observe.metrics import Metrics
 from collector.queue.base import Burial, Lease
 from collector.queue.sqlite import SqliteQueue
 from tests.fake_clock import FakeClock
+from tests.patience import PATIENCE_SECONDS, until
 from tests.queue.samples import batch, line, numbers_in, opened, waiting_numbers
 
 BATCH_EVENTS = 1000
@@ -30,20 +31,12 @@ LINGER_SECONDS = 10.0
 MAX_IN_FLIGHT = 3
 HOLD_RETRY_SECONDS = 300.0
 MAX_DEAD_BYTES = 20_000
-PATIENCE_SECONDS = 30  # a backstop for what is broken; nothing that works comes near it
 
 
 async def turns(count: int = 20) -> None:
     """Lets the loop run a little: whoever was woken has gone on."""
     for _ in range(count):
         await asyncio.sleep(0)
-
-
-async def until(come: Callable[[], bool]) -> None:
-    """Lets the loop and the queue's threads work until something is so."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not come():  # noqa: ASYNC110 -- nothing sets an event when the queue's threads are done
-            await asyncio.sleep(0)
 
 
 class WatchedClock(FakeClock):

@@ -13,8 +13,8 @@ from collector.agent import Collector
 from collector.config import Config
 from collector.election import Delivery
 from collector.errors import ConfigInvalid, Unusable
-from tests.embedded import config
-from tests.test_agent import until
+from tests.embedded import config, metric
+from tests.patience import until
 
 NOWHERE = "http://127.0.0.1:1"
 
@@ -93,14 +93,14 @@ async def test_passed_sockets_take_the_place_of_all_that_are_configured(tmp_path
         assert await post(1, f"http://{collector.http_address}") == 200
         assert await post(2, "http://collector", holder.stream_file) == 200
         holder.send(10, 3)
-        await until(collector, "waiting_events", 8)
+        await until(lambda: metric(collector, "waiting_events") == 8)
     assert list((tmp_path / "other").iterdir()) == []
 
 
 async def test_what_is_sent_between_two_processes_waits_for_the_second(tmp_path: Path, holder: Holder) -> None:
     async with listening(tmp_path, holder.passed()) as first:
         holder.send(0, 2)
-        await until(first, "waiting_events", 4)
+        await until(lambda: metric(first, "waiting_events") == 4)
     assert holder.stream_file.is_socket()
     assert holder.datagram_file.is_socket()
     holder.send(10, 5)
@@ -109,7 +109,7 @@ async def test_what_is_sent_between_two_processes_waits_for_the_second(tmp_path:
         early.sendall(b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
         early.sendall(b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(body), body))
         async with listening(tmp_path, holder.passed()) as second:
-            await until(second, "waiting_events", 15)
+            await until(lambda: metric(second, "waiting_events") == 15)
         early.settimeout(10)
         assert early.recv(4096).startswith(b"HTTP/1.1 200 ")
 
@@ -122,7 +122,7 @@ async def test_several_sockets_of_a_kind_are_all_served(tmp_path: Path, holder: 
                 assert await post(number, f"http://127.0.0.1:{port}") == 200
             holder.send(10, 1)
             other.send(20, 1)
-            await until(collector, "waiting_events", 6)
+            await until(lambda: metric(collector, "waiting_events") == 6)
 
 
 async def test_without_a_tcp_socket_there_is_none(tmp_path: Path, holder: Holder) -> None:

@@ -12,15 +12,17 @@ from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.embedded import embedded
+from tests.patience import until
 from tests.queue.samples import batch
 
 NOWHERE = "http://127.0.0.1:1"
 
 
 async def until_buried(collector: Collector, events: int) -> None:
-    async with asyncio.timeout(20):
-        while (await collector._queue.stats()).dead_events != events:  # noqa: ASYNC110 -- it sets no event
-            await asyncio.sleep(0.01)
+    async def is_so() -> bool:
+        return (await collector._queue.stats()).dead_events == events
+
+    await until(is_so)
 
 
 async def test_apps_in_trouble_come_first_each_with_its_reason(tmp_path: Path, sandbox: Sandbox, state: State) -> None:
@@ -28,9 +30,7 @@ async def test_apps_in_trouble_come_first_each_with_its_reason(tmp_path: Path, s
     sandbox.set_faults(Fault(status=503, app_id="crm"))
     async with embedded(tmp_path, sandbox.url, stop__deadline="0s") as collector:
         await collector._queue.put([batch("crm", range(30)), batch("unknown", range(2))])
-        async with asyncio.timeout(20):
-            while len(list(collector._flusher.outages)) < 2:  # noqa: ASYNC110 -- it sets no event
-                await asyncio.sleep(0.01)
+        await until(lambda: len(list(collector._flusher.outages)) >= 2)
         status = await collector.status()
     assert [(app.app_id, app.state, app.waiting_events) for app in status.apps] == [
         ("unknown", "held", 2),

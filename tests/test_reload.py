@@ -21,8 +21,8 @@ from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.config.test_load import SETTINGS
 from tests.e2e.books import settled
-from tests.embedded import config, embedded
-from tests.test_agent import metric, until
+from tests.embedded import config, embedded, metric
+from tests.patience import until
 
 OWN_FILE = ("access.tokens_file", "upstream.client_secret_file", "upstream.client_secret", "forward.token_file")
 """What these stand for is tested below and where they are read."""
@@ -128,10 +128,10 @@ async def test_a_right_secret_lets_held_events_go_at_once(tmp_path: Path, state:
     await sandbox.start("127.0.0.1", 0)
     async with embedded(tmp_path, sandbox.url, upstream__client_secret="wrong", flush__hold_retry="1h") as collector:
         await collector.record(email="person@example.com", event_name="seen", app_id="wiki")
-        await until(collector, "held_apps", 1)
+        await until(lambda: metric(collector, "held_apps") == 1)
         collector.reload(config(tmp_path, sandbox.url, flush__hold_retry="1h"))
         await settled(state, 1)
-        await until(collector, "held_apps", 0)
+        await until(lambda: metric(collector, "held_apps") == 0)
     await sandbox.stop()
 
 

@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from tests.e2e.daemon import environment
+from tests.patience import PATIENCE_SECONDS
 from tests.queue.samples import opened
-from tests.test_client import PATIENCE_SECONDS, closed, listening, stored
+from tests.test_client import closed, listening, stored
 
 README = Path(__file__).parents[2] / "README.md"
 SECTION = "## In your program"

@@ -15,6 +15,7 @@ from collector.queue.backup import back_up
 from collector.queue.database import FILE_NAME
 from collector.queue.ready import damage
 from collector.queue.sqlite import SqliteQueue
+from tests.patience import until
 from tests.queue.samples import batch, remembered, stored
 
 
@@ -50,8 +51,11 @@ async def test_a_copy_made_amid_puts_has_all_that_was_acknowledged_before_it_beg
 
     putting = asyncio.create_task(put())
     for copy in range(5):
-        while acknowledged < (copy + 1) * 1000:  # noqa: ASYNC110 - the task beside puts on
-            await asyncio.sleep(0)
+
+        def is_due(goal: int = (copy + 1) * 1000) -> bool:
+            return acknowledged >= goal
+
+        await until(is_due)
         before = acknowledged
         to = tmp_path / f"copy{copy}"
         size = await asyncio.to_thread(back_up, tmp_path / "queue", to)

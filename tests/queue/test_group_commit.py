@@ -16,8 +16,7 @@ from collector.queue.operations import Done, Operation, Put, Settle
 from collector.queue.step_thread import StepThread
 from collector.queue.store_thread import StoreThread
 from collector.queue.writer import MAX_GROUP_BYTES
-
-PATIENCE_SECONDS = 30  # a backstop for what is broken; nothing that works comes near it
+from tests.patience import PATIENCE_SECONDS
 
 
 class Disk:

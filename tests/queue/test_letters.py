@@ -14,11 +14,10 @@ from collector.queue.letters import Choice, Letters
 from collector.queue.sqlite import SqliteQueue
 from collector.queue.store import Store
 from tests.fake_clock import START_MS, FakeClock
+from tests.patience import until
 from tests.queue import broken
 from tests.queue.contract import BATCH_EVENTS, available, lease, lease_all, numbers_of
 from tests.queue.samples import batch, batches, line, numbers_in, opened, remembered, stored
-
-PATIENCE_SECONDS = 30
 
 
 @asynccontextmanager
@@ -48,9 +47,7 @@ async def running(
 async def second_passes(clock: FakeClock) -> None:
     """One round of the maintenance."""
     for _ in range(2):
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while clock.next_due_seconds() is None:  # noqa: ASYNC110 - a thread of the queue sets no event
-                await asyncio.sleep(0)
+        await until(lambda: clock.next_due_seconds() is not None)
         clock.advance(1)
 
 

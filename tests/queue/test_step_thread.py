@@ -10,8 +10,8 @@ from typing import TypeVar
 import pytest
 
 from collector.queue.step_thread import StepThread
+from tests.patience import PATIENCE_SECONDS
 
-PATIENCE_SECONDS = 30  # a backstop for what is broken; nothing that works comes near it
 NAME = "test-steps"
 
 T = TypeVar("T")

@@ -31,9 +31,9 @@ from collector.sources.datagrams import MAX_DATAGRAM_BYTES, MAX_UNSTORED_BYTES, 
 from tests.e2e.books import settled
 from tests.embedded import embedded
 from tests.fake_clock import FakeClock
+from tests.patience import PATIENCE_SECONDS, until
 
 NOWHERE = "http://127.0.0.1:1"
-PATIENCE_SECONDS = 20  # a backstop for what is broken; nothing that works comes near it
 
 IP_RECVERR = 11  # of Linux: a UDP socket's reads fail with what ICMP said of its sends (ip(7))
 NO_OPTION = 9_999  # no socket option of any system
@@ -52,12 +52,6 @@ def encoded(content: object) -> bytes:
 def one_each(numbers: Iterable[int]) -> list[bytes]:
     """Datagrams of one event."""
     return [encoded(event(number)) for number in numbers]
-
-
-async def until(fact: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not fact():  # noqa: ASYNC110 - neither metrics nor the kernel set an event
-            await asyncio.sleep(0.002)
 
 
 class Door:
@@ -110,7 +104,7 @@ async def opened(name: str, folder: Path, upstream_url: str = NOWHERE, **setting
     async with embedded(folder, upstream_url, **{"stop__deadline": "0s", **listens, **settings}) as collector:
         with socket.socket(socket.AF_INET if name == "udp" else socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.connect(cast("Address", collector.udp_address) if name == "udp" else str(path))
-            sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", PATIENCE_SECONDS, 0))
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", round(PATIENCE_SECONDS), 0))
             yield Door(name, collector, sender, path)
 
 

@@ -5,7 +5,6 @@ import gzip
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -16,7 +15,8 @@ import pytest
 
 from collector.agent import Collector
 from collector.sandbox.server import Sandbox
-from tests.embedded import embedded
+from tests.embedded import embedded, metric
+from tests.patience import until
 
 NOWHERE = "http://127.0.0.1:1"
 JSON = {"Content-Type": "application/json"}
@@ -259,8 +259,7 @@ async def test_bodies_that_take_all_of_the_memory_are_refused_until_there_is_roo
 
         first = asyncio.create_task(client.request("POST", "/v1/events", data=slow(), headers=JSON))
         await comes.wait()
-        while client.collector.metrics.registry.get_sample_value("collector_http_held_bytes") != 3000:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        await until(lambda: metric(client.collector, "http_held_bytes") == 3000)
         status, said, headers = await client.post("/v1/events", EVENTS[:40])
         assert status == 503
         assert int(headers["Retry-After"]) >= 1
@@ -268,7 +267,7 @@ async def test_bodies_that_take_all_of_the_memory_are_refused_until_there_is_roo
         goes_on.set()
         assert (await first)[0] == 400  # half a body
         assert (await client.post("/v1/events", EVENTS[:40]))[1] == answer(40)
-        assert client.collector.metrics.registry.get_sample_value("collector_http_held_bytes") == 0
+        assert metric(client.collector, "http_held_bytes") == 0
 
 
 # Streams
@@ -279,13 +278,11 @@ def many(first: int, count: int) -> bytes:
 
 
 async def test_a_stream_is_stored_as_it_comes_and_a_bad_line_costs_only_itself(client: Client) -> None:
-    waiting = partial(client.collector.metrics.registry.get_sample_value, "collector_waiting_events")
     stored_early = asyncio.Event()
 
     async def stream() -> AsyncIterator[bytes]:
         yield many(0, 10_000)
-        while not waiting():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        await until(lambda: metric(client.collector, "waiting_events"))
         stored_early.set()
         yield b"rubbish\n" + many(10_000, 10)
 
@@ -315,13 +312,11 @@ async def test_what_was_stored_of_a_stream_stays_where_the_client_goes_away_and_
         head = "POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
         writer.write(f"{head}Content-Length: {2 * len(lines)}\r\n\r\n".encode() + lines)
         await writer.drain()
-        registry = client.collector.metrics.registry
-        while not registry.get_sample_value("collector_waiting_events"):  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        await until(lambda: metric(client.collector, "waiting_events"))
         writer.transport.abort()
-        while not (gone := [record for record in caplog.records if record.message == "http.client_gone"]):  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-    assert 0 < gone[0].__dict__["accepted"] == registry.get_sample_value("collector_waiting_events")
+        await until(lambda: "http.client_gone" in caplog.messages)
+    [gone] = [record for record in caplog.records if record.message == "http.client_gone"]
+    assert 0 < gone.__dict__["accepted"] == metric(client.collector, "waiting_events")
 
 
 async def test_a_line_of_a_stream_that_never_ends_is_refused(client: Client) -> None:

@@ -30,6 +30,7 @@ from collector.sources.http_application import BODY_STEP_BYTES, Limits
 from collector.sources.http_message import Answer, ClientGone, Pending, Refusal, Request, header_lines
 from collector.sources.http_server import Server
 from collector.sources.known_heads import Begin
+from tests.patience import PATIENCE_SECONDS, until
 
 FUZZ_EXAMPLES = int(os.environ.get("COLLECTOR_FUZZ_EXAMPLES", "300"))
 
@@ -44,9 +45,6 @@ LIMITS = {
 }
 ONE_READ_BYTES = 256 * 2**10
 """What asyncio and uvloop take from a socket at one time, at most."""
-
-PATIENCE_SECONDS = 5.0
-"""After this a test fails that would wait for ever; no test takes it."""
 
 RESETTING = struct.pack("ii", 1, 0)
 """SO_LINGER with no time left: closing the socket sends a reset."""
@@ -90,12 +88,6 @@ async def settle() -> None:
     """What was sent has been received, and whoever could go on has."""
     for _ in range(6):
         await asyncio.sleep(0)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not condition():  # noqa: ASYNC110 - the conditions are the server's insides, which set no events
-            await asyncio.sleep(0)
 
 
 # What is served

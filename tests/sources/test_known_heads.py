@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from collector.sources.http1 import PIPELINE_HIGH_WATER
 from collector.sources.known_heads import MAX_BODY_BYTES, MAX_HEAD_BYTES, MAX_HEADS
+from tests.patience import PATIENCE_SECONDS, until
 from tests.sources.test_http1 import (
     BODY_SECONDS,
     FIELDS,
     GET,
     IDLE_SECONDS,
     LOOPS,
-    PATIENCE_SECONDS,
     Client,
     Site,
     chunked,
@@ -23,7 +23,6 @@ from tests.sources.test_http1 import (
     serving,
     settle,
     site_on,
-    until,
 )
 
 HELD = post(b"1", "/held")

@@ -14,10 +14,10 @@ from collector.agent import Collector
 from collector.queue.database import FILE_NAME
 from collector.sources.known_heads import KnownHeads
 from tests.embedded import embedded
+from tests.patience import PATIENCE_SECONDS
 from tests.sources.test_http import NOWHERE, PUSH, answer, encoded, event
 
 SIZE = 400
-PATIENCE_SECONDS = 30
 
 BODIES = [
     encoded(event(1)),

@@ -1,9 +1,9 @@
 """The status page and the status document, as a browser and a script get them."""
 
-import asyncio
 import base64
 from pathlib import Path
 
+from tests.patience import until
 from tests.sources.test_http import Client, client, client_of, event
 
 __all__ = ["client"]  # a fixture
@@ -29,9 +29,7 @@ async def test_the_page_is_kept_by_browsers_until_it_changes(client: Client) -> 
 async def test_the_status_document_says_what_came_in_and_why_it_waits(tmp_path: Path) -> None:
     async with client_of(tmp_path, flush__linger="0s") as client:
         await client.post("/v1/events", [event(1), event(1), event(2)])
-        async with asyncio.timeout(20):
-            while client.collector._flusher.outages.failing_since is None:  # noqa: ASYNC110 -- it sets no event
-                await asyncio.sleep(0.01)
+        await until(lambda: client.collector._flusher.outages.failing_since is not None)
         status, said, headers = await client.request("GET", "/status.json")
     assert (status, headers["Cache-Control"]) == (200, "no-store")
     assert said["isRunning"]

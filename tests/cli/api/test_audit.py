@@ -17,6 +17,7 @@ from collector.sandbox.state import State
 from tests.cli.api.conftest import Api, environment, rows
 from tests.cli.child import SECONDS, finish, run, started
 from tests.fake_clock import FakeClock
+from tests.patience import until
 
 DETAILS = {"note": "x" * 500}
 """So that a thousand events are more than a pipe and its reader hold: who writes them waits."""
@@ -99,9 +100,7 @@ async def test_what_passes_by_itself_is_said_and_the_following_goes_on(
         succeeded.set()
 
     following = asyncio.create_task(for_ever(follow, 60, clock))
-    while clock.next_due_seconds() is None:  # noqa: ASYNC110 - a clock sets no event
-        await asyncio.sleep(0)
-    assert clock.next_due_seconds() == 60
+    await until(lambda: clock.next_due_seconds() == 60)
     clock.advance(60)
     await asyncio.wait_for(succeeded.wait(), SECONDS)
     following.cancel()
