@@ -4,7 +4,6 @@ import asyncio
 import random
 import signal
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,10 +21,10 @@ from collector.queue.pruning import MAX_KEYS, MAX_STEPS, MIN_KEYS, PASSES, Prune
 from collector.queue.ready import CHECKED_WHOLE_BYTES
 from collector.queue.sqlite import SqliteQueue
 from tests.fake_clock import FakeClock
+from tests.patience import PATIENCE_SECONDS, until
 from tests.queue.contract import BATCH_EVENTS, QueueContract, available, lease, lease_all, numbers_of
 from tests.queue.samples import batch, batches, child, hear, key, line, opened, remembered, stored, tell
 
-PATIENCE_SECONDS = 30  # a backstop for what is broken; nothing that works comes near it
 Opener = Callable[..., Awaitable[SqliteQueue]]
 
 
@@ -283,9 +282,7 @@ async def tick(clock: FakeClock) -> None:
 
 async def at_rest(clock: FakeClock) -> None:
     """Returns once the maintenance sleeps."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while clock.next_due_seconds() is None:  # noqa: ASYNC110 -- a thread of the queue sets no event
-            await asyncio.sleep(0)
+    await until(lambda: clock.next_due_seconds() is not None)
 
 
 async def test_the_holder_of_the_role_leases_what_two_processes_put(
@@ -345,10 +342,15 @@ async def test_what_is_learnt_from_the_file_does_not_undo_a_commit_that_came_lat
     held = await lease(queue, "wiki")
     learning = asyncio.create_task(queue.refresh())
     await asyncio.sleep(0)  # the writer has it
-    begun = [asyncio.ensure_future(queue.put([batch("crm", [1])])), asyncio.create_task(queue.settle(held))]
+    begun: list[Awaitable[object]] = [
+        asyncio.ensure_future(queue.put([batch("crm", [1])])),
+        asyncio.create_task(queue.settle(held)),
+    ]
     for _ in range(2):
         await asyncio.sleep(0)  # and these behind it
-    time.sleep(0.2)  # noqa: ASYNC251 - it does all of that before the loop hears of any
+    is_done = threading.Event()
+    begun.append(queue._writer.run(lambda _store: is_done.set()))
+    assert is_done.wait(PATIENCE_SECONDS), "it does all of that before the loop hears of any"
     await asyncio.gather(learning, *begun)
     assert queue.waiting_events == 1
     assert await queue.lease("wiki", BATCH_EVENTS) is None

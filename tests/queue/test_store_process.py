@@ -28,12 +28,12 @@ from collector.queue.store import Store
 from collector.queue.store_process import Kind, StoreProcess, _frame, _Frames
 from collector.queue.writer import Commit
 from tests.fake_clock import FakeClock
+from tests.patience import PATIENCE_SECONDS, until
 from tests.queue.contract import BATCH_EVENTS, QueueContract, lease, lease_all, numbers_of
 from tests.queue.samples import batch, child, hear, remembered, tell, waiting_numbers
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
-PATIENCE_SECONDS = 30  # a backstop for what is broken; nothing that works comes near it
 
 Opener = Callable[..., Awaitable[SqliteQueue]]
 
@@ -41,6 +41,11 @@ Opener = Callable[..., Awaitable[SqliteQueue]]
 def writer_of(queue: SqliteQueue) -> StoreProcess:
     assert isinstance(queue._writer, StoreProcess)
     return queue._writer
+
+
+def state_of(process: int) -> str:
+    """What the kernel says it does: R runs, S sleeps, T is stopped."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0]
 
 
 @pytest.fixture
@@ -138,8 +143,9 @@ async def test_a_writer_that_is_stopped_amid_a_frame_reads_on_when_it_goes_on(
         frame = await given
     transport.write(frame[:-100])
     for _ in range(3):
-        await asyncio.sleep(0.02)  # it waits for the rest
+        await until(lambda: state_of(writer.pid) == "S")  # it has read what there is, and waits for the rest
         os.kill(writer.pid, signal.SIGSTOP)
+        await until(lambda: state_of(writer.pid) == "T")  # or the one signal would take the other away
         os.kill(writer.pid, signal.SIGCONT)
     transport.write(frame[-100:])
     assert await put == [Verdict(20)]

@@ -27,6 +27,7 @@ from collector.upstream.auth import TokenSource
 from collector.upstream.publisher import UsageEventsPublisher
 from collector.upstream.transport import MAX_RESPONSE_BYTES, PIECE_BYTES, Transport
 from tests.fake_clock import FakeClock
+from tests.patience import until
 
 APP = "the-app"
 OTHER_APP = "other-app"
@@ -272,8 +273,11 @@ async def test_nobody_there_means_try_again_and_says_nothing_secret(
 ) -> None:
     token = await delivery.tokens.token()
     url = sandbox.url
+    assert transport._session is not None
+    assert transport._session.connector is not None
+    [[(kept, _)]] = transport._session.connector._conns.values()
     await sandbox.stop()
-    await asyncio.sleep(0.1)  # the connection that was kept is seen to be closed
+    await until(lambda: not kept.is_connected())
     with pytest.raises(Retryable) as refused:
         await delivery.publish(1)
     await transport.close()
