@@ -24,6 +24,7 @@ from collector.queue.jetstream.queue import JetStreamQueue
 from collector.queue.jetstream.stream import Streams, app_token
 from tests import nats
 from tests.fake_clock import FakeClock
+from tests.patience import until
 from tests.queue.contract import BATCH_EVENTS, QueueContract, lease, lease_all, numbers_of
 from tests.queue.samples import batch
 
@@ -144,9 +145,7 @@ async def test_what_a_dead_collector_held_comes_to_another_and_what_a_living_one
         held = await leased_at_last(living, "crm")
         await dead._connection.close()
         assert numbers_of(await leased_at_last(third, "wiki")) == list(range(10))
-        async with asyncio.timeout(20):
-            while living._looks < 8:  # noqa: ASYNC110 - what is behind a socket sets no event
-                await asyncio.sleep(0.01)
+        await until(lambda: living._looks >= 8)
         await third.refresh()
         assert await third.lease("crm", BATCH_EVENTS) is None
         await living.settle(held)
@@ -194,22 +193,25 @@ async def test_two_leases_that_share_a_message_are_settled_at_once_and_nothing_o
 
 async def test_a_limit_for_the_fleet_is_shared_by_those_that_have_something_to_do(open_queue: Opener) -> None:
     fleet = [await open_queue() for _ in range(3)]
-    for queue, is_busy in zip(fleet, (True, True, False), strict=True):
-        await queue._fleet.announce(is_busy=is_busy)
-    async with asyncio.timeout(20):
-        while fleet[0].fleet_share() != 1 / 2:  # noqa: ASYNC110 - what is behind a socket sets no event
-            await asyncio.sleep(0.01)
-    assert fleet[1].fleet_share() == 1 / 2
+
+    async def is_shared() -> bool:
+        for queue, is_busy in zip(fleet, (True, True, False), strict=True):
+            await queue._fleet.announce(is_busy=is_busy)  # again: who has just subscribed has not heard the others
+        return [queue.fleet_share() for queue in fleet] == [1 / 2, 1 / 2, 1 / 3]  # each counts itself
+
+    await until(is_shared)
 
 
 async def test_a_collector_that_had_to_connect_anew_still_hears_of_the_others(open_queue: Opener) -> None:
     one, other = await open_queue(), await open_queue()
     await one._connection.close()
     await one._tend_once()
-    async with asyncio.timeout(20):
-        while one.fleet_share() != 1 / 2:
-            await other._fleet.announce(is_busy=True)
-            await asyncio.sleep(0.01)
+
+    async def hears() -> bool:
+        await other._fleet.announce(is_busy=True)
+        return one.fleet_share() == 1 / 2
+
+    await until(hears)
 
 
 # exactness
@@ -256,8 +258,7 @@ async def test_keys_are_forgotten_after_the_retention_but_no_event_that_waits(op
     await queue.settle(await lease(queue, "crm"))
     await purge_keys(queue._connection, queue._streams, 3600)
     assert (await queue.stats()).remembered_keys == 3
-    await asyncio.sleep(0.01)
-    await purge_keys(queue._connection, queue._streams, 0.001)
+    await purge_keys(queue._connection, queue._streams, 0)
     stats = await queue.stats()
     assert (stats.remembered_keys, stats.waiting_events) == (0, 1)
     assert await queue.put([batch("wiki", [1]), batch("crm", [3])]) == [Verdict(1), Verdict(1)]
@@ -298,8 +299,7 @@ async def test_old_keys_are_not_purged_as_one_with_what_waits_where_a_replica_do
         return None if is_of_data else await first_message(*args, subject=subject, **more)
 
     monkeypatch.setattr(figures, "first_message", behind)
-    await asyncio.sleep(0.01)
-    await purge_keys(queue._connection, queue._streams, 0.001)
+    await purge_keys(queue._connection, queue._streams, 0)
     assert numbers_of(*await lease_all(queue, "wiki")) == [1]
 
 
@@ -429,15 +429,11 @@ async def test_while_the_server_is_away_puts_are_refused_and_afterwards_all_goes
         tending = asyncio.create_task(queue.maintain())
         try:
             one.kill()
-            async with asyncio.timeout(20):
-                while queue.trouble is None:  # noqa: ASYNC110 - what is behind a socket sets no event
-                    await asyncio.sleep(0.01)
+            await until(lambda: queue.trouble is not None)
             with pytest.raises(QueueUnavailable):
                 await queue.put([batch("wiki", [99])])
             one.start()
-            async with asyncio.timeout(20):
-                while queue.trouble is not None:  # noqa: ASYNC110 - what is behind a socket sets no event
-                    await asyncio.sleep(0.01)
+            await until(lambda: queue.trouble is None)
             assert await queue.put([batch("wiki", [9, 10])]) == [Verdict(1, (0,))]
             assert numbers_of(*await lease_all(queue, "wiki")) == list(range(11))
         finally:
