@@ -5,24 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from collector.agent import Collector
 from collector.errors import QueueUnavailable
 from collector.observe.status import Severity
 from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
-from tests.embedded import embedded
+from tests.embedded import embedded, metric
 from tests.patience import until
 from tests.queue.samples import batch
 
 NOWHERE = "http://127.0.0.1:1"
-
-
-async def until_buried(collector: Collector, events: int) -> None:
-    async def is_so() -> bool:
-        return (await collector._queue.stats()).dead_events == events
-
-    await until(is_so)
 
 
 async def test_apps_in_trouble_come_first_each_with_its_reason(tmp_path: Path, sandbox: Sandbox, state: State) -> None:
@@ -49,7 +41,7 @@ async def test_dead_letters_are_there_with_their_reasons_and_without_their_event
     sandbox.set_faults(Fault(status=400, body="no such day", times=20))
     async with embedded(tmp_path, sandbox.url) as collector:
         await collector._queue.put([batch("wiki", range(1))])
-        await until_buried(collector, 1)
+        await until(lambda: metric(collector, "buried_events_total"))  # it is counted a moment after the commit
         status = await collector.status()
     [reason] = status.dead_letters.reasons
     assert reason.events == 1

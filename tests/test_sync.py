@@ -332,9 +332,9 @@ os.waitpid(pid, 0)
     process.wait()
     try:
         give_up = time.monotonic() + 10
-        while int(lock.read_text()) != child:
+        while lock.read_text() != f"{child}\n":  # for a moment it is empty
             assert time.monotonic() < give_up, "nobody has taken over"
-            time.sleep(0.05)
+            time.sleep(0.01)
     finally:
         os.kill(child, signal.SIGKILL)
         process.stdout.close()
