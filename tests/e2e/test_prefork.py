@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,11 +15,11 @@ import aiohttp
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.e2e.daemon import environment
+from tests.patience import until
 
 APP = "wiki"
 WORKERS = 4
 KILLS = 4
-PATIENCE_SECONDS = 60
 
 PROGRAM = """
 import os
@@ -57,7 +57,7 @@ async def served(folder: Path, upstream_url: str) -> AsyncIterator[Path]:
     )
     try:
 
-        async def listens() -> bool:
+        def listens() -> bool:
             assert process.returncode is None
             return listens_on.exists()
 
@@ -76,7 +76,7 @@ async def test_workers_that_are_killed_lose_nothing_and_another_delivers(
     acknowledged: set[int] = set()
     sent: set[int] = set()
     workers: set[str] = set()
-    flushers: set[int] = set()
+    killed = [0]  # and nobody yet delivers where there is no number
     stop = asyncio.Event()
 
     async def client(session: aiohttp.ClientSession) -> None:
@@ -100,32 +100,21 @@ async def test_workers_that_are_killed_lose_nothing_and_another_delivers(
                 clients.create_task(client(session))
             for kill in range(1, KILLS + 1):
 
-                async def is_due(goal: int = kill * 100) -> bool:
-                    return len(acknowledged) >= goal and _flusher(tmp_path) not in flushers
+                def is_due(goal: int = kill * 100) -> bool:
+                    return len(acknowledged) >= goal and _flusher(tmp_path) not in killed
 
                 await until(is_due)
-                flushers.add(_flusher(tmp_path))
-                os.kill(_flusher(tmp_path), signal.SIGKILL)
-
-            async def one_is_new() -> bool:
-                return len(workers) > WORKERS  # in the place of those that were killed
-
-            await until(one_is_new)
+                killed.append(_flusher(tmp_path))
+                os.kill(killed[-1], signal.SIGKILL)
+            await until(lambda: len(workers) > WORKERS)  # one is new, in the place of those that were killed
             stop.set()
 
         async def all_is_there() -> bool:
             return acknowledged <= await _delivered(state)
 
-        await until(all_is_there)
+        await until(all_is_there, pause_seconds=0.02)
     assert await _delivered(state) <= sent
-    assert len(flushers) == KILLS
-
-
-async def until(fact: Callable[[], Awaitable[bool]]) -> None:
-    """Returns when it is so."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not await fact():  # noqa: ASYNC110 - files and other processes tell nobody
-            await asyncio.sleep(0.02)
+    assert len(set(killed)) == 1 + KILLS
 
 
 def _flusher(folder: Path) -> int:
