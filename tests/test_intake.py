@@ -18,6 +18,7 @@ from collector.events import APP_ID_MAX_CHARS, INT64_MAX, INT64_MIN, event_key, 
 from collector.intake import LARGE_BODY_BYTES, MAX_ERRORS_SAID, STREAM_PIECE_BYTES, Intake, Report
 from collector.observe.metrics import Metrics
 from collector.queue.base import Backlog, Batch, Burial, Lease, Verdict
+from tests.patience import PATIENCE_SECONDS
 
 JSON, NDJSON = BodyFormat.JSON, BodyFormat.NDJSON
 
@@ -137,9 +138,10 @@ async def test_of_large_bodies_that_come_at_once_one_is_read_in_a_turn_of_the_lo
 
     intake_ = intake(RememberingQueue(), parser=Watched(max_events=10))
     takes = [asyncio.create_task(intake_.take(body(event(number)).ljust(size), JSON)) for number in range(3)]
-    while not all(take.done() for take in takes):
-        await asyncio.sleep(0)
-        turn += 1
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not all(take.done() for take in takes):
+            await asyncio.sleep(0)
+            turn += 1
     assert [take.result() for take in takes] == [Report(accepted=1)] * 3
     assert max(turns.count(each) for each in turns) == in_one_turn
 

@@ -201,7 +201,7 @@ def exported(ndjson: bytes) -> list[tuple[str, bytes, str]]:
 
 
 async def settled(state: State, expected: int, *, seconds: float = 30.0) -> None:
-    """Returns when the sandbox holds so many distinct events; fails with what it holds when time is up."""
+    """Returns when the sandbox holds so many distinct events. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         while (await state.stats()).distinct < expected:  # noqa: ASYNC110 - another process's doing sets no event here
             await asyncio.sleep(0.02)

@@ -213,7 +213,7 @@ async def crash_with_new_file(oracle: Oracle, death: Death, name: str) -> bool:
     async with oracle_in(oracle.folder / name, oracle.rng.randrange(2**32)) as other:
         has_died = await crash_at(other, death)
         async with other.running() as daemon, other.load(daemon):
-            await asyncio.sleep(0.05)
+            await other.until_acknowledged(100)
         await other.close_books()
     return has_died
 

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.rigged import Rig
+from tests.patience import until
 
 START_SECONDS = 15.0
 STOP_SECONDS = 30.0
@@ -121,6 +122,14 @@ class Daemon:
                 for sample in family.samples
             }
 
+    async def measures(self, fact: Callable[[dict[str, float]], object], *, seconds: float = NOTICE_SECONDS) -> None:
+        """Returns once its metrics are so. Raises TimeoutError."""
+
+        async def is_so() -> bool:
+            return bool(fact(await self.metrics()))
+
+        await until(is_so, seconds=seconds, pause_seconds=0.02)
+
     async def readiness(self) -> tuple[int, str]:
         """Status and body of /readyz."""
         async with aiohttp.ClientSession() as session, session.get(f"{self.url}/readyz") as answer:
@@ -148,13 +157,13 @@ class Daemon:
     def output(self) -> str:
         return "\n".join(self._logged)
 
-    async def logs(self, event: str) -> dict[str, object]:
-        """The log's first entry for an event, once it is there."""
+    async def logs(self, event: str, times: int = 1) -> dict[str, object]:
+        """The log's first entry for an event, or the one that is asked for, once it is there."""
         async with asyncio.timeout(START_SECONDS):
-            while not (entries := self.log(event)):
+            while len(entries := self.log(event)) < times:
                 await self._said_more.wait()
                 self._said_more.clear()
-        return entries[0]
+        return entries[times - 1]
 
     @property
     def writer(self) -> int:

@@ -28,6 +28,7 @@ from collector.sandbox.state import State
 from tests.e2e.books import POISON, Balance, Books, Event, exported, random_event
 from tests.e2e.daemon import NOTICE_SECONDS, Daemon, command, environment, running
 from tests.e2e.rigged import Rig
+from tests.patience import until
 
 CLIENTS = 4
 DRAIN_SECONDS = 30.0
@@ -149,19 +150,15 @@ class Oracle:
         self._recent.extend(events)
         return events
 
-    async def until_acknowledged(self, events: int) -> None:
+    async def until_acknowledged(self, events: int, *, seconds: float = NOTICE_SECONDS) -> None:
         """Returns when so many more events were acknowledged. Raises TimeoutError."""
         enough = len(self.books.acknowledged) + events
-        async with asyncio.timeout(NOTICE_SECONDS):
-            while len(self.books.acknowledged) < enough:  # noqa: ASYNC110 - it is another process that acknowledges
-                await asyncio.sleep(0.01)
+        await until(lambda: len(self.books.acknowledged) >= enough, seconds=seconds)
 
     async def drained(self, daemon: Daemon, *, seconds: float = DRAIN_SECONDS) -> None:
         """Returns when nothing waits in the daemon any more; fails when that takes longer than the bound."""
         try:
-            async with asyncio.timeout(seconds):
-                while (await daemon.metrics())["collector_waiting_events"]:  # noqa: ASYNC110 - another process's doing
-                    await asyncio.sleep(0.02)
+            await daemon.measures(lambda said: not said["collector_waiting_events"], seconds=seconds)
         except TimeoutError:
             waiting = (await daemon.metrics())["collector_waiting_events"]
             raise AssertionError(f"{waiting} events still wait after {seconds} s:\n{daemon.output}") from None

@@ -70,19 +70,12 @@ async def leader(servers: list[nats.Server], oracle: Oracle) -> nats.Server:
     return next(server for server in servers if server.name == info["cluster"]["leader"])
 
 
-async def until_acknowledged_again(oracle: Oracle, events: int) -> None:
-    async with asyncio.timeout(ELECTION_SECONDS):
-        enough = len(oracle.books.acknowledged) + events
-        while len(oracle.books.acknowledged) < enough:  # noqa: ASYNC110 - another process's doing
-            await asyncio.sleep(0.02)
-
-
 async def test_the_leader_dies_under_load_and_comes_back(servers: list[nats.Server], oracle: Oracle) -> None:
     async with oracle.running() as daemon, oracle.load(daemon, may_be_refused=True):
         await oracle.until_acknowledged(ENOUGH)
         dead = await leader(servers, oracle)
         dead.kill()
-        await until_acknowledged_again(oracle, ENOUGH)
+        await oracle.until_acknowledged(ENOUGH, seconds=ELECTION_SECONDS)
         dead.start()
         dead.wait()
     await oracle.close_books()
@@ -96,7 +89,7 @@ async def test_a_server_that_nobody_hears_from_any_more_is_done_without(
         lost = await leader(servers, oracle)
         lost.freeze()
         try:
-            await until_acknowledged_again(oracle, ENOUGH)
+            await oracle.until_acknowledged(ENOUGH, seconds=ELECTION_SECONDS)
         finally:
             lost.thaw()
         await oracle.until_acknowledged(ENOUGH)
@@ -114,7 +107,7 @@ async def test_all_servers_die_at_once_and_nothing_acknowledged_is_gone(
         for server in servers:
             server.start()
         await daemon.until_readiness_is(200, seconds=ELECTION_SECONDS)
-        await until_acknowledged_again(oracle, ENOUGH)
+        await oracle.until_acknowledged(ENOUGH, seconds=ELECTION_SECONDS)
     await oracle.close_books()
 
 

@@ -38,13 +38,6 @@ async def refused(folder: Path, **settings: str) -> tuple[int, str]:
     return process.returncode, said.decode()
 
 
-async def logs_again(daemon: Daemon, event: str, times: int) -> None:
-    """Returns when the log has so many entries for an event."""
-    async with asyncio.timeout(START_SECONDS):
-        while len(daemon.log(event)) < times:  # noqa: ASYNC110 - the daemon's reader has one waiter, and that is not we
-            await asyncio.sleep(0.005)
-
-
 @pytest.fixture
 def tokens(tmp_path: Path) -> Path:
     file = tmp_path / "tokens"
@@ -112,7 +105,7 @@ async def test_sighup_changes_the_tokens_and_a_broken_file_changes_nothing_and_n
         tokens.write_text(f"{NEW}\n{OTHER}\n", encoding="ascii")
         assert (await statuses())[NEW] == 401, "nobody has asked for it yet"
         daemon.send(signal.SIGHUP)
-        await logs_again(daemon, "listeners.tokens_loaded", 2)
+        await daemon.logs("listeners.tokens_loaded", 2)
         changed = {OLD: 401, OTHER: 200, NEW: 200, None: 401, "unknown": 401}
         assert await statuses() == changed
 
@@ -122,7 +115,7 @@ async def test_sighup_changes_the_tokens_and_a_broken_file_changes_nothing_and_n
             else:
                 tokens.write_text(content, encoding="ascii")
             daemon.send(signal.SIGHUP)
-            await logs_again(daemon, "run.reload_failed", times)
+            await daemon.logs("run.reload_failed", times)
             assert await statuses() == changed
         first, second, third = daemon.log("run.reload_failed")
         assert f"access.tokens_file: {str(tokens)!r}, line 2: not a token" in str(first["error"])
@@ -133,7 +126,7 @@ async def test_sighup_changes_the_tokens_and_a_broken_file_changes_nothing_and_n
 
         tokens.write_text(f"{OLD}\n", encoding="ascii")
         daemon.send(signal.SIGHUP)
-        await logs_again(daemon, "listeners.tokens_loaded", 3)
+        await daemon.logs("listeners.tokens_loaded", 3)
         assert (await statuses())[OLD] == 200
 
         async with aiohttp.ClientSession() as session, session.get(f"{daemon.url}/metrics") as answer:

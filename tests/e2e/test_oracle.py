@@ -1,6 +1,5 @@
 """The oracle itself: with a daemon in good health its books are exact to the event, and nothing wrong escapes it."""
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,34 +8,28 @@ import pytest
 
 from collector.sandbox.state import KeptEvent, State
 from tests.e2e.books import POISON, Balance, Books, Event
-from tests.e2e.daemon import Daemon
-from tests.e2e.oracle import Oracle, new_seed, oracle_in
+from tests.e2e.oracle import new_seed, oracle_in
+from tests.patience import until
 
 
-async def counted(daemon: Daemon, source: str) -> tuple[float, ...]:
+def counted(metrics: dict[str, float], source: str) -> tuple[float, ...]:
     """How many events of a source were accepted, duplicates, rejected, as the daemon says."""
-    metrics = await daemon.metrics()
     return tuple(
         metrics.get(f"collector_events_total{{source={source},verdict={verdict}}}", 0)
         for verdict in ("accepted", "duplicate", "rejected")
     )
 
 
-async def until_all_datagrams_are_counted(oracle: Oracle, daemon: Daemon) -> None:
-    async with asyncio.timeout(10):
-        while sum(await counted(daemon, "udp")) < oracle.datagrams:  # noqa: ASYNC110 - another process's doing
-            await asyncio.sleep(0.02)
-
-
 async def test_in_good_health_every_event_is_counted_exactly_and_delivered_once(tmp_path: Path) -> None:
     async with oracle_in(tmp_path, new_seed()) as oracle:
         async with oracle.running() as daemon:
             async with oracle.load(daemon):
-                await asyncio.sleep(0.3)
-            await until_all_datagrams_are_counted(oracle, daemon)
+                await oracle.until_acknowledged(5_000)  # by chance there is poison among them
+                await until(lambda: oracle.books.duplicates)
+            await daemon.measures(lambda said: sum(counted(said, "udp")) >= oracle.datagrams)
             await oracle.drained(daemon)
-            http, udp = await counted(daemon, "http"), await counted(daemon, "udp")
             metrics = await daemon.metrics()
+            http, udp = counted(metrics, "http"), counted(metrics, "udp")
             assert await daemon.stop() == 0
         assert http == (oracle.books.accepted, oracle.books.duplicates, 0)
         assert sum(udp) == oracle.datagrams
@@ -125,6 +118,6 @@ async def test_a_backlog_that_does_not_come_to_nothing_in_time_is_a_failure(tmp_
     async with oracle_in(tmp_path, new_seed()) as oracle:
         settings = {"upstream__base_url": "http://127.0.0.1:1"}
         async with oracle.running(**settings) as daemon, oracle.load(daemon):
-            await asyncio.sleep(0.1)
+            await oracle.until_acknowledged(1)
             with pytest.raises(AssertionError, match="still wait after"):
                 await oracle.drained(daemon, seconds=0.3)

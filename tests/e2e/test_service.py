@@ -53,13 +53,6 @@ def events(first: int, count: int) -> list[Event]:
     return [Event("wiki", number, "person@example.com", "seen") for number in range(first, first + count)]
 
 
-async def logs_again(daemon: Daemon, event: str, times: int) -> dict[str, object]:
-    async with asyncio.timeout(SECONDS):
-        while len(daemon.log(event)) < times:  # noqa: ASYNC110 - another process's doing
-            await asyncio.sleep(0.01)
-    return daemon.log(event)[times - 1]
-
-
 async def test_its_manager_hears_of_the_start_the_signs_of_life_a_reload_and_the_end(
     tmp_path: Path, manager: Manager, sandbox: Sandbox, state: State
 ) -> None:
@@ -106,24 +99,24 @@ async def test_sighup_reads_all_of_the_configuration_again_and_refuses_what_is_b
         assert await status() == 400
         file.write_text('[apps]\ndefault = "wiki"\n[log]\nlevel = "debug"\n[udp]\nlisten = "127.0.0.1:0"\n')
         daemon.send(signal.SIGHUP)
-        reloaded = await logs_again(daemon, "agent.reloaded", 1)
+        reloaded = await daemon.logs("agent.reloaded")
         assert (reloaded["in_force"], reloaded["need_restart"]) == (["apps.default", "log.level"], ["udp.listen"])
         assert await status() == 200
-        assert (await logs_again(daemon, "flusher.delivery_failed", 1))["level"] == "debug"
+        assert (await daemon.logs("flusher.delivery_failed"))["level"] == "debug"
 
         file.write_text('[apps]\ndefault = "crm"\n[http]\nmax_in_flight = 0\nidle_timeuot = "1s"\n')
         daemon.send(signal.SIGHUP)
-        refused = await logs_again(daemon, "run.reload_failed", 1)
+        refused = await daemon.logs("run.reload_failed")
         assert "http.max_in_flight: 0; allowed" in str(refused["error"])
         assert "http.idle_timeuot: unknown; did you mean http.idle_timeout?" in str(refused["error"])
         file.write_text("[apps\n", encoding="utf-8")
         daemon.send(signal.SIGHUP)
-        assert "is not TOML" in str((await logs_again(daemon, "run.reload_failed", 2))["error"])
+        assert "is not TOML" in str((await daemon.logs("run.reload_failed", 2))["error"])
         assert await status() == 200, "the app of before"
 
         file.write_text("", encoding="utf-8")
         daemon.send(signal.SIGHUP)
-        assert (await logs_again(daemon, "agent.reloaded", 2))["in_force"] == ["apps.default", "log.level"]
+        assert (await daemon.logs("agent.reloaded", 2))["in_force"] == ["apps.default", "log.level"]
         assert await status() == 400
 
 

@@ -27,7 +27,8 @@ from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.e2e.books import Books, Event, settled
 from tests.e2e.daemon import running
-from tests.embedded import config, embedded
+from tests.embedded import config, embedded, metric
+from tests.patience import until
 
 EVENTS = 1500
 """A full batch, and one that is not."""
@@ -41,8 +42,6 @@ PUBLISH_PATH = "/services/push/v1/customer/apps/wiki/usage-events"
 HALF = 'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n{"succe'
 NOISE = "".join(map(chr, random.Random(1).randbytes(500)))
 
-PATIENCE_SECONDS = 30.0  # a backstop for what is broken
-
 
 def in_seconds(seconds: float) -> str:
     return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
@@ -50,10 +49,6 @@ def in_seconds(seconds: float) -> str:
 
 def some_events(first: int, count: int = EVENTS, app_id: str = "wiki") -> list[Event]:
     return [Event(app_id, number, "person@example.com", "page_viewed") for number in range(first, first + count)]
-
-
-def metric(collector: Collector, name: str, **labels: str) -> float:
-    return collector.metrics.registry.get_sample_value(f"collector_{name}", labels) or 0.0
 
 
 class Ledger(Books):
@@ -72,16 +67,12 @@ class Ledger(Books):
 
     async def until(self, name: str, value: float, **labels: str) -> None:
         """Returns when a metric is at least so high."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while metric(self.collector, name, **labels) < value:  # noqa: ASYNC110 - metrics set no event
-                await asyncio.sleep(0.005)
+        await until(lambda: metric(self.collector, name, **labels) >= value)
 
     async def close(self) -> None:
         """All is delivered, and the books are right."""
         await settled(self._state, self.accepted)
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while metric(self.collector, "waiting_events") or metric(self.collector, "in_flight_leases"):  # noqa: ASYNC110 - metrics set no event
-                await asyncio.sleep(0.005)
+        await until(lambda: not any(metric(self.collector, name) for name in ("waiting_events", "in_flight_leases")))
         await self.check(self._state)
         assert (await self._state.stats()).distinct == self.accepted == metric(self.collector, "delivered_events_total")
         assert metric(self.collector, "buried_events_total") == 0
@@ -377,9 +368,7 @@ async def test_ninety_nine_apps_are_delivered_while_a_hundredth_always_fails(
             await ledger.take([event for app in ("sick", *others) for event in some_events(begin, 50, app)])
             await settled(state, (begin + 50) * len(others))
         stats = await state.stats()
-        async with asyncio.timeout(PATIENCE_SECONDS):  # what upstream has just taken is settled a moment later
-            while metric(collector, "waiting_events") != 150:  # noqa: ASYNC110 - metrics set no event
-                await asyncio.sleep(0.005)
+        await until(lambda: metric(collector, "waiting_events") == 150)  # what upstream has just taken is settled later
         assert "sick" not in {app for app, counts in stats.apps.items() if counts.distinct}
         assert Counter(counts.distinct for app, counts in stats.apps.items() if app != "sick") == {150: 99}
         sandbox.set_faults()
