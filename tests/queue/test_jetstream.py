@@ -195,9 +195,10 @@ async def test_a_limit_for_the_fleet_is_shared_by_those_that_have_something_to_d
     fleet = [await open_queue() for _ in range(3)]
 
     async def is_shared() -> bool:
-        for queue, is_busy in zip(fleet, (True, True, False), strict=True):
+        for queue, is_busy in zip(fleet, (False, True, True), strict=True):
             await queue._fleet.announce(is_busy=is_busy)  # again: who has just subscribed has not heard the others
-        return [queue.fleet_share() for queue in fleet] == [1 / 2, 1 / 2, 1 / 3]  # each counts itself
+            await queue.refresh()  # once it is answered, what was said is on its way before what others say next
+        return [queue.fleet_share() for queue in fleet] == [1 / 3, 1 / 2, 1 / 2]  # each counts itself
 
     await until(is_shared)
 
