@@ -183,6 +183,12 @@ class Daemon:
         await self._reading
         return status
 
+    async def freeze(self) -> None:
+        """From now on it answers nobody, whatever its queue's writer still does."""
+        self.send(signal.SIGSTOP)
+        stat = Path(f"/proc/{self._process.pid}/stat")
+        await until(lambda: stat.read_text().rpartition(") ")[2].startswith("T"))
+
     async def kill(self) -> None:
         """As a crash would: no handler runs, nothing is flushed."""
         if self.is_running:

@@ -75,7 +75,11 @@ class SmallDisk:
         subprocess.run([program("umount"), str(self.folder)], check=True)
 
     def stop_writing(self) -> None:
-        """The power is cut: what was not synced is lost, nothing is written any more. Of ext4 alone."""
+        """The power is cut: what was not synced is lost, nothing is written any more. Of ext4 alone.
+
+        Nobody may act on a sync that ends amid this: the kernel says of some that they succeeded, and loses what they
+        synced (Linux 6.18: the last of a bare loop of fdatasync in 18 of 60 cuts).
+        """
         descriptor = os.open(self.folder, os.O_RDONLY)
         try:
             fcntl.ioctl(descriptor, EXT4_SHUTDOWN, struct.pack("I", WITHOUT_FLUSHING))

@@ -28,6 +28,7 @@ async def test_what_was_acknowledged_survives_power_cuts(tmp_path: Path, *, sync
                         await oracle.until_acknowledged(500)
                         failing.fail("sync", errno.EIO)
                         await daemon.until_readiness_is(503)
+                    await daemon.freeze()  # as a real power cut does to all
                     disk.stop_writing()
                     await daemon.kill()
                 failing.heal()
