@@ -4,7 +4,6 @@ An event is known by its key alone. The rest of it, `note`, follows from the key
 sends the same, and what arrives can be compared with what was sent to the letter.
 """
 
-import asyncio
 import io
 import random
 import sqlite3
@@ -18,6 +17,7 @@ import msgspec
 
 from collector.queue.database import FILE_NAME
 from collector.sandbox.state import State
+from tests.patience import until
 
 Key = tuple[str, int, str, str]
 
@@ -202,6 +202,8 @@ def exported(ndjson: bytes) -> list[tuple[str, bytes, str]]:
 
 async def settled(state: State, expected: int, *, seconds: float = 30.0) -> None:
     """Returns when the sandbox holds so many distinct events. Raises TimeoutError."""
-    async with asyncio.timeout(seconds):
-        while (await state.stats()).distinct < expected:  # noqa: ASYNC110 - another process's doing sets no event here
-            await asyncio.sleep(0.02)
+
+    async def are_there() -> bool:
+        return (await state.stats()).distinct >= expected
+
+    await until(are_there, seconds=seconds, pause_seconds=0.02)

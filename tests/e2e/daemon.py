@@ -138,11 +138,16 @@ class Daemon:
 
     async def until_readiness_is(self, status: int, *, seconds: float = NOTICE_SECONDS) -> str:
         """What /readyz says, once it has this status; the metric says the same then. Raises TimeoutError."""
-        async with asyncio.timeout(seconds):
-            while (readiness := await self.readiness())[0] != status:  # noqa: ASYNC110 - another process's doing
-                await asyncio.sleep(0.02)
+        said = ""
+
+        async def is_so() -> bool:
+            nonlocal said
+            now, said = await self.readiness()
+            return now == status
+
+        await until(is_so, seconds=seconds, pause_seconds=0.02)
         assert (await self.metrics())["collector_queue_unavailable"] == (status == 503)
-        return readiness[1]
+        return said
 
     @property
     def is_running(self) -> bool:

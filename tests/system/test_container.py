@@ -19,6 +19,7 @@ from collector.config.load import keys
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.e2e.books import settled
+from tests.patience import until
 from tests.system.conftest import ROOT
 from tests.system.images import BASE, IMAGE, LOCKED_DOWN, Podman, build_context, import_base
 
@@ -82,13 +83,11 @@ class Container:
 
     async def listens(self) -> None:
         """Returns when it answers."""
-        async with asyncio.timeout(30):
-            while await asyncio.to_thread(self._is_not_ready):  # noqa: ASYNC110 - nothing outside tells
-                await asyncio.sleep(0.1)
+        await until(lambda: asyncio.to_thread(self._is_ready), pause_seconds=0.1)
 
-    def _is_not_ready(self) -> bool:
+    def _is_ready(self) -> bool:
         words = self._podman.command("exec", self.name, "collector", "healthcheck", "--ready")
-        return subprocess.run(words, env=self._podman.variables, capture_output=True, check=False).returncode != 0
+        return subprocess.run(words, env=self._podman.variables, capture_output=True, check=False).returncode == 0
 
     async def post(self, numbers: range) -> None:
         """Posts events over the shared socket."""
@@ -199,9 +198,7 @@ async def test_as_process_1_it_leaves_no_zombies(podman: Podman, tmp_path: Path)
         writer = children.read_text()
         assert len(writer.split()) == 1
         await asyncio.to_thread(container.exec, "python3", "-c", orphan)
-        async with asyncio.timeout(10):
-            while children.read_text() != writer:  # noqa: ASYNC110 - as above
-                await asyncio.sleep(0.05)
+        await until(lambda: children.read_text() == writer)
 
 
 @pytest.mark.parametrize("name", ["kubernetes-sidecar.yaml", "compose.yaml"])

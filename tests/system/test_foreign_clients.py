@@ -14,6 +14,7 @@ import pytest
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.e2e.daemon import Daemon, running
+from tests.patience import until
 from tests.system.conftest import program
 
 README = Path(__file__).parents[2] / "README.md"
@@ -38,9 +39,11 @@ def example(language: str, url: str) -> str:
 
 async def delivered(sandbox: Sandbox, emails: set[str]) -> None:
     """Returns when the events of just these people have been delivered."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while {msgspec.json.decode(line)["email"] for _, line in await sandbox._state.events()} != emails:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+
+    async def are_there() -> bool:
+        return {msgspec.json.decode(line)["email"] for _, line in await sandbox._state.events()} == emails
+
+    await until(are_there, seconds=PATIENCE_SECONDS, pause_seconds=0.05)
 
 
 async def output(*command: str) -> str:
