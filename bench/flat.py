@@ -19,13 +19,13 @@ from typing import Any
 
 import msgspec
 
+from bench.load import BEGIN_MS
 from bench.loads import BATCHES, SINGLES, Posts, by_datagram, by_http
 from bench.processes import python
 from bench.rows import Sample, summary, table
 from collector.queue.database import FILE_NAME, MAX_FRESH_KEYS, SQL, open_writer
 
 RESULTS = Path(__file__).parent / "results" / "flat.json"
-LOAD_BEGINS_MS = 1_700_000_000_000  # see bench.load
 DAY_MS = 86_400_000
 QUEUED_EVENTS = 1_000_000
 
@@ -37,7 +37,7 @@ def remember(folder: Path, count: int) -> None:
     connection = open_writer(folder)
     connection.execute("PRAGMA synchronous = OFF")
     stamp, digests = int(time.time()), struct.Struct(f"={'16s' * MAX_FRESH_KEYS}")
-    pack, began_ms = struct.Struct(">q").pack, LOAD_BEGINS_MS - 30 * DAY_MS
+    pack, began_ms = struct.Struct(">q").pack, BEGIN_MS - 30 * DAY_MS
     for start in range(0, count, MAX_FRESH_KEYS):
         random = digests.unpack(os.urandom(digests.size))
         keys = [
@@ -91,7 +91,7 @@ def measure(folder: Path, queue: Path, rounds: int) -> None:
         "unix, full": ("unix, fresh", lambda seed: by_datagram(folder, "unix", 0, seed, queue)),
     }
     samples: dict[str, list[Sample]] = {name: [] for name in rows}
-    seed = int(time.time()) % 100_000 * 100  # no event may be known from an earlier run
+    seed = int(time.time()) % 100_000  # no event may be known from an earlier run, and a row takes more than a second
     for number in range(1, rounds + 1):
         for name, (_, run) in rows.items():
             print(f"round {number} of {rounds}: {name}", file=sys.stderr)

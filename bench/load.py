@@ -17,6 +17,9 @@ import uvloop
 
 from bench.http1 import message_length, post
 
+BEGIN_MS = 1_600_000_000_000
+"""The timestamps of a load are of the past, as those of live traffic are: up to seed 180,000."""
+
 ACCEPTED = re.compile(rb'"accepted":(\d+)')
 
 
@@ -25,7 +28,7 @@ def events(count: int, seed: int, disorder_ms: int = 0) -> Iterator[str]:
 
     With `disorder_ms` each event is up to so much older than its place in the row says, and a few are alike.
     """
-    start_ms = 1_700_000_000_000 + seed * 1_000_000_000
+    start_ms = BEGIN_MS + seed * 1_000_000
     strayed = random.Random(seed).randrange
     for number in range(1, count + 1):
         at_ms = start_ms + number // 2 - (strayed(disorder_ms) if disorder_ms else 0)

@@ -13,11 +13,12 @@ import functools
 import hashlib
 import struct
 from collections.abc import Sequence
+from operator import le
 from typing import Annotated, Any
 
 import msgspec
 
-KEY_BYTES, DIGEST_BYTES = 24, 16
+KEY_BYTES, TIMESTAMP_BYTES, DIGEST_BYTES = 24, 8, 16
 
 # RFC 5321 4.5.3.1: 64 octets of local part, "@", 255 of domain.
 EMAIL_MAX_CHARS = 320
@@ -77,12 +78,12 @@ def pack_keys(timestamps: Sequence[int], digests: Sequence[bytes]) -> bytes:
         return _pack_timestamp(timestamps[0]) + digests[0]
     fields: list[Any] = [None] * (2 * len(timestamps))
     fields[::2], fields[1::2] = timestamps, digests
-    return _row_of(len(timestamps), "s").pack(*fields)
+    return _row_of(len(timestamps), f"q{DIGEST_BYTES}s").pack(*fields)
 
 
-def split_keys(keys: bytes) -> list[bytes]:
+def split_keys(keys: bytes) -> tuple[bytes, ...]:
     """Each of the keys."""
-    return [keys[start : start + KEY_BYTES] for start in range(0, len(keys), KEY_BYTES)]
+    return _row_of(len(keys) // KEY_BYTES, f"{KEY_BYTES}s").unpack(keys)
 
 
 def by_time(keys: bytes) -> bytes:
@@ -90,11 +91,11 @@ def by_time(keys: bytes) -> bytes:
 
     Where they come so, those of one instant stay as they came.
     """
-    timestamps = _row_of(len(keys) // KEY_BYTES, "x").unpack(keys)
-    return keys if timestamps == tuple(sorted(timestamps)) else b"".join(sorted(split_keys(keys)))
+    timestamps = _row_of(len(keys) // KEY_BYTES, f"q{DIGEST_BYTES}x").unpack(keys)
+    return keys if all(map(le, timestamps, timestamps[1:])) else b"".join(sorted(split_keys(keys)))
 
 
 @functools.lru_cache(maxsize=64)
-def _row_of(keys: int, digest: str) -> struct.Struct:
-    """The layout of so many keys; of their digests as bytes (s) or passed over (x)."""
-    return struct.Struct(">" + f"q{DIGEST_BYTES}{digest}" * keys)
+def _row_of(keys: int, key: str) -> struct.Struct:
+    """The layout of so many keys, each laid out as `key`."""
+    return struct.Struct(">" + key * keys)

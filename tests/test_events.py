@@ -62,7 +62,7 @@ def test_keys_sort_by_time_so_that_live_traffic_lands_in_neighbouring_pages(iden
 def test_keys_in_a_row_are_those_of_each_event(identities: list[Identity]) -> None:
     timestamps = [timestamp for _, timestamp, _, _ in identities]
     row = pack_keys(timestamps, [identity_digest(app, email, name) for app, _, email, name in identities])
-    assert split_keys(row) == [event_key(*identity) for identity in identities]
+    assert list(split_keys(row)) == [event_key(*identity) for identity in identities]
 
 
 @given(st.lists(st.tuples(TEXTS, st.integers(0, 5) | st.integers(0, INT64_MAX), TEXTS, TEXTS), max_size=20))

@@ -100,7 +100,7 @@ def stored(batch: Batch) -> list[dict[str, Any]]:
     """The events of a batch, after a look at whether upstream would take each line of it."""
     lines = batch.lines.split(b"\n")
     events = [msgspec.json.decode(line, type=Event) for line in lines]
-    assert split_keys(batch.keys) == [event_key(batch.app_id, e.timestamp, e.email, e.event_name) for e in events]
+    assert list(split_keys(batch.keys)) == [event_key(batch.app_id, e.timestamp, e.email, e.event_name) for e in events]
     return [json.loads(line) for line in lines]
 
 

@@ -20,6 +20,7 @@ TABLES = {
     "app": "CREATE TABLE app (app INTEGER PRIMARY KEY, name UNIQUE, next_segment, waiting_events, waiting_bytes)",
     "segment": "CREATE TABLE segment (segment INTEGER PRIMARY KEY, stamp, events, lines, crc)",
     "seen": "CREATE TABLE seen (key PRIMARY KEY, stamp) WITHOUT ROWID",
+    "recent_keys": "CREATE TABLE recent_keys (run INTEGER PRIMARY KEY, stamp, keys)",
     "dead": "CREATE TABLE dead (dead INTEGER PRIMARY KEY, app, buried_ms, reason, line, crc)",
     "delivered": "CREATE TABLE delivered (delivered INTEGER PRIMARY KEY, app, delivered_ms, events, crc, lines)",
 }

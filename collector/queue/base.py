@@ -6,7 +6,7 @@ another without sources or flusher knowing.
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -41,6 +41,14 @@ class Verdict(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     accepted: int
     duplicates: tuple[int, ...] = ()
+
+
+def lines_without(lines: bytes, positions: Collection[int]) -> bytes:
+    """A batch's lines but for those at the positions."""
+    each = lines.split(b"\n")
+    for position in sorted(positions, reverse=True):
+        del each[position]
+    return b"\n".join(each)
 
 
 class Lease(msgspec.Struct, frozen=True):

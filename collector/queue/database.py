@@ -58,7 +58,9 @@ def _named_statements(text: str) -> dict[str, str]:
 
 SQL = _named_statements(_sql("statements.sql"))
 
-MIGRATIONS: tuple[str, ...] = (_sql("schema.sql"), _sql("schema_2.sql"), _sql("schema_3.sql"))
+MIGRATIONS: tuple[str, ...] = tuple(
+    _sql(name) for name in ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql")
+)
 """Script N (from 0) takes a file from schema version N to N + 1. Landed scripts never change: a file whose schema is
 not, letter by letter, what they make is taken for damaged."""
 

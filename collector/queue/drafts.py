@@ -1,6 +1,7 @@
 """What the batches of a transaction become: which segments they make, and what their callers are told (pure)."""
 
 from collections.abc import Sequence
+from itertools import compress
 
 from collector.events import KEY_BYTES, split_keys
 from collector.queue.base import Batch, Verdict
@@ -62,11 +63,13 @@ def drafts_of(batches: Sequence[Batch], most_events: int) -> list[Draft]:
 
 def tell_apart(batch: Batch, known: set[bytes]) -> tuple[Verdict, bytes]:
     """The batch's verdict and the lines that are new. What is new enters `known`: its next occurrence is not."""
-    duplicates, new = [], []
-    for position, (key, line) in enumerate(zip(split_keys(batch.keys), batch.lines.split(b"\n"), strict=True)):
-        if key in known:
-            duplicates.append(position)
-        else:
-            known.add(key)
-            new.append(line)
-    return Verdict(len(new), tuple(duplicates)), b"\n".join(new)
+    keys = split_keys(batch.keys)
+    if known.isdisjoint(keys) and len(set(keys)) == len(keys):
+        known.update(keys)
+        return Verdict(len(keys)), batch.lines
+    is_new = []
+    for key in keys:
+        is_new.append(key not in known)
+        known.add(key)
+    duplicates = tuple([position for position, new in enumerate(is_new) if not new])
+    return Verdict(len(keys) - len(duplicates), duplicates), b"\n".join(compress(batch.lines.split(b"\n"), is_new))

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from collector.queue.base import Batch, Burial, Verdict
+from collector.queue.base import Batch, Burial, Verdict, lines_without
 
 
 class Put(msgspec.Struct, frozen=True, gc=False, tag=True, array_like=True):
@@ -36,8 +36,7 @@ class Settle(msgspec.Struct, frozen=True, tag=True, array_like=True):
     def keeping(self, lines: bytes, others: Collection[int]) -> "Settle":
         """The same, and the lines are kept as delivered but for those at the positions of `others`."""
         if others:
-            kept = [line for position, line in enumerate(lines.split(b"\n")) if position not in others]
-            lines = b"\n".join(kept)
+            lines = lines_without(lines, others)
         return msgspec.structs.replace(self, kept_events=self.events - len(others), kept_lines=lines)
 
     @property
@@ -60,7 +59,7 @@ class Done(msgspec.Struct, frozen=True, gc=False, array_like=True):
     verdicts: Sequence[Verdict]
     bytes: int
     segments: Sequence[int] = ()
-    """For each batch the segment that it is in as it came, beside others that are too; 0 or empty where unknown."""
+    """For each batch the segment that what was new of it is in, beside others'; 0 or empty where unknown."""
 
 
 class Waiting(msgspec.Struct, frozen=True, gc=False):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from collector.queue.base import Batch
+from collector.queue.base import Batch, Verdict, lines_without
 
 LEASE_BATCHES = 4
 """A lease covers whole segments. Where these do not fill one batch exactly it may reach over up to this many batches,
@@ -36,10 +36,14 @@ def joined(segments: Sequence[Segment]) -> Run:
     return Run(segments[0].number, last.number, sum([segment.events for segment in segments]), lines, last.stamp)
 
 
-def made_of(batches: Sequence[Batch], number: int, stamp: int) -> Segment:
-    """The segment that batches were stored as."""
-    lines = b"\n".join([batch.lines for batch in batches])
-    return Segment(number, stamp, sum([batch.events for batch in batches]), lines)
+def made_of(batches: Sequence[tuple[Batch, Verdict]], number: int, stamp: int) -> Segment:
+    """The segment that batches were stored as, or what was new of them."""
+    lines = [
+        lines_without(batch.lines, verdict.duplicates) if verdict.duplicates else batch.lines
+        for batch, verdict in batches
+        if verdict.accepted
+    ]
+    return Segment(number, stamp, sum([verdict.accepted for _, verdict in batches]), b"\n".join(lines))
 
 
 def best_reach(sizes: Sequence[int], batch_events: int) -> int:

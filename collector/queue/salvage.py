@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from collector.events import KEY_BYTES
+from collector.events import KEY_BYTES, split_keys
 from collector.queue.bare_file import copy_with_log, leaves_of, open_bare, roots_of
 from collector.queue.database import FILE_NAME, FIRST_MICROSECOND, make_file
 from collector.queue.soundness import is_proven, key_of, letter_crc, lines_crc
@@ -49,6 +49,7 @@ APP_NAMES = "SELECT app, name, NULL FROM app ORDER BY name"
 SEGMENTS = _by_rowid("segment, stamp", "segment")  # their lines are read one by one: they may be cut short
 LETTERS = _by_rowid("dead, app, buried_ms, reason, line, crc", "dead")
 DELIVERED = _by_rowid("delivered, app, delivered_ms", "delivered")
+RECENT = _by_rowid("run, stamp, keys", "recent_keys")
 KEYS = Table(
     "SELECT key, stamp FROM seen WHERE key BETWEEN ? AND ? ORDER BY key {order}",
     lambda row: int.from_bytes(row[0]),
@@ -185,12 +186,18 @@ class _Salvage:
         now = int(time.time())
         sound = (
             (key, min(stamp if stamp < FIRST_MICROSECOND else stamp // 1_000_000, now))
-            for key, stamp in self._rows("seen", KEYS, 2 ** (8 * KEY_BYTES) - 1)
+            for key, stamp in self._key_rows()
             if isinstance(key, bytes) and len(key) == KEY_BYTES and isinstance(stamp, int)
         )
         for some in _in_parts(sound, ROWS_AT_ONCE):
             self._new.executemany("INSERT OR IGNORE INTO seen (key, stamp) VALUES (?, ?)", some)
         (self._did.keys_read,) = self._new.execute("SELECT count(*) FROM seen").fetchone()
+
+    def _key_rows(self) -> Iterator[Row]:
+        yield from self._rows("seen", KEYS, 2 ** (8 * KEY_BYTES) - 1)
+        for _, stamp, keys in self._rows("recent_keys", RECENT):
+            if isinstance(keys, bytes):
+                yield from ((key, stamp) for key in split_keys(keys))
 
     def _read_apps(self) -> None:
         """The names that a number may have: they stand in the table and in its index, and either may be damaged."""

@@ -270,7 +270,9 @@ class SqliteQueue:
             while steps and walk.reached is not None:
                 prune = partial(Store.prune, after=walk.reached, keys=keys, before_us=before_us)
                 walk.reached, steps = await self._writer.run(prune), steps - 1
-        await self._writer.run(Store.shrink)
+        has_more = await self._writer.run(Store.tidy)
+        while has_more:
+            has_more = await self._writer.run(Store.enter_recent_keys)
 
     async def stats(self) -> QueueStats:
         """The queue at this instant, as `collector queue stats` shows it."""
@@ -326,7 +328,7 @@ class SqliteQueue:
     def _apply(self, group: Sequence[tuple[Put | Settle, Done]]) -> None:
         """Brings memory up to date with a commit."""
         arrived: dict[str, int] = {}
-        segments: dict[int, list[Batch]] = {}
+        segments: dict[int, list[tuple[Batch, Verdict]]] = {}
         for operation, done in group:
             self._waiting_bytes += done.bytes
             if isinstance(operation, Settle):
@@ -335,9 +337,9 @@ class SqliteQueue:
             for batch, verdict in zip(operation.batches, done.verdicts, strict=True):
                 if verdict.accepted:
                     arrived[batch.app_id] = arrived.get(batch.app_id, 0) + verdict.accepted
-            for number, batch in zip(done.segments, operation.batches, strict=False):
+            for number, batch, verdict in zip(done.segments, operation.batches, done.verdicts, strict=False):
                 if number:
-                    segments.setdefault(number, []).append(batch)
+                    segments.setdefault(number, []).append((batch, verdict))
         if self.is_flusher:
             now_us = self._clock.now_us()
             self._at_hand.add([made_of(batches, number, now_us) for number, batches in segments.items()])

@@ -21,6 +21,38 @@ INSERT INTO fresh (keys, stamp, app, events, lines, crc) VALUES (?1, ?2, ?3, ?4,
 SELECT group_concat(at / 24) FROM place
 WHERE at < length(?1) AND EXISTS (SELECT 1 FROM seen WHERE key = substr(?1, at, 24));
 
+-- name: enter
+-- Keys as of `known`; those that are there already stay as they are.
+INSERT OR IGNORE INTO seen (key, stamp) SELECT substr(?1, at, 24), ?2 FROM place WHERE at < length(?1);
+
+-- name: enter_new
+-- The same; fails, with none entered, where one is there already.
+INSERT INTO seen (key, stamp) SELECT substr(?1, at, 24), ?2 FROM place WHERE at < length(?1);
+
+-- name: last_between
+SELECT key FROM seen WHERE key > ?1 AND key < ?2 ORDER BY key DESC LIMIT ?3;
+
+-- name: first_above
+SELECT min(key) FROM seen WHERE key > ?1;
+
+-- name: has_recent
+SELECT 1 FROM recent_keys LIMIT 1;
+
+-- name: recent
+SELECT stamp, keys FROM recent_keys;
+
+-- name: oldest_recent
+SELECT min(stamp) FROM recent_keys;
+
+-- name: add_recent
+INSERT INTO recent_keys (stamp, keys) VALUES (?1, ?2);
+
+-- name: drop_recent
+DELETE FROM recent_keys WHERE run = ?1;
+
+-- name: drop_all_recent
+DELETE FROM recent_keys;
+
 -- name: add_segment
 INSERT INTO segment (segment, stamp, events, lines, crc) SELECT next_segment, ?2, ?3, ?4, ?5 FROM app WHERE app = ?1;
 

@@ -2,12 +2,13 @@
 
 Invariants:
 
-1. A key enters `seen` in the transaction that stores its event in `segment`: there is no instant at which one is
-   there without the other, so an acknowledged event is neither lost nor stored twice.
+1. A key enters `seen` or `recent_keys` in the transaction that stores its event in `segment`: there is no instant at
+   which one is there without the other, so an acknowledged event is neither lost nor stored twice.
 2. The counts in `app` equal what `segment` and `dead` hold, at every commit (the schema's triggers see to it).
 3. A segment goes, or gets shorter, only in the transaction that settles it.
-4. Nothing is carried over from an earlier transaction but the numbers of apps, which never change; so several
-   processes can write to one file, and SQLite's lock orders them.
+4. Nothing is carried over from an earlier transaction but the numbers of apps, which never change, and keys that came
+   in disorder, which are forgotten where another process commits (see recent_keys.py); so several processes can write
+   to one file, and SQLite's lock orders them.
 
 The hot path is one statement a segment (`fresh` in writer.sql), all else is several: each gives the interpreter lock
 away twice, and getting it back beside a busy thread, as in a host program, costs more than the inserts of a small put
@@ -20,6 +21,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from collector.clock import Clock, WallTime
 from collector.errors import CollectorError, DiskFull, QueueBroken, QueueInUse, QueueUnavailable
@@ -40,10 +42,13 @@ from collector.queue.drafts import Draft, Fates, drafts_of, tell_apart
 from collector.queue.lock import Presence, RoleLock
 from collector.queue.operations import Done, Operation, Put, Settle, Waiting
 from collector.queue.ready import make_ready
+from collector.queue.recent_keys import RecentKeys
 from collector.queue.reserve import Reserve
 from collector.queue.soundness import letter_crc, lines_crc
 
 log = get_logger(__name__)
+
+T = TypeVar("T")
 
 VACUUM_PAGES, VACUUM_SECONDS = 256, 0.01
 """Most pages given back to the file system in one step (1 MiB), and the time after which it ends."""
@@ -84,15 +89,20 @@ class Store:
         except BaseException:
             self._presence.release()
             raise
+        self._execute: Callable[..., sqlite3.Cursor] = self._connection.execute
+        self._recent = RecentKeys(self._execute, self._wall)
         try:
             # What a process left in the log when it died was perhaps never synced, as after an fsync that failed: once
             # folded into the database it is. Before that nothing of it may be acknowledged as known.
-            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            self._execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             self._reserve.take()
+            if self._execute(SQL["has_recent"]).fetchone():
+                self.enter_recent_keys()
         except (sqlite3.Error, OSError) as error:
             self._meet(translate(error, self._file))
+        except CollectorError as error:
+            self._meet(error)
         self._inode = self._file.stat().st_ino
-        self._execute: Callable[..., sqlite3.Cursor] = self._connection.execute
 
     def transact(self, operations: Sequence[Operation]) -> Sequence[Done | CollectorError]:
         """One transaction for all operations; returns after its fsync, with what became of each.
@@ -169,16 +179,19 @@ class Store:
         batches = [batch for put in puts for batch in put.batches]
         drafts = drafts_of(batches, self._segment_events)
         fates = Fates(batches)
-        if len(drafts) == 1 and len(puts) == len(operations) and drafts[0].events < self._numbered_events:
+        is_one = len(drafts) == 1 and len(puts) == len(operations) and drafts[0].events < self._numbered_events
+        if is_one and not self._recent.is_open:
             members = [batches[position] for position in drafts[0].positions]
             if members[0].app_id in self._apps:
-                with contextlib.suppress(sqlite3.IntegrityError):  # some event is known; nothing has changed
-                    self._add(members)  # one statement is a transaction by itself
+                with contextlib.suppress(sqlite3.IntegrityError):  # some event is or may be known; nothing has changed
+                    self._add(members, _keys_by_time(members))  # one statement is a transaction by itself
                     return fates.done(puts)
         self._execute("BEGIN IMMEDIATE")
         try:
-            for draft in drafts:
-                self._store(draft, batches, fates)
+            if drafts:
+                self._recent.begin()
+                for draft in drafts:
+                    self._store(draft, batches, fates)
             put = iter(fates.done(puts))
             done = [next(put) if isinstance(operation, Put) else self._settle(operation) for operation in operations]
             self._execute("COMMIT")
@@ -189,6 +202,7 @@ class Store:
         return done
 
     def _rollback(self) -> None:
+        self._recent.forget()
         # After some errors SQLite has rolled back by itself.
         if self._connection.in_transaction:
             self._execute("ROLLBACK")
@@ -196,29 +210,31 @@ class Store:
     def _store(self, draft: Draft, batches: Sequence[Batch], fates: Fates) -> None:
         """Stores some of the batches, those of one app, as one segment, or what is new of them."""
         members = [batches[position] for position in draft.positions]
+        keys = _keys_by_time(members)
+        self._recent.watch(keys)
         try:
-            self._add(members)
+            self._add(members, keys)
         except sqlite3.IntegrityError:  # undoes this one statement
-            for position, (verdict, size) in zip(draft.positions, self._add_some(members), strict=True):
+            for position, (verdict, size) in zip(draft.positions, self._add_some(members, keys), strict=True):
                 fates.verdicts[position], fates.bytes[position] = verdict, size
-            return
-        if draft.events >= self._numbered_events:
+        if sum([fates.verdicts[position].accepted for position in draft.positions]) >= self._numbered_events:
             (number,) = self._execute(SQL["last_segment"], (self._app(members[0].app_id),)).fetchone()
             fates.segments = fates.segments or [0] * len(batches)
             for position in draft.positions:
                 fates.segments[position] = number
 
-    def _add(self, batches: Sequence[Batch]) -> None:
-        """Adds batches of one app as one segment. Raises IntegrityError where some event was known already."""
-        keys = b"".join([batch.keys for batch in batches])
-        self._put(batches[0].app_id, by_time(keys), [batch.lines for batch in batches])
+    def _add(self, batches: Sequence[Batch], keys: bytes) -> None:
+        """Adds batches of one app as one segment; these are their keys, in order of time.
 
-    def _add_some(self, batches: Sequence[Batch]) -> list[tuple[Verdict, int]]:
+        Raises IntegrityError, with nothing added, where some event was known already or comes twice.
+        """
+        self._put(batches[0].app_id, keys, [batch.lines for batch in batches])
+
+    def _add_some(self, batches: Sequence[Batch], keys: bytes) -> list[tuple[Verdict, int]]:
         """The same where some are known: adds the others. Each batch's verdict, and the bytes of its new lines."""
-        keys = sorted({key for batch in batches for key in split_keys(batch.keys)})
-        (positions,) = self._execute(SQL["known"], (b"".join(keys),)).fetchone()
-        known = {keys[int(position)] for position in positions.split(",")} if positions else set()
-        new = [key for key in keys if key not in known]
+        distinct = sorted(dict.fromkeys(split_keys(keys)))
+        known = self._recent.known(distinct)
+        new = [key for key in distinct if key not in known]
         told = [tell_apart(batch, known) for batch in batches]
         if new:
             self._put(batches[0].app_id, b"".join(new), [lines for verdict, lines in told if verdict.accepted])
@@ -226,8 +242,12 @@ class Store:
 
     def _put(self, app_id: str, keys: bytes, lines: Sequence[bytes]) -> None:
         app, text = self._app(app_id), b"\n".join(lines)
-        crc = lines_crc(app_id, text)
-        self._execute(SQL["put_fresh"], (keys, self._wall.latest_us(), app, len(keys) // KEY_BYTES, text, crc))
+        stamp, events, crc = self._wall.latest_us(), len(keys) // KEY_BYTES, lines_crc(app_id, text)
+        if self._recent.is_open:
+            self._recent.put(keys, stamp // 1_000_000)
+            self._execute(SQL["add_segment"], (app, stamp, events, text, crc))
+        else:
+            self._execute(SQL["put_fresh"], (keys, stamp, app, events, text, crc))
 
     def _settle(self, settle: Settle) -> Done:
         app = self._app(settle.app_id)
@@ -293,10 +313,45 @@ class Store:
             row = self._execute(SQL["prune_reach"], (after, keys - 1)).fetchone()
             reach = row[0] if row else b"\xff" * (KEY_BYTES + 1)
             self._execute("BEGIN IMMEDIATE")
+            (oldest_recent,) = self._execute(SQL["oldest_recent"]).fetchone()
+            if oldest_recent is not None:  # what stands in a row of it as well must not enter once more
+                before_us = min(before_us, oldest_recent * 1_000_000)
             forgotten = self._execute(SQL["prune"], (after, reach, before_us)).rowcount
             self._execute(SQL["count_pruned"], (forgotten,))
             self._execute("COMMIT")
             return reach if row else None
+
+    @property
+    def is_crowded(self) -> bool:
+        """There is something for `make_room` to do."""
+        return self._recent.is_crowded
+
+    def make_room(self) -> None:
+        """What a commit leaves for after its answers: some keys that came in disorder enter the tree."""
+        try:
+            self._enter_keys(self._recent.make_room)
+        except CollectorError as error:
+            self._meet(error)
+
+    def enter_recent_keys(self) -> bool:
+        """All keys that others left enter the tree, or some of ours; whether there are more."""
+        return self._enter_keys(self._recent.leave)
+
+    def _enter_keys(self, step: Callable[[], T]) -> T:
+        """A transaction that is not synced: where it is lost, the rows in which the keys came are there instead."""
+        with self._translated():
+            self._execute("PRAGMA synchronous = NORMAL")
+            try:
+                self._execute("BEGIN IMMEDIATE")
+                self._recent.begin()
+                done = step()
+                self._execute("COMMIT")
+            except BaseException:
+                self._rollback()
+                raise
+            finally:  # outside of a transaction, where alone it takes effect
+                self._execute("PRAGMA synchronous = FULL")
+            return done
 
     def drop_kept(self, before_ms: int) -> bool:
         """Whether there may be more, after a few of the kept events that were delivered before that are deleted."""
@@ -314,6 +369,11 @@ class Store:
                 f"{self._file} was removed or replaced while it was open; what was acknowledged since then dies with "
                 "this process. Start the collector again, and never touch its files while it runs"
             )
+
+    def tidy(self) -> bool:
+        """Shrinks the file; whether keys that came in disorder may enter the tree, since none have come for a while."""
+        self.shrink()
+        return self._recent.rest()
 
     def shrink(self) -> None:
         """Gives a few free pages back to the file system where a fifth of the file is free, and caps the log."""
@@ -340,6 +400,9 @@ class Store:
     def close(self) -> None:
         """Closes the file; the last connection folds the log into the database."""
         try:
+            with contextlib.suppress(CollectorError):  # whoever opens the file next enters them then
+                while self._recent.is_open and self.enter_recent_keys():
+                    pass
             with self._translated():
                 self._connection.close()
         finally:
@@ -354,3 +417,7 @@ class Store:
         except (sqlite3.Error, OSError) as error:
             self._rollback()
             raise translate(error, self._file) from error
+
+
+def _keys_by_time(batches: Sequence[Batch]) -> bytes:
+    return by_time(b"".join([batch.keys for batch in batches]))

@@ -354,6 +354,8 @@ class _Child:
                 results = [_portable(each) if isinstance(each, BaseException) else each for each in commit.results]
                 frame = _frame(Kind.FAILURE, pickle.dumps((Commit(results, commit.seconds), trouble)))
             self._channel.sendall(frame)
+            if self._store.is_crowded:
+                self._store.make_room()
         self._given_bytes = 0
 
     def _answer(self, kind: Kind, payload: memoryview) -> None:

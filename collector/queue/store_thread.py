@@ -74,6 +74,8 @@ class StoreThread:
         is_last = not self._given
         if not is_last:
             self._start()
+        if self._opened.is_crowded:
+            self._thread.post(self._opened.make_room, self._loop, _ignore)
         return commit, is_last
 
     def _finish(self, made: tuple[Commit, bool], _failure: BaseException | None) -> None:
@@ -85,3 +87,7 @@ class StoreThread:
             else:
                 self._is_committing = False
         self._committed(commit)
+
+
+def _ignore(_result: object, _failure: BaseException | None) -> None:
+    pass

@@ -7,11 +7,12 @@ INSERT INTO place
 WITH RECURSIVE counted (at) AS (SELECT 1 UNION ALL SELECT at + 24 FROM counted WHERE at < 24 * 999) SELECT at FROM counted;
 
 -- A put of events that are all new and of one app, as one statement: `INSERT INTO fresh`. It fails, with nothing stored,
--- if any of the keys is known. Much traffic is of this kind, and each statement of a transaction costs beside a busy
+-- if any of the keys is known, or some known keys are not in `seen` (see recent_keys.py). Much traffic is of this kind, and each statement of a transaction costs beside a busy
 -- interpreter as much as the insert itself (see store.py).
 CREATE TEMP VIEW fresh (keys, stamp, app, events, lines, crc) AS SELECT NULL, NULL, NULL, NULL, NULL, NULL;
 
 CREATE TEMP TRIGGER fresh_put INSTEAD OF INSERT ON fresh BEGIN
+  SELECT RAISE(ABORT, 'some keys are not in seen') WHERE EXISTS (SELECT 1 FROM recent_keys);
   INSERT INTO seen (key, stamp)
   SELECT substr(NEW.keys, at, 24), NEW.stamp / 1000000 FROM place WHERE at < length(NEW.keys);
   INSERT INTO segment (segment, stamp, events, lines, crc)

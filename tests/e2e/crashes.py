@@ -45,7 +45,6 @@ NOT_TAKEN = {
     "flusher.Flusher.use_pace": AT_RELOAD,
     "flusher.Flusher.use_publisher": AT_RELOAD,
     "flusher._nothing_but_refusals": "of many refusals in a row; see tests/test_flusher.py",
-    "sql.add_segment": BY_HAND,
     "sql.count_kept": BY_HAND,
     "sql.count_letters": BY_HAND,
     "sql.drop_delivered": BY_HAND,
@@ -79,6 +78,8 @@ class Death(msgspec.Struct, frozen=True):
     times: int
     needs_new_file: bool
     needs_full_disk: bool
+    needs_a_death: bool
+    """It is taken where another daemon has died amid its work."""
 
     @property
     def latest(self) -> int:
@@ -141,33 +142,43 @@ async def life(oracle: Oracle, rig: Rig, seconds: float) -> Counter[str]:
 
 
 async def lives(oracle: Oracle) -> list[Death]:
-    """Every death there is, found in three lives that end well: with a new file, an old one, and a full disk.
+    """Every death there is, found in lives that end well: with a new file, an old one, a full disk, and after a death.
 
     What the first one has received is so old that the later ones forget it. Raises AssertionError where a step is
     neither taken nor named in NOT_TAKEN, or both.
     """
     new = await life(oracle, Rig(clock_shift_seconds=LONG_AGO_SECONDS), LIFE_SECONDS)
     oracle.forget()
-    old, full, unknown = Counter[str](), Counter[str](), set(steps())
+    old, full, after, unknown = Counter[str](), Counter[str](), Counter[str](), set(steps())
     for longer in range(1, LIVES + 1):
         old += await life(oracle, Rig(constants=BUSTLE), longer * LIFE_SECONDS)
         full += await life(oracle, Rig(constants=BUSTLE, spare_pages=FULL_SPARE_PAGES), longer * LIFE_SECONDS)
-        unknown = set(steps()) - {*new, *old, *full, *NOT_TAKEN}
+        await crash_at_random(oracle, Rig(constants=BUSTLE))
+        after += await life(oracle, Rig(constants=BUSTLE), longer * LIFE_SECONDS)
+        unknown = set(steps()) - {*new, *old, *full, *after, *NOT_TAKEN}
         if not unknown:
             break
     assert not unknown, f"no daemon here takes {unknown}: reach it, or say in NOT_TAKEN why not"
-    assert not (wrong := {*new, *old, *full} & set(NOT_TAKEN)), f"a daemon takes {wrong}, which NOT_TAKEN denies"
+    wrong = {*new, *old, *full, *after} & set(NOT_TAKEN)
+    assert not wrong, f"a daemon takes {wrong}, which NOT_TAKEN denies"
     return [
-        Death(step, at_end, old[step] or new[step] or full[step], not (old[step] or full[step]), not (old + new)[step])
+        Death(
+            step,
+            at_end,
+            times=old[step] or new[step] or full[step] or after[step],
+            needs_new_file=not (old + full + after)[step],
+            needs_full_disk=not (old + new + after)[step],
+            needs_a_death=not (old + new + full)[step],
+        )
         for step in steps()
-        if (old + new + full)[step]
+        if (old + new + full + after)[step]
         for at_end in (False, True)
     ]
 
 
-async def crash_at_random(oracle: Oracle) -> None:
+async def crash_at_random(oracle: Oracle, rig: Rig | None = None) -> None:
     """One daemon dies at a random instant under load."""
-    async with oracle.running() as daemon, oracle.load(daemon):
+    async with oracle.running(rig) as daemon, oracle.load(daemon):
         # A random instant is what this is about; nothing else is waited for by the clock.
         await asyncio.sleep(oracle.rng.uniform(0.01, 0.4))
         await daemon.kill()
@@ -176,6 +187,8 @@ async def crash_at_random(oracle: Oracle) -> None:
 async def crash_at(oracle: Oracle, death: Death) -> bool:
     """Whether a daemon died this death, in one of its lives."""
     for longer in range(1, LIVES + 1):
+        if death.needs_a_death:
+            await crash_at_random(oracle, Rig(constants=BUSTLE))
         nth = oracle.rng.randint(1, death.latest) if longer == 1 else 1
         if await crash_one_at(oracle, death, nth=nth, seconds=longer * LIFE_SECONDS):
             return True

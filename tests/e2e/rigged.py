@@ -28,9 +28,10 @@ import collector.agent
 import collector.cli
 import collector.clock
 from collector import flusher, retry_schedule
-from collector.queue import database, forks, group_commit, reserve, sqlite, store, store_process, writer
+from collector.queue import database, forks, group_commit, recent_keys, reserve, sqlite, store, store_process, writer
+from tests.queue.samples import EAGER
 
-MODULES = (database, reserve, store, writer, store_process, group_commit, sqlite, flusher, retry_schedule)
+MODULES = (database, reserve, recent_keys, store, writer, store_process, group_commit, sqlite, flusher, retry_schedule)
 """The way of an event: written, flushed, pruned; migrated and checkpointed."""
 
 LITERAL_STATEMENT = re.compile(r'execute(?:script)?\(\s*f?"([A-Z][A-Za-z_]*(?: [A-Za-z_]+)?)')
@@ -42,6 +43,12 @@ BUSTLE = {
     "VACUUM_PAGES": 1,
     "WAL_LIMIT_BYTES": 100_000,
     "AUTO_CHECKPOINT_PAGES": 50,
+    **EAGER,
+    "OPENS_AFTER": 4,
+    "CLOSES_AFTER": 50,
+    "CAPACITY": 500,
+    "STEP_KEYS": 100,
+    "MAX_BUCKET_KEYS": 150,
 }
 """Constants with which a second of the daemon's life has in it what else is in a day's."""
 

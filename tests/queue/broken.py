@@ -2,19 +2,21 @@
 
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 from collector.errors import CollectorError
 from collector.events import event_key
+from collector.queue import recent_keys
 from collector.queue.base import Batch, Burial
 from collector.queue.database import FILE_NAME
 from collector.queue.operations import Put, Settle
 from collector.queue.store import Store
 from tests.fake_clock import FakeClock
-from tests.queue.samples import EMAIL, opened
+from tests.queue.samples import EAGER, EMAIL, all_keys, opened
 
 PARTS = ("", "-wal", "-shm")
 BATCH_EVENTS = 100
@@ -42,7 +44,7 @@ def line(app_id: str, number: int) -> bytes:
     return f'{{"timestamp":{number},"email":"{EMAIL}","eventName":"opened"{kept}}}'.encode()
 
 
-def batch(app_id: str, numbers: range) -> Batch:
+def batch(app_id: str, numbers: Sequence[int]) -> Batch:
     keys = [event_key(app_id, number, EMAIL, "opened") for number in numbers]
     return Batch(app_id, b"".join(keys), b"\n".join(line(app_id, number) for number in numbers))
 
@@ -50,14 +52,17 @@ def batch(app_id: str, numbers: range) -> Batch:
 def fill(store: Store, *, checkpoint_after: int = 30, puts: int = 60) -> None:
     """Puts events of several apps in pieces of several sizes; buries, keeps and returns some of them."""
     chance = random.Random(7)
+    row = sorted(range(puts * BATCH_EVENTS), key=lambda number: number + chance.uniform(0, 300))  # they stray
     begin = 0
     for number in range(puts):
         app_id = APPS[number % 3]
         size = chance.choice((1, 7, 40, BATCH_EVENTS))
-        done(store, Put.of([batch(app_id, range(begin, begin + size))]))
+        done(store, Put.of([batch(app_id, row[begin : begin + size])]))
         begin += size
         if number % 4 == 0:
             settle_first(store, app_id)
+        if store.is_crowded:
+            store.make_room()
         if number == checkpoint_after:
             store._execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
@@ -99,7 +104,7 @@ def contents(directory: Path) -> Contents:
                 "SELECT name, lines FROM delivered JOIN app USING (app)",
             )
         ]
-        keys = {key for (key,) in connection.execute("SELECT key FROM seen")}
+        keys = set(all_keys(connection))
         assert connection.execute(
             "SELECT coalesce(sum(waiting_events), 0), coalesce(sum(dead_events), 0), coalesce(sum(kept_events), 0),"
             " coalesce(sum(stored_events), 0) - (SELECT keys FROM pruned) FROM app"
@@ -112,8 +117,12 @@ def contents(directory: Path) -> Contents:
 def left_behind(directory: Path, into: Path, fill: Callable[[Store], None]) -> None:
     """The files of a queue whose process died, in `into`."""
     into.mkdir()
-    with closing(Store(directory, batch_events=BATCH_EVENTS, clock=FakeClock())) as store:
+    with (
+        mock.patch.multiple(recent_keys, **EAGER | {"CAPACITY": 500}),
+        closing(Store(directory, batch_events=BATCH_EVENTS, clock=FakeClock())) as store,
+    ):
         fill(store)
+        assert store._execute("SELECT count(*) FROM recent_keys").fetchone()[0] > 3, "some keys are not in the tree"
         for part in PARTS:
             shutil.copy(directory / (FILE_NAME + part), into)
 

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collector.queue.at_hand import AT_HAND_BYTES, AtHand
+from collector.queue.base import Verdict
 from collector.queue.run import Segment, best_reach, made_of
 from tests.queue.samples import batch, numbers_in
 
@@ -14,7 +15,7 @@ def segments_of(sizes: list[int]) -> list[Segment]:
     """Segments of such sizes from number 1 on, which were put a second apart."""
     begins = [sum(sizes[:position]) for position in range(len(sizes))]
     return [
-        made_of([batch("wiki", range(begin, begin + size))], number, number * 1_000_000)
+        made_of([(batch("wiki", range(begin, begin + size)), Verdict(size))], number, number * 1_000_000)
         for number, (begin, size) in enumerate(zip(begins, sizes, strict=True), 1)
     ]
 

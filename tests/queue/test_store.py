@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -15,12 +16,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from collector.errors import CollectorError, DiskFull, QueueUnavailable
 from collector.events import event_key
+from collector.queue import recent_keys
 from collector.queue.base import Batch, Burial, Verdict
 from collector.queue.database import FILE_NAME, RETRY_AFTER_SECONDS
 from collector.queue.operations import Done, Put, Settle, Waiting
 from collector.queue.store import Store
 from tests.fake_clock import START_MS, FakeClock
-from tests.queue.samples import EMAIL, batch, batches, key, line, opened, remembered, stored, waiting_numbers
+from tests.queue.samples import EAGER, EMAIL, batch, batches, key, line, opened, remembered, stored, waiting_numbers
 
 BATCH_EVENTS = 10
 APPS = ("wiki", "crm", "chat")
@@ -159,7 +161,7 @@ def test_who_puts_most_of_a_segment_is_told_its_number(store: Store) -> None:
     assert segments(batch("wiki", range(1, 10))) == [wiki + 2]
     mixed = [batch("wiki", range(10, 15)), batch("crm", range(9)), batch("wiki", range(15, 20)), batch("wiki", [])]
     assert segments(*mixed) == [wiki + 3, crm + 1, wiki + 3, 0]
-    assert segments(batch("wiki", range(19, 29)), batch("crm", range(9, 19))) == [0, crm + 2]  # as not all of it is new
+    assert segments(batch("wiki", range(19, 29)), batch("crm", range(9, 19))) == [wiki + 4, crm + 2]
     assert segments(batch("wiki", range(29))) == ()
     assert segments(batch("wiki", range(29, 39))) == [wiki + 5]
 
@@ -248,8 +250,14 @@ class StoreModel(RuleBasedStateMachine):
         self.waiting: dict[str, list[int]] = {}
         self.dead: list[tuple[str, str, bytes]] = []
         self.latest_ms = START_MS
+        self.patches = ExitStack()
 
-    @initialize()
+    @initialize(keeps_recent=st.booleans())
+    def begin(self, keeps_recent: bool) -> None:
+        if keeps_recent:
+            self.patches.enter_context(mock.patch.multiple(recent_keys, **EAGER))
+        self.open()
+
     def open(self) -> None:
         self.store = Store(self.directory, batch_events=BATCH_EVENTS, clock=self.clock)
 
@@ -280,12 +288,34 @@ class StoreModel(RuleBasedStateMachine):
             operations.insert(0 if settle_first else len(operations), settlements[0])
             expected.insert(0 if settle_first else len(expected), [])
         assert [list(done.verdicts) for done in transact(self.store, *operations)] == expected
+        if self.store.is_crowded:
+            self.store.make_room()
+
+    @rule(app_id=st.sampled_from(APPS), numbers=Numbers)
+    def another_process_puts(self, app_id: str, numbers: list[int]) -> None:
+        expected = self._expect(app_id, numbers)
+        with closing(Store(self.directory, batch_events=BATCH_EVENTS, clock=self.clock)) as other:
+            assert put(other, batch(app_id, numbers)) == [expected]
+
+    @rule()
+    def keys_enter_the_tree(self) -> None:
+        self.store.enter_recent_keys()
+
+    @rule()
+    def die(self) -> None:
+        self.store._recent.forget()  # what is on disk is all there is
+        self.store.close()
+        self.open()
 
     @rule(share=st.floats(0, 1), step=st.integers(1, 50))
     def prune(self, share: float, step: int) -> None:
         before = remembered(self.directory)
+        with opened(self.directory) as connection:
+            (kept_from,) = connection.execute("SELECT min(stamp) FROM recent_keys").fetchone()
         stamps = sorted(before.values())
         cut = stamps[int(share * (len(stamps) - 1))] if stamps else 0
+        if kept_from is not None:
+            cut = min(cut, kept_from)  # what has not entered the tree for good is not forgotten
         after: bytes | None = b""
         while after is not None:
             after = self.store.prune(after, step, cut * 1_000_000)
@@ -314,6 +344,7 @@ class StoreModel(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.store.close()
+        self.patches.close()
         shutil.rmtree(self.directory)
 
     def _expect(self, app_id: str, numbers: list[int]) -> Verdict:
@@ -338,7 +369,7 @@ class StoreModel(RuleBasedStateMachine):
 
 
 TestStoreModel = StoreModel.TestCase
-TestStoreModel.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestStoreModel.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
 
 
 # Stamps

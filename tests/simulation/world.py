@@ -30,9 +30,10 @@ from collector.agent import Collector
 from collector.config import Config
 from collector.election import Delivery
 from collector.errors import Retryable
-from collector.queue import reserve, writer
+from collector.queue import recent_keys, reserve, writer
 from collector.queue.database import FILE_NAME
 from collector.queue.sqlite import SqliteQueue
+from tests.queue.samples import EAGER, all_keys
 from tests.simulation.audit import check_counts, check_delivered, open_file
 from tests.simulation.books import Books
 from tests.simulation.clients import Client
@@ -342,21 +343,21 @@ class World:
         """Keys are forgotten once their retention and a pass of the walk are over."""
         retention = self._config.queue.dedup_retention
         with open_file(self._disk.directory) as connection:
-            (latest,) = connection.execute("SELECT max(stamp) FROM seen").fetchone()
-        if latest is None:
+            stamps = all_keys(connection).values()
+        if not stamps:
             return
         assert self._collector is not None
         queue = self._collector._queue
         assert isinstance(queue, SqliteQueue)
         now_us = queue._wall.earliest_us()  # where wall time has jumped ahead, keys stay for longer
-        remaining = max(0.0, latest + 1 - now_us / 1e6 + retention)
+        remaining = max(0.0, max(stamps) + 1 - now_us / 1e6 + retention)
         before = self._clock.late_seconds
         # Not a turn of the maintenance a second: what it still sleeps for may be a day.
         late = self._clock.late_seconds = max(1.0, (remaining + retention) / 20, before / 20)
         await asyncio.sleep(remaining + retention / 24 + 5 * late + 2 * before)
         check_counts(self._disk.directory, 0, 0)
         with open_file(self._disk.directory) as connection:
-            (keys,) = connection.execute("SELECT count(*) FROM seen").fetchone()
+            keys = len(all_keys(connection))
         assert keys == 0, f"{keys} keys are remembered longer than they should be"
 
     def _check_nothing_left(self, life: Life) -> None:
@@ -399,6 +400,7 @@ class World:
                 # Little is needed where all disks are in one memory; 24 MiB took a sixth of the time.
                 mock.patch.multiple(reserve, RESERVE_BYTES=2**16, MARGIN_BYTES=2**16, STEP_BYTES=2**16),
                 mock.patch.object(intake, "STREAM_PIECE_BYTES", 600),
+                mock.patch.multiple(recent_keys, **EAGER),
                 mock.patch.object(flusher, "SUSPICIOUS_BURIALS", self._suspicious_burials),
             ):
                 yield
