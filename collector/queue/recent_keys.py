@@ -118,10 +118,10 @@ class RecentKeys:
         size = len(self._keys) + len(inside)
         self._keys.update(inside)
         try:
-            if outside:
-                self._execute(SQL["enter_new"], (b"".join(outside), stamp))
             if len(self._keys) < size:
                 raise sqlite3.IntegrityError("a key comes twice")  # noqa: TRY301 - undone as the other is
+            if outside:  # last, for only this statement is undone where it fails
+                self._execute(SQL["enter_new"], (b"".join(outside), stamp))
         except sqlite3.IntegrityError:
             self._keys.difference_update(inside)
             raise

@@ -16,10 +16,13 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
+from collector.queue import database
 from collector.sandbox.faults import Fault
 from tests.e2e.daemon import Daemon, NotStartedError
 from tests.e2e.oracle import TROUBLES, Oracle, oracle_in
 from tests.e2e.rigged import BUSTLE, Rig, steps
+from tests.patience import until
+from tests.queue.samples import opened
 
 LIFE_SECONDS = 0.5
 """How long a rigged daemon is under load before it is asked to stop, if it has not died by then."""
@@ -153,7 +156,7 @@ async def lives(oracle: Oracle) -> list[Death]:
     for longer in range(1, LIVES + 1):
         old += await life(oracle, Rig(constants=BUSTLE), longer * LIFE_SECONDS)
         full += await life(oracle, Rig(constants=BUSTLE, spare_pages=FULL_SPARE_PAGES), longer * LIFE_SECONDS)
-        await crash_at_random(oracle, Rig(constants=BUSTLE))
+        await crash_amid_disorder(oracle)
         after += await life(oracle, Rig(constants=BUSTLE), longer * LIFE_SECONDS)
         unknown = set(steps()) - {*new, *old, *full, *after, *NOT_TAKEN}
         if not unknown:
@@ -168,7 +171,7 @@ async def lives(oracle: Oracle) -> list[Death]:
             times=old[step] or new[step] or full[step] or after[step],
             needs_new_file=not (old + full + after)[step],
             needs_full_disk=not (old + new + after)[step],
-            needs_a_death=not (old + new + full)[step],
+            needs_a_death=not (old + new)[step] and after[step] > 0,
         )
         for step in steps()
         if (old + new + full + after)[step]
@@ -176,9 +179,21 @@ async def lives(oracle: Oracle) -> list[Death]:
     ]
 
 
-async def crash_at_random(oracle: Oracle, rig: Rig | None = None) -> None:
+async def crash_amid_disorder(oracle: Oracle) -> None:
+    """One daemon dies while some keys have not entered the tree."""
+
+    def has_recent_keys() -> bool:
+        with opened(oracle.queue) as connection:
+            return connection.execute(database.SQL["has_recent"]).fetchone() is not None
+
+    async with oracle.running(Rig(constants=BUSTLE)) as daemon, oracle.load(daemon):
+        await until(has_recent_keys)
+        await daemon.kill()
+
+
+async def crash_at_random(oracle: Oracle) -> None:
     """One daemon dies at a random instant under load."""
-    async with oracle.running(rig) as daemon, oracle.load(daemon):
+    async with oracle.running() as daemon, oracle.load(daemon):
         # A random instant is what this is about; nothing else is waited for by the clock.
         await asyncio.sleep(oracle.rng.uniform(0.01, 0.4))
         await daemon.kill()
@@ -188,7 +203,7 @@ async def crash_at(oracle: Oracle, death: Death) -> bool:
     """Whether a daemon died this death, in one of its lives."""
     for longer in range(1, LIVES + 1):
         if death.needs_a_death:
-            await crash_at_random(oracle, Rig(constants=BUSTLE))
+            await crash_amid_disorder(oracle)
         nth = oracle.rng.randint(1, death.latest) if longer == 1 else 1
         if await crash_one_at(oracle, death, nth=nth, seconds=longer * LIFE_SECONDS):
             return True

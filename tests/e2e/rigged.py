@@ -44,11 +44,10 @@ BUSTLE = {
     "WAL_LIMIT_BYTES": 100_000,
     "AUTO_CHECKPOINT_PAGES": 50,
     **EAGER,
-    "OPENS_AFTER": 4,
-    "CLOSES_AFTER": 50,
-    "CAPACITY": 500,
+    "CLOSES_AFTER": 6,
+    "CAPACITY": 1000,
     "STEP_KEYS": 100,
-    "MAX_BUCKET_KEYS": 150,
+    "MAX_BUCKET_KEYS": 50,
 }
 """Constants with which a second of the daemon's life has in it what else is in a day's."""
 

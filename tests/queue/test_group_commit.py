@@ -22,6 +22,8 @@ from tests.patience import PATIENCE_SECONDS
 class Disk:
     """Stands for the store: its first commits stay under way until they are let go, and what it was given is kept."""
 
+    is_crowded = False
+
     def __init__(self, *, held: int) -> None:
         self.groups: list[list[str]] = []
         self.answer: Callable[[Operation], Done | CollectorError] = done

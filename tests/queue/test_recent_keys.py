@@ -143,6 +143,14 @@ def test_what_is_kept_is_known_to_the_next_put_and_after_a_death_and_a_close(
 
 
 @pytest.mark.usefixtures("eager")
+def test_one_that_comes_twice_takes_none_of_its_neighbours_along(open_store: Opener) -> None:
+    store = open_store()
+    kept = max(opened_by_disorder(store))
+    assert put(store, batch("wiki", [1, 2, kept + 1, kept + 1])) == Verdict(3, (3,))
+    assert put(store, batch("wiki", [1, 2, kept + 1])) == Verdict(0, (0, 1, 2))
+
+
+@pytest.mark.usefixtures("eager")
 def test_two_processes_know_what_either_keeps(open_store: Opener, tmp_path: Path) -> None:
     one, other = open_store(), open_store()
     known: set[int] = set()
