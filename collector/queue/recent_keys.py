@@ -67,6 +67,7 @@ class RecentKeys:
         self._is_closing = False  # what is here is still looked for, but new keys enter the tree at once
         self._strayed = 0  # large puts that did, less those that came in order
         self._is_resting = True  # no large put has come since that was last asked
+        self._has_left = True  # there may be rows that nobody enters: of who died, or of a transaction that failed
         self._times = deque([(b"", b"")], maxlen=FAR_PUTS)  # first and last timestamp of large puts
         self._in_vain = 0  # puts in a row of which no key was kept here
         self._foreign_commits = 0
@@ -84,7 +85,8 @@ class RecentKeys:
         if self.is_open:
             self._is_closing = self._is_closing or self._strayed <= 0 or self._in_vain >= CLOSES_AFTER
             return
-        if self._execute(SQL["has_recent"]).fetchone():
+        self._has_left = self._execute(SQL["has_recent"]).fetchone() is not None
+        if self._has_left:  # also once they are entered, until that is seen to be committed
             for stamp, keys in self._execute(SQL["recent"]):
                 self._execute(SQL["enter"], (keys, stamp))
             self._execute(SQL["drop_all_recent"])
@@ -158,7 +160,7 @@ class RecentKeys:
     def rest(self) -> bool:
         """Whether no large put has come since this was last asked: then all may enter the tree, by `leave`."""
         was_resting, self._is_resting = self._is_resting, True
-        return self.is_open and was_resting
+        return was_resting and (self.is_open or self._has_left)
 
     def leave(self) -> bool:
         """Some keys enter the tree, and no more are kept here before all have; whether there are more."""
@@ -171,6 +173,7 @@ class RecentKeys:
 
     def forget(self) -> None:
         """Nothing is in memory: the rows on disk count alone."""
+        self._has_left = self._has_left or bool(self._rows)
         self.is_open = self._is_closing = False
         self._keys, self._buckets, self._in_tree, self._rows = set(), {}, [], []
 

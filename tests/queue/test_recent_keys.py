@@ -212,6 +212,23 @@ def test_once_no_more_comes_the_keys_enter_in_steps(open_store: Opener) -> None:
 
 
 @pytest.mark.usefixtures("eager")
+def test_rows_that_a_failure_has_left_enter_also_where_no_more_comes(open_store: Opener) -> None:
+    store = open_store()
+    opened_by_disorder(store)
+    with mock.patch.object(store._recent, "leave", side_effect=sqlite3.OperationalError("disk I/O error")):
+        assert not store.tidy()
+        assert store.tidy()
+        with pytest.raises(QueueUnavailable):
+            store.enter_recent_keys()
+    assert rows(store)
+    for _ in range(2):  # they enter; they are seen to be gone
+        assert store.tidy()
+        assert not store.enter_recent_keys()
+        assert not rows(store)
+    assert not store.tidy()
+
+
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("ahead_ms", [2 * HOUR_MS, 2**62], ids=["two hours", "for good"])
 def test_a_clock_that_is_far_ahead_does_not_keep_others_from_it(open_store: Opener, ahead_ms: int) -> None:
     store = open_store()
