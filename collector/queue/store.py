@@ -10,10 +10,7 @@ Invariants:
    in disorder, which are forgotten where another process commits (see recent_keys.py); so several processes can write
    to one file, and SQLite's lock orders them.
 
-The hot path is one statement a segment (`fresh` in writer.sql), all else is several: each gives the interpreter lock
-away twice, and getting it back beside a busy thread, as in a host program, costs more than the inserts of a small put
-(measured: commits of eight events took 2.3 ms with seven statements, 0.8 ms with one). A large segment takes another,
-for its number: that saves whoever delivers it from reading it.
+What is done inside is in segments.py.
 """
 
 import contextlib
@@ -25,9 +22,8 @@ from typing import TypeVar
 
 from collector.clock import Clock, WallTime
 from collector.errors import CollectorError, DiskFull, QueueBroken, QueueInUse, QueueUnavailable
-from collector.events import KEY_BYTES, by_time, split_keys
+from collector.events import KEY_BYTES
 from collector.observe.logs import get_logger
-from collector.queue.base import Batch, Verdict
 from collector.queue.database import (
     BUSY_TIMEOUT_MS,
     FILE_NAME,
@@ -38,13 +34,13 @@ from collector.queue.database import (
     open_writer,
     translate,
 )
-from collector.queue.drafts import Draft, Fates, drafts_of, tell_apart
+from collector.queue.drafts import Fates, drafts_of
 from collector.queue.lock import Presence, RoleLock
 from collector.queue.operations import Done, Operation, Put, Settle, Waiting
 from collector.queue.ready import make_ready
 from collector.queue.recent_keys import RecentKeys
 from collector.queue.reserve import Reserve
-from collector.queue.soundness import letter_crc, lines_crc
+from collector.queue.segments import Segments
 
 log = get_logger(__name__)
 
@@ -62,21 +58,14 @@ TRIAL_BYTES = 256 * 2**10
 """What must fit into the file before a disk that was full counts as one that takes events again."""
 
 
-NUMBERED_SHARE = 8
-"""Who has put a segment is told its number where it is at least this part of what a segment can be: that takes up to
-three statements more in its commit."""
-
-
 class Store:
     """The writing connection. Use it from one thread only."""
 
     def __init__(self, directory: Path, *, batch_events: int, clock: Clock) -> None:
         self._file = directory / FILE_NAME
         self._segment_events = min(batch_events, MAX_FRESH_KEYS)
-        self._numbered_events = self._segment_events / NUMBERED_SHARE
         self._clock = clock
         self._wall = WallTime(clock)
-        self._apps: dict[str, int] = {}
         self._presence = Presence(directory)
         self._settler = RoleLock(directory, "settler")
         self._reserve = Reserve(directory)
@@ -91,6 +80,7 @@ class Store:
             raise
         self._execute: Callable[..., sqlite3.Cursor] = self._connection.execute
         self._recent = RecentKeys(self._execute, self._wall)
+        self._segments = Segments(self._execute, self._recent, clock, self._wall, self._segment_events)
         try:
             # What a process left in the log when it died was perhaps never synced, as after an fsync that failed: once
             # folded into the database it is. Before that nothing of it may be acknowledged as known.
@@ -179,99 +169,31 @@ class Store:
         batches = [batch for put in puts for batch in put.batches]
         drafts = drafts_of(batches, self._segment_events)
         fates = Fates(batches)
-        is_one = len(drafts) == 1 and len(puts) == len(operations) and drafts[0].events < self._numbered_events
-        if is_one and not self._recent.is_open:
-            members = [batches[position] for position in drafts[0].positions]
-            if members[0].app_id in self._apps:
-                with contextlib.suppress(sqlite3.IntegrityError):  # some event is or may be known; nothing has changed
-                    self._add(members, _keys_by_time(members))  # one statement is a transaction by itself
-                    return fates.done(puts)
+        if len(drafts) == 1 and len(puts) == len(operations) and self._segments.add_alone(drafts[0], batches):
+            return fates.done(puts)
         self._execute("BEGIN IMMEDIATE")
         try:
             if drafts:
                 self._recent.begin()
                 for draft in drafts:
-                    self._store(draft, batches, fates)
+                    self._segments.add(draft, batches, fates)
             put = iter(fates.done(puts))
-            done = [next(put) if isinstance(operation, Put) else self._settle(operation) for operation in operations]
+            done = [
+                next(put) if isinstance(operation, Put) else self._segments.settle(operation)
+                for operation in operations
+            ]
             self._execute("COMMIT")
         except BaseException:
-            self._apps.clear()  # those that the transaction added are gone with it
             self._rollback()
             raise
         return done
 
     def _rollback(self) -> None:
         self._recent.forget()
+        self._segments.forget()
         # After some errors SQLite has rolled back by itself.
         if self._connection.in_transaction:
             self._execute("ROLLBACK")
-
-    def _store(self, draft: Draft, batches: Sequence[Batch], fates: Fates) -> None:
-        """Stores some of the batches, those of one app, as one segment, or what is new of them."""
-        members = [batches[position] for position in draft.positions]
-        keys = _keys_by_time(members)
-        self._recent.watch(keys)
-        try:
-            self._add(members, keys)
-        except sqlite3.IntegrityError:  # undoes this one statement
-            for position, (verdict, size) in zip(draft.positions, self._add_some(members, keys), strict=True):
-                fates.verdicts[position], fates.bytes[position] = verdict, size
-        if sum([fates.verdicts[position].accepted for position in draft.positions]) >= self._numbered_events:
-            (number,) = self._execute(SQL["last_segment"], (self._app(members[0].app_id),)).fetchone()
-            fates.segments = fates.segments or [0] * len(batches)
-            for position in draft.positions:
-                fates.segments[position] = number
-
-    def _add(self, batches: Sequence[Batch], keys: bytes) -> None:
-        """Adds batches of one app as one segment; these are their keys, in order of time.
-
-        Raises IntegrityError, with nothing added, where some event was known already or comes twice.
-        """
-        self._put(batches[0].app_id, keys, [batch.lines for batch in batches])
-
-    def _add_some(self, batches: Sequence[Batch], keys: bytes) -> list[tuple[Verdict, int]]:
-        """The same where some are known: adds the others. Each batch's verdict, and the bytes of its new lines."""
-        distinct = sorted(dict.fromkeys(split_keys(keys)))
-        known = self._recent.known(distinct)
-        new = [key for key in distinct if key not in known]
-        told = [tell_apart(batch, known) for batch in batches]
-        if new:
-            self._put(batches[0].app_id, b"".join(new), [lines for verdict, lines in told if verdict.accepted])
-        return [(verdict, len(lines) + 1 if verdict.accepted else 0) for verdict, lines in told]
-
-    def _put(self, app_id: str, keys: bytes, lines: Sequence[bytes]) -> None:
-        app, text = self._app(app_id), b"\n".join(lines)
-        stamp, events, crc = self._wall.latest_us(), len(keys) // KEY_BYTES, lines_crc(app_id, text)
-        if self._recent.is_open:
-            self._recent.put(keys, stamp // 1_000_000)
-            self._execute(SQL["add_segment"], (app, stamp, events, text, crc))
-        else:
-            self._execute(SQL["put_fresh"], (keys, stamp, app, events, text, crc))
-
-    def _settle(self, settle: Settle) -> Done:
-        app = self._app(settle.app_id)
-        _, size = self._execute(SQL["range_totals"], (settle.first, settle.last)).fetchone()
-        kept = settle.first if settle.rest_events else settle.first - 1
-        if kept < settle.last:
-            self._execute(SQL["drop_range"], (kept + 1, settle.last))
-        if settle.rest_events:
-            crc = lines_crc(settle.app_id, settle.rest_lines)
-            self._execute(SQL["cut_segment"], (settle.first, settle.rest_events, settle.rest_lines, crc))
-        for burial, line in settle.dead:
-            crc = letter_crc(settle.app_id, burial.reason, line)
-            self._execute(SQL["bury"], (app, self._clock.now_ms(), burial.reason, line, crc))
-        if settle.kept_events:
-            crc = lines_crc(settle.app_id, settle.kept_lines)
-            self._execute(SQL["keep"], (app, self._clock.now_ms(), settle.kept_events, crc, settle.kept_lines))
-        return Done((), (len(settle.rest_lines) + 1 if settle.rest_events else 0) - size)
-
-    def _app(self, app_id: str) -> int:
-        app = self._apps.get(app_id)
-        if app is None:
-            row = self._execute(SQL["find_app"], (app_id,)).fetchone()
-            app = self._apps[app_id] = row[0] if row else self._execute(SQL["add_app"], (app_id,)).lastrowid or 0
-        return app
 
     def apps(self) -> list[Waiting]:
         """Every app and what waits of it, as the file says now."""
@@ -417,7 +339,3 @@ class Store:
         except (sqlite3.Error, OSError) as error:
             self._rollback()
             raise translate(error, self._file) from error
-
-
-def _keys_by_time(batches: Sequence[Batch]) -> bytes:
-    return by_time(b"".join([batch.keys for batch in batches]))

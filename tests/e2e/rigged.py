@@ -28,10 +28,33 @@ import collector.agent
 import collector.cli
 import collector.clock
 from collector import flusher, retry_schedule
-from collector.queue import database, forks, group_commit, recent_keys, reserve, sqlite, store, store_process, writer
+from collector.queue import (
+    database,
+    forks,
+    group_commit,
+    recent_keys,
+    reserve,
+    segments,
+    sqlite,
+    store,
+    store_process,
+    writer,
+)
 from tests.queue.samples import EAGER
 
-MODULES = (database, reserve, recent_keys, store, writer, store_process, group_commit, sqlite, flusher, retry_schedule)
+MODULES = (
+    database,
+    reserve,
+    recent_keys,
+    segments,
+    store,
+    writer,
+    store_process,
+    group_commit,
+    sqlite,
+    flusher,
+    retry_schedule,
+)
 """The way of an event: written, flushed, pruned; migrated and checkpointed."""
 
 LITERAL_STATEMENT = re.compile(r'execute(?:script)?\(\s*f?"([A-Z][A-Za-z_]*(?: [A-Za-z_]+)?)')
