@@ -2,7 +2,7 @@
 
 How an event goes through:
 
-1. `put` hands its batches to the group commit. One transaction enters the keys into `seen`, keeps the lines of those
+1. `put` hands its batches to the group commit. One transaction enters their keys, keeps the lines of those
    that were new as segments of their apps, and is fsynced; then every caller of the group learns its verdicts.
 2. `lease` reads an app's next segments beside the writer, or has them still in memory (`AtHand`). What is leased is
    known in memory alone (`Lanes`): after a crash all that was not settled is simply still there. What is sent twice
