@@ -22,6 +22,7 @@ from collector.errors import CollectorError, QueueBusy, QueueFull, Retryable
 from collector.intake import Intake, Report
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics, Verdicts
+from collector.sources.receiver import Receiver
 
 log = get_logger(__name__)
 
@@ -63,8 +64,9 @@ MAX_RECEIVE_BUFFER_BYTES = 2**30 - 1  # of Linux: it keeps twice the size in an 
 
 
 UNIX_QUEUE_LIMIT = Path("/proc/sys/net/unix/max_dgram_qlen")
-UNIX_QUEUE_DATAGRAMS = 1024
-"""With so many, senders over a Unix socket came from three quarters of UDP's speed to all of it (bench/README.md)."""
+UNIX_QUEUE_DATAGRAMS = 512
+"""With so many, senders over a Unix socket came from two thirds of UDP's speed to all of it (bench/README.md). systemd
+sets so many when it boots a machine; what a container has is its own, and the kernel's default."""
 
 
 def bind_udp(listen: Address, *, receive_buffer_bytes: int) -> socket.socket:
@@ -128,8 +130,7 @@ class DatagramSource:
         self._verdicts = Verdicts(metrics.events, name)
         self._refusals = metrics.refusals
         self._socket: socket.socket
-        self._buffer = bytearray(MAX_DATAGRAM_BYTES + 1)
-        self._view = memoryview(self._buffer)
+        self._receiver: Receiver
         self._unstored: list[bytes] = []
         self._unstored_bytes = 0
         self._storing: asyncio.Task[None] | None = None
@@ -153,7 +154,7 @@ class DatagramSource:
         One that `is_lent` stays open elsewhere: what was not read from it when this stops, whoever is next will read.
         """
         self._socket, self._is_lent = bound, is_lent
-        self._socket.setblocking(False)
+        self._receiver = Receiver(bound, MAX_DATAGRAM_BYTES + 1)
         self._read_on()
 
     async def stop(self) -> None:
@@ -206,26 +207,32 @@ class DatagramSource:
 
     def _drain(self) -> int:
         """Reads what is there, up to a limit; how many datagrams that were."""
-        receive, buffer, view, unstored = self._socket.recv_into, self._buffer, self._view, self._unstored
         room = MAX_UNSTORED_BYTES - self._unstored_bytes
-        size = count = 0
+        count = 0
         try:
-            while count < DRAIN_DATAGRAMS and size <= room:
-                length = receive(buffer)
-                count += 1
-                if length > MAX_DATAGRAM_BYTES:
-                    self._lose("too_large", 1, f"larger than {MAX_DATAGRAM_BYTES} bytes")
-                    continue
-                unstored.append(bytes(view[:length]))
-                size += length
-        except (BlockingIOError, InterruptedError):
-            pass
+            while count < DRAIN_DATAGRAMS and room >= 0:
+                datagrams = self._receiver.receive(1 + room // MAX_DATAGRAM_BYTES)
+                if not datagrams:
+                    break
+                count += len(datagrams)
+                size = sum(map(len, datagrams))
+                if size > MAX_DATAGRAM_BYTES:  # one of them may be too large
+                    datagrams = [datagram for datagram in datagrams if self._is_sound(datagram)]
+                    size = sum(map(len, datagrams))
+                self._unstored += datagrams
+                self._unstored_bytes += size
+                room -= size
         except OSError as error:  # an ICMP answer to something that this socket never sent, for one
             self._lose("receive_failed", 1, str(error))
-        self._unstored_bytes += size
-        if self._unstored_bytes > MAX_UNSTORED_BYTES:
+        if room < 0:
             self._pause()
         return count
+
+    def _is_sound(self, datagram: bytes) -> bool:
+        if len(datagram) <= MAX_DATAGRAM_BYTES:
+            return True
+        self._lose("too_large", 1, f"larger than {MAX_DATAGRAM_BYTES} bytes")
+        return False
 
     async def _store_until_none(self) -> None:
         while self._unstored:
