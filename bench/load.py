@@ -9,7 +9,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import cast
 
@@ -24,16 +24,18 @@ ACCEPTED = re.compile(rb'"accepted":(\d+)')
 
 
 def events(count: int, seed: int, disorder_ms: int = 0) -> Iterator[str]:
-    """Distinct events, as live traffic has them: time goes on, people and actions repeat.
+    """Distinct events, as live traffic has them: time goes on, people and actions repeat. Two are of one millisecond.
 
-    With `disorder_ms` each event is up to so much older than its place in the row says, and a few are alike.
+    With `disorder_ms` they come up to so much later than their timestamps say.
     """
     start_ms = BEGIN_MS + seed * 1_000_000
-    strayed = random.Random(seed).randrange
-    for number in range(1, count + 1):
-        at_ms = start_ms + number // 2 - (strayed(disorder_ms) if disorder_ms else 0)
+    milliseconds: Sequence[int] = range(count // 2 + 1)
+    if disorder_ms:
+        late_ms = random.Random(seed).randrange
+        milliseconds = sorted(milliseconds, key=lambda at_ms: at_ms + late_ms(disorder_ms))
+    for number in range(count):
         yield (
-            f'{{"timestamp":{at_ms},"email":"person{number % 5000}@example.com",'
+            f'{{"timestamp":{start_ms + milliseconds[number // 2]},"email":"person{number % 5000}@example.com",'
             f'"eventName":"document_opened_{number % 20}"}}'
         )
 

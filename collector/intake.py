@@ -5,7 +5,7 @@ Valid events are written out once, here, as the lines of JSON that upstream will
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from operator import attrgetter
+from operator import attrgetter, le
 from typing import Any
 
 import msgspec
@@ -22,6 +22,10 @@ MAX_ERRORS_SAID = 1000
 STREAM_PIECE_BYTES = 512 * 2**10
 """Lines of a stream that are stored together, about 5,000 events: more would hold more memory for hardly more speed."""
 
+SORTED_EVENTS = 256
+"""Batches of so many events are put in order of time here: else their keys are sorted where they are written, which
+takes longer as it is (in disorder batches come in a tenth faster). Those of smaller ones are sorted there anyway, with
+their neighbours'."""
 
 LARGE_BODY_BYTES = 16 * 2**10
 """From this size on (about 200 events, a quarter of a millisecond) one body is read in a turn of the loop. Of several
@@ -234,8 +238,13 @@ class Intake:
         return batches
 
     def _batch(self, app_id: str, digests: list[bytes], events: list[UsageEvent]) -> Batch:
-        keys = pack_keys([event.timestamp for event in events], digests)
-        return Batch(app_id, keys, self._encode_lines(events)[:-1])
+        timestamps = [event.timestamp for event in events]
+        if len(events) >= SORTED_EVENTS and not all(map(le, timestamps, timestamps[1:])):
+            order = sorted(range(len(events)), key=timestamps.__getitem__)
+            timestamps = [timestamps[place] for place in order]
+            digests = [digests[place] for place in order]
+            events = [events[place] for place in order]
+        return Batch(app_id, pack_keys(timestamps, digests), self._encode_lines(events)[:-1])
 
     def _one_by_one(
         self, events: Sequence[UsageEvent | None], default_app: str | None, rejections: list[Rejection]

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -15,7 +17,7 @@ from collector.bodies import BYTE_ORDER_MARK, BodyFormat, BodyParser, Parsed, Re
 from collector.contract.models import MAX_EVENTS_PER_REQUEST, Event
 from collector.errors import MalformedBody, QueueFull, Retryable, TooLarge
 from collector.events import APP_ID_MAX_CHARS, INT64_MAX, INT64_MIN, event_key, split_keys
-from collector.intake import LARGE_BODY_BYTES, MAX_ERRORS_SAID, STREAM_PIECE_BYTES, Intake, Report
+from collector.intake import LARGE_BODY_BYTES, MAX_ERRORS_SAID, SORTED_EVENTS, STREAM_PIECE_BYTES, Intake, Report
 from collector.observe.metrics import Metrics
 from collector.queue.base import Backlog, Batch, Burial, Lease, Verdict
 from tests.patience import PATIENCE_SECONDS
@@ -124,6 +126,15 @@ async def test_events_are_grouped_by_app_in_the_order_they_came(queue: Rememberi
         "a": [1, 4],
         "c": [3],
     }
+
+
+@pytest.mark.parametrize("size", [SORTED_EVENTS, SORTED_EVENTS + 1, 1000])
+async def test_large_batches_are_in_order_of_time_and_else_as_they_came(queue: RememberingQueue, size: int) -> None:
+    chance = random.Random(size)
+    sent = [event(chance.randrange(100), email=f"user-{number}@example.com") for number in range(size - 1)]
+    report = await intake(queue).take(body(*sent, sent[0] | {"note": "comes twice"}), JSON)
+    assert report == Report(accepted=size - 1, duplicates=1)
+    assert by_app(queue)["default-app"] == sorted([*sent, sent[0]], key=itemgetter("timestamp"))
 
 
 @pytest.mark.parametrize(("size", "in_one_turn"), [(LARGE_BODY_BYTES - 1, 3), (LARGE_BODY_BYTES, 1)])

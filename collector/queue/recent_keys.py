@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable
 
 from collector.clock import WallTime
-from collector.events import KEY_BYTES, TIMESTAMP_BYTES, split_keys
+from collector.events import KEY_BYTES, TIMESTAMP_BYTES
 from collector.queue.database import MAX_FRESH_KEYS, SQL
 
 CAPACITY = 100_000
@@ -55,6 +55,9 @@ MAX_BUCKET_KEYS = 16_384
 
 ABOVE_ALL = b"\xff" * (KEY_BYTES + 1)
 LAST_TIMESTAMP = 2 ** (8 * TIMESTAMP_BYTES) - 1  # as keys are compared, in which those before 1970 come last
+
+SortedKeys = bytes | list[bytes]
+"""Keys in order of time: one behind the other, as statements take them, or each by itself, as they are kept here."""
 
 
 class RecentKeys:
@@ -93,11 +96,12 @@ class RecentKeys:
         if self._strayed >= OPENS_AFTER:
             self._open()
 
-    def watch(self, keys: bytes) -> None:
-        """Notes when the keys of a put are of, which come in order of time: whether it strays."""
-        if len(keys) < LARGE_PUT_KEYS * KEY_BYTES:
+    def watch(self, keys: SortedKeys, count: int) -> None:
+        """Notes when the keys of a put are of: whether it strays."""
+        if count < LARGE_PUT_KEYS:
             return
-        first, last = keys[:TIMESTAMP_BYTES], keys[-KEY_BYTES:][:TIMESTAMP_BYTES]
+        first, last = (keys[0], keys[-1]) if isinstance(keys, list) else (keys, keys[-KEY_BYTES:])
+        first, last = first[:TIMESTAMP_BYTES], last[:TIMESTAMP_BYTES]
         first_then, last_then = self._times[0]
         if first < last_then and first_then < last:
             self._strayed = min(self._strayed + 1, OPENS_AFTER)
@@ -106,17 +110,16 @@ class RecentKeys:
         self._times.append((first, last))
         self._is_resting = False
 
-    def put(self, keys: bytes, stamp: int) -> None:
-        """Stores keys of one put; `stamp` is as in `seen`. Only while this is open.
+    def put(self, keys: list[bytes], stamp: int) -> None:
+        """Stores sorted keys of one put; `stamp` is as in `seen`. Only while this is open.
 
         Raises IntegrityError, with nothing changed, where some key is known or comes twice.
         """
-        each = sorted(split_keys(keys))
-        inside, outside = self._parted(each)
+        inside, outside = self._parted(keys)
         if not self._keys.isdisjoint(inside):
             raise sqlite3.IntegrityError("a key is known")
         if self._is_closing:
-            inside, outside = [], each
+            inside, outside = [], keys
         size = len(self._keys) + len(inside)
         self._keys.update(inside)
         try:

@@ -16,7 +16,7 @@ from collector.queue.base import Batch, Verdict
 from collector.queue.database import SQL
 from collector.queue.drafts import Draft, Fates, tell_apart
 from collector.queue.operations import Done, Settle
-from collector.queue.recent_keys import RecentKeys
+from collector.queue.recent_keys import RecentKeys, SortedKeys
 from collector.queue.soundness import letter_crc, lines_crc
 
 NUMBERED_SHARE = 8
@@ -47,19 +47,19 @@ class Segments:
         members = [batches[position] for position in draft.positions]
         if draft.events < self._numbered_events and not self._recent.is_open and members[0].app_id in self._apps:
             with contextlib.suppress(sqlite3.IntegrityError):  # some event is or may be known; nothing has changed
-                self._add(members, _keys_by_time(members))
+                self._add(members, self._in_order(members))
                 return True
         return False
 
     def add(self, draft: Draft, batches: Sequence[Batch], fates: Fates) -> None:
         """Stores some of the batches, those of one app, as one segment, or what is new of them."""
         members = [batches[position] for position in draft.positions]
-        keys = _keys_by_time(members)
-        self._recent.watch(keys)
+        keys = self._in_order(members)
+        self._recent.watch(keys, draft.events)
         try:
             self._add(members, keys)
         except sqlite3.IntegrityError:  # undoes this one statement
-            for position, (verdict, size) in zip(draft.positions, self._add_some(members, keys), strict=True):
+            for position, (verdict, size) in zip(draft.positions, self._add_some(members), strict=True):
                 fates.verdicts[position], fates.bytes[position] = verdict, size
         if sum([fates.verdicts[position].accepted for position in draft.positions]) >= self._numbered_events:
             (number,) = self._execute(SQL["last_segment"], (self._app(members[0].app_id),)).fetchone()
@@ -89,31 +89,36 @@ class Segments:
         """Apps that a transaction has added are gone where it failed; so none is known by its number."""
         self._apps.clear()
 
-    def _add(self, batches: Sequence[Batch], keys: bytes) -> None:
-        """Adds batches of one app as one segment; these are their keys, in order of time.
+    def _in_order(self, batches: Sequence[Batch]) -> SortedKeys:
+        keys = _keys_of(batches)
+        return sorted(split_keys(keys)) if self._recent.is_open else by_time(keys)
+
+    def _add(self, batches: Sequence[Batch], keys: SortedKeys) -> None:
+        """Adds batches of one app as one segment; these are their keys.
 
         Raises IntegrityError, with nothing added, where some event was known already or comes twice.
         """
         self._put(batches[0].app_id, keys, [batch.lines for batch in batches])
 
-    def _add_some(self, batches: Sequence[Batch], keys: bytes) -> list[tuple[Verdict, int]]:
+    def _add_some(self, batches: Sequence[Batch]) -> list[tuple[Verdict, int]]:
         """The same where some are known: adds the others. Each batch's verdict, and the bytes of its new lines."""
-        distinct = sorted(dict.fromkeys(split_keys(keys)))
+        distinct = sorted(set(split_keys(_keys_of(batches))))
         known = self._recent.known(distinct)
         new = [key for key in distinct if key not in known]
         told = [tell_apart(batch, known) for batch in batches]
         if new:
-            self._put(batches[0].app_id, b"".join(new), [lines for verdict, lines in told if verdict.accepted])
+            keys = new if self._recent.is_open else b"".join(new)
+            self._put(batches[0].app_id, keys, [lines for verdict, lines in told if verdict.accepted])
         return [(verdict, len(lines) + 1 if verdict.accepted else 0) for verdict, lines in told]
 
-    def _put(self, app_id: str, keys: bytes, lines: Sequence[bytes]) -> None:
+    def _put(self, app_id: str, keys: SortedKeys, lines: Sequence[bytes]) -> None:
         app, text = self._app(app_id), b"\n".join(lines)
-        stamp, events, crc = self._wall.latest_us(), len(keys) // KEY_BYTES, lines_crc(app_id, text)
-        if self._recent.is_open:
+        stamp, crc = self._wall.latest_us(), lines_crc(app_id, text)
+        if isinstance(keys, list):
             self._recent.put(keys, stamp // 1_000_000)
-            self._execute(SQL["add_segment"], (app, stamp, events, text, crc))
+            self._execute(SQL["add_segment"], (app, stamp, len(keys), text, crc))
         else:
-            self._execute(SQL["put_fresh"], (keys, stamp, app, events, text, crc))
+            self._execute(SQL["put_fresh"], (keys, stamp, app, len(keys) // KEY_BYTES, text, crc))
 
     def _app(self, app_id: str) -> int:
         app = self._apps.get(app_id)
@@ -123,5 +128,5 @@ class Segments:
         return app
 
 
-def _keys_by_time(batches: Sequence[Batch]) -> bytes:
-    return by_time(b"".join([batch.keys for batch in batches]))
+def _keys_of(batches: Sequence[Batch]) -> bytes:
+    return b"".join([batch.keys for batch in batches])
