@@ -26,13 +26,16 @@ ACCEPTED = re.compile(rb'"accepted":(\d+)')
 def events(count: int, seed: int, disorder_ms: int = 0) -> Iterator[str]:
     """Distinct events, as live traffic has them: time goes on, people and actions repeat. Two are of one millisecond.
 
-    With `disorder_ms` they come up to so much later than their timestamps say.
+    With `disorder_ms` they come up to so much later than their timestamps say; where that is longer than all of them
+    take, they are of any time in it.
     """
     start_ms = BEGIN_MS + seed * 1_000_000
     milliseconds: Sequence[int] = range(count // 2 + 1)
-    if disorder_ms:
-        late_ms = random.Random(seed).randrange
-        milliseconds = sorted(milliseconds, key=lambda at_ms: at_ms + late_ms(disorder_ms))
+    chance = random.Random(seed)
+    if disorder_ms > len(milliseconds):
+        milliseconds = chance.sample(range(-disorder_ms, 0), len(milliseconds))
+    elif disorder_ms:
+        milliseconds = sorted(milliseconds, key=lambda at_ms: at_ms + chance.randrange(disorder_ms))
     for number in range(count):
         yield (
             f'{{"timestamp":{start_ms + milliseconds[number // 2]},"email":"person{number % 5000}@example.com",'
