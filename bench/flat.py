@@ -1,8 +1,8 @@
 """Holds the same loads against each other with nothing remembered and with fifty million keys: `make bench-flat`.
 
 The keys are of the thirty days before the load, evenly. Events in disorder come up to a minute late, or are of any time
-in the thirty days, where each meets another page of the index. Also prints what an event takes on the disk while it is queued, and a key that is remembered. Takes some
-minutes and 3 GB.
+in the thirty days, where each meets another page of the index. Also prints what an event takes on the disk while it is
+queued, and a key that is remembered. Takes some minutes and 3 GB.
 """
 
 import argparse
