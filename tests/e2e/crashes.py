@@ -11,6 +11,7 @@ import itertools
 import random
 import signal
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -179,15 +180,16 @@ async def lives(oracle: Oracle) -> list[Death]:
     ]
 
 
+def has_recent_keys(oracle: Oracle) -> bool:
+    """Whether some keys have not entered the tree."""
+    with opened(oracle.queue) as connection:
+        return connection.execute(database.SQL["has_recent"]).fetchone() is not None
+
+
 async def crash_amid_disorder(oracle: Oracle) -> None:
     """One daemon dies while some keys have not entered the tree."""
-
-    def has_recent_keys() -> bool:
-        with opened(oracle.queue) as connection:
-            return connection.execute(database.SQL["has_recent"]).fetchone() is not None
-
     async with oracle.running(Rig(constants=BUSTLE)) as daemon, oracle.load(daemon):
-        await until(has_recent_keys)
+        await until(partial(has_recent_keys, oracle))
         await daemon.kill()
 
 
