@@ -132,10 +132,10 @@ class _Memory:
         return []
 
     async def lease(self, app_id: str, max_events: int) -> None:
-        raise NotImplementedError
+        raise AssertionError(f"a source takes {max_events} events of {app_id} out")
 
     async def settle(self, *_: object, **__: object) -> None:
-        raise NotImplementedError
+        raise AssertionError("a source settles")
 
 
 class _Transport:

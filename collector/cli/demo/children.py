@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -25,7 +26,7 @@ STOP_DEADLINE_SECONDS = 15.0
 LOOK_SECONDS = 0.05
 
 
-class Child:
+class Child(ABC):
     """A process that can die and come back. On leaving it is killed, if nobody has ended it before."""
 
     def __init__(self) -> None:
@@ -36,9 +37,9 @@ class Child:
         """It was started, and nobody has killed it."""
         return self._process is not None and self._process.returncode is None
 
+    @abstractmethod
     async def start(self) -> None:
         """It does what it is there for. Raises Unusable."""
-        raise NotImplementedError
 
     async def kill(self) -> None:
         """As a crash would. Harmless to repeat."""
