@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -87,8 +88,15 @@ class SmallDisk:
             os.close(descriptor)
 
     def restart(self) -> None:
-        """The file system is there again, as after a reboot. Nobody may have a file of it open."""
+        """The file system is there again, as after a reboot. Nobody may have a file of it open. Of ext4 alone.
+
+        It comes from a copy of the image: a container that began before the power was cut has the old one mounted
+        still, and as long as it does, the kernel would mount that one again, which writes nothing any more.
+        """
         self.unmount()
+        copy = self._image.with_suffix(".copy")
+        shutil.copyfile(self._image, copy)
+        copy.replace(self._image)
         self.mount()
 
     def fill(self) -> None:
