@@ -7,8 +7,8 @@ INSERT INTO place
 WITH RECURSIVE counted (at) AS (SELECT 1 UNION ALL SELECT at + 24 FROM counted WHERE at < 24 * 999) SELECT at FROM counted;
 
 -- A put of events that are all new and of one app, as one statement: `INSERT INTO fresh`. It fails, with nothing stored,
--- if any of the keys is known, or some known keys are not in `seen` (see recent_keys.py). Much traffic is of this kind, and each statement of a transaction costs beside a busy
--- interpreter as much as the insert itself (see segments.py).
+-- if any of the keys is known, or some known keys are not in `seen` (see recent_keys.py). Much traffic is of this kind,
+-- and each statement of a transaction costs beside a busy interpreter as much as the insert itself (see segments.py).
 CREATE TEMP VIEW fresh (keys, stamp, app, events, lines, crc) AS SELECT NULL, NULL, NULL, NULL, NULL, NULL;
 
 CREATE TEMP TRIGGER fresh_put INSTEAD OF INSERT ON fresh BEGIN
