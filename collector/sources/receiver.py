@@ -1,4 +1,4 @@
-"""Many datagrams a system call: recvmmsg(2), which Python has no function for. One each where the system has none.
+"""Many datagrams a system call: recvmmsg(2), which Python has no function for. One each elsewhere than on Linux.
 
 A datagram that is received by itself costs 1.2 us here, of which a third is the way into the kernel and back; one of
 several half a microsecond less (bench/README.md).
@@ -9,6 +9,8 @@ import errno
 import os
 import socket
 import struct
+import sys
+from typing import Any
 
 PLACES = 16
 """Received at once, at most. More are hardly faster, and where datagrams are large each place fills its 64 KiB."""
@@ -36,7 +38,9 @@ class _Message(ctypes.Structure):  # struct mmsghdr, recvmmsg(2)
 
 _BEHIND = ctypes.sizeof(_Message) - _Message.length.offset - 4
 _lengths_of = struct.Struct("=" + f"{_Message.length.offset}xI{_BEHIND}x" * PLACES).unpack_from
-_recvmmsg = getattr(ctypes.CDLL(None, use_errno=True), "recvmmsg", None)
+_recvmmsg: Any = None
+if sys.platform == "linux":  # where others have it, FreeBSD for one, what it writes to is laid out otherwise
+    _recvmmsg = getattr(ctypes.CDLL(None, use_errno=True), "recvmmsg", None)
 
 
 class Receiver:
