@@ -10,7 +10,6 @@ import os
 import socket
 import struct
 import sys
-from typing import Any
 
 PLACES = 16
 """Received at once, at most. More are hardly faster, and where datagrams are large each place fills its 64 KiB."""
@@ -38,9 +37,8 @@ class _Message(ctypes.Structure):  # struct mmsghdr, recvmmsg(2)
 
 _BEHIND = ctypes.sizeof(_Message) - _Message.length.offset - 4
 _lengths_of = struct.Struct("=" + f"{_Message.length.offset}xI{_BEHIND}x" * PLACES).unpack_from
-_recvmmsg: Any = None
-if sys.platform == "linux":  # where others have it, FreeBSD for one, what it writes to is laid out otherwise
-    _recvmmsg = getattr(ctypes.CDLL(None, use_errno=True), "recvmmsg", None)
+# Where others have it, FreeBSD for one, what it writes to is laid out otherwise.
+_recvmmsg = getattr(ctypes.CDLL(None, use_errno=True), "recvmmsg", None) if sys.platform == "linux" else None
 
 
 class Receiver:

@@ -10,8 +10,7 @@ import contextlib
 import os
 import signal
 import socket
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -21,11 +20,11 @@ import pytest
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.e2e.books import Books, Event, settled
+from tests.patience import until
 from tests.system.box import Box
 
 URL = "http://127.0.0.1:8787"
 UPSTREAM_PORT = 8788
-SECONDS = 30.0
 
 CONFIG = f"""
 [upstream]
@@ -85,20 +84,12 @@ async def systemctl(box: Box, *words: str) -> str:
     return await asyncio.to_thread(box.systemctl, *words)
 
 
-async def until(fact: Callable[[], object], what: str) -> None:
-    """Returns when it is so; another process's doing sets no event here."""
-    deadline = time.monotonic() + SECONDS
-    while not fact():
-        assert time.monotonic() < deadline, f"not within {SECONDS} s: {what}"
-        await asyncio.sleep(0.05)
-
-
 async def until_restarted(box: Box, unit: str, times: int = 1) -> None:
-    await until(lambda: int(box.property(unit, "NRestarts")) >= times, f"restart {times} of {unit}")
+    await until(lambda: int(box.property(unit, "NRestarts")) >= times)
 
 
 async def until_status_says(box: Box, unit: str, text: str) -> None:
-    await until(lambda: box.property(unit, "StatusText").startswith(text), f"{unit} says {text}")
+    await until(lambda: box.property(unit, "StatusText").startswith(text))
 
 
 def drop_in(box: Box, unit: str, *lines: str) -> None:
@@ -144,7 +135,7 @@ class Load:
     async def more(self, count: int) -> None:
         """Returns when so many more are acknowledged."""
         aim = self.posted + count
-        await until(lambda: self.posted >= aim, f"{count} more posts, after {self.failures[-3:]}")
+        await until(lambda: self.posted >= aim)
 
     async def _post(
         self, session: aiohttp.ClientSession, number: int, stopped: asyncio.Event, *, tries_again: bool
@@ -205,7 +196,7 @@ async def test_where_the_queue_cannot_be_opened_it_is_not_started_and_is_once_it
     with pytest.raises(AssertionError, match="Job for collector"):
         await systemctl(box, "start", ALL)
     (box.root / queue[1:]).unlink()
-    await until(lambda: box.property(ALL, "ActiveState") == "active", "it is tried again by itself")
+    await until(lambda: box.property(ALL, "ActiveState") == "active")
     assert (await get("/readyz"))[0] == 200
 
 
@@ -234,7 +225,7 @@ async def test_what_hangs_is_killed_by_the_watchdog_and_started_again(box: Box, 
         if what == "writer":
             assert "Fatal Python error: Aborted" in box.journal(ALL)  # and where each thread was
         assert "Watchdog timeout" in box.journal(ALL)
-        await until(lambda: box.property(ALL, "ActiveState") == "active", "it runs again")
+        await until(lambda: box.property(ALL, "ActiveState") == "active")
         await books.post(session, URL, events(0, 10))
     await settled(state, 10)
     await books.check(state)
@@ -332,7 +323,7 @@ async def test_a_reload_takes_what_is_sound_and_refuses_what_is_not_and_no_conne
         connections = established(8787)
         box.write("/etc/collector/config.toml", CONFIG + '[apps]\ndefault = "wiki"\n[queue]\ndedup_retention = "1d"\n')
         await systemctl(box, "reload", ALL)
-        await until(lambda: box.log(ALL, "agent.reloaded"), "the reload")
+        await until(lambda: box.log(ALL, "agent.reloaded"))
         [reloaded] = box.log(ALL, "agent.reloaded")
         assert reloaded["in_force"] == ["apps.default"]
         assert reloaded["need_restart"] == ["queue.dedup_retention"]
@@ -344,7 +335,7 @@ async def test_a_reload_takes_what_is_sound_and_refuses_what_is_not_and_no_conne
         for problem in ("http.max_in_flight: 0; allowed", "http.idle_timeout: 3; allowed"):
             assert problem in box.journal(ALL)
         box.systemctl("kill", "--signal=HUP", "--kill-who=main", ALL)  # as who does not ask systemctl
-        await until(lambda: box.log(ALL, "run.reload_failed"), "the refusal")
+        await until(lambda: box.log(ALL, "run.reload_failed"))
         [refused] = box.log(ALL, "run.reload_failed")
         for problem in ("http.max_in_flight: 0; allowed", "http.idle_timeout: 3; allowed"):
             assert problem in str(refused["error"])
@@ -371,7 +362,7 @@ async def test_tokens_that_root_alone_can_read_are_asked_for_and_renewed(box: Bo
         assert await post(local, events(0, 1)) == 200, "the file's mode says who may"
         box.write("/etc/collector/ingest_tokens", f"{TOKENS[1]}\n", 0o600)
         await systemctl(box, "reload", ALL)
-        await until(lambda: box.log(ALL, "agent.reloaded"), "the reload")
+        await until(lambda: box.log(ALL, "agent.reloaded"))
         handed_over = (
             (box.root / f"run/credentials/{ALL}/ingest_tokens").read_text().strip()
         )  # which version 252 renews
@@ -405,7 +396,7 @@ async def test_two_halves_do_the_work_of_one_and_neither_has_what_it_does_not_ne
     await settled(state, len(books.acknowledged))
     await books.check(state)
 
-    await until(lambda: box.property(FLUSH, "ActiveState") == "active", "it runs again")
+    await until(lambda: box.property(FLUSH, "ActiveState") == "active")
     ingest, flush = box.process(INGEST), box.process(FLUSH)
     credential, other = f"/run/credentials/{FLUSH}/client_secret", f"/proc/{box.property(FLUSH, 'MainPID')}/environ"
     assert box.may_read(FLUSH, credential)
