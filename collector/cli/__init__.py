@@ -5,6 +5,7 @@ before you try again), 75 not now (the same command may succeed later; sysexits'
 (EX_NOPERM), 78 wrong configuration (EX_CONFIG).
 """
 
+import io
 import os
 import sys
 from typing import Any
@@ -51,6 +52,8 @@ class _Main(LazyGroup):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         _occupy_closed_streams()
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it
         try:
             return super().main(*args, **kwargs)
         except ConfigInvalid as error:
@@ -59,6 +62,11 @@ class _Main(LazyGroup):
         except CollectorError as error:
             click.echo(f"collector: {error}", err=True)
             sys.exit(exit_code(error))
+        except OSError as error:  # of a file that the command line names, or of what standard output leads to
+            place = f"{error.filename}: " if error.filename else ""
+            click.echo(f"collector: {place}{error.strerror or error}", err=True)
+            sys.stdout = io.StringIO()  # whose buffer would be tried once more at the end
+            sys.exit(EXIT_FAILED)
 
 
 def _occupy_closed_streams() -> None:
@@ -88,7 +96,7 @@ def exit_code(error: BaseException | None) -> int:
 @click.group(cls=_Main, modules=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="collector")
 def main() -> None:
-    """Collects usage events from local apps and delivers them to Productiv, each exactly once.
+    """Collects usage events from local apps and delivers them to Productiv, which counts each once.
 
     \b
     collector init                        writes a configuration to edit

@@ -13,6 +13,8 @@ from collector.errors import Unusable
 HERE = Path("collector.toml")
 SYSTEM_CONFIG = Path("/etc/collector/config.toml")
 SYSTEM_UNITS = Path("/etc/systemd/system")
+SYSTEM_QUEUE = Path("/var/lib/collector")
+"""The units' StateDirectory, so that commands by hand look where the daemon writes."""
 
 
 class Step(NamedTuple):
@@ -100,7 +102,8 @@ def _steps(root: Path, names: tuple[str, ...]) -> list[Step]:
         )
     config = _below(root, SYSTEM_CONFIG)
     there = _text(config)
-    steps = [Step(config, example_toml() if there is None else there, 0o644, there)]
+    text = example_toml({"queue.path": SYSTEM_QUEUE}) if there is None else there
+    steps = [Step(config, text, 0o644, there)]
     for name in names:
         file = _below(root, SYSTEM_UNITS / name)
         steps.append(Step(file, unit(name, command=program), 0o644, _text(file)))
@@ -110,14 +113,15 @@ def _steps(root: Path, names: tuple[str, ...]) -> list[Step]:
 def _next_steps(*, split: bool) -> str:
     sockets, services = ("collector-ingest", "collector-ingest collector-flush") if split else ("collector",) * 2
     units = " ".join([f"{sockets}.socket", *(f"{name}.service" for name in services.split())])
+    program = own_command()
     return (
         f"Next:\n"
         f"  1. set upstream.client_id in {SYSTEM_CONFIG}\n"
         f"  2. put the client secret, alone, into /etc/collector/client_secret, readable for root only:\n"
         f"     (umask 077; cat > /etc/collector/client_secret)\n"
-        f"  3. collector check-config --without-credentials --config {SYSTEM_CONFIG}\n"
+        f"  3. {program} check-config --without-credentials --config {SYSTEM_CONFIG}\n"
         f"  4. systemctl daemon-reload && systemctl enable --now {units}\n"
-        f"  5. collector status"
+        f"  5. {program} status --config {SYSTEM_CONFIG}"
     )
 
 

@@ -40,7 +40,8 @@ def _figures(status: Status) -> Iterator[str]:
         yield _figure("out", f"{rates.delivered_now:,.1f} events/s", _bars(rates.delivered, top))
     waiting = f"{queue.waiting_events:,} events"
     yield _figure("waiting", waiting, _bars(rates.waiting, max(rates.waiting, default=0)))
-    yield _figure("", f"{size(queue.waiting_bytes)}, the oldest for {_age(queue.oldest_age_seconds)}")
+    if queue.waiting_events:
+        yield _figure("", f"{size(queue.waiting_bytes)}, the oldest for {_age(queue.oldest_age_seconds)}")
     again = "" if upstream.again_in_seconds is None else f", again in {duration(upstream.again_in_seconds)}"
     since = "" if upstream.since_seconds is None else f" for {duration(upstream.since_seconds)}"
     state = click.style(upstream.state, fg=COLOURS.get(upstream.state))

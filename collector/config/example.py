@@ -1,6 +1,7 @@
 """The commented example configuration, written from the model so that it cannot drift from it."""
 
 import textwrap
+from collections.abc import Mapping
 from itertools import groupby
 from typing import get_type_hints
 
@@ -16,8 +17,12 @@ HEADER = f"""\
 """
 
 
-def example_toml() -> str:
-    """TOML that loads to the defaults, each key with what it is for and what it allows."""
+def example_toml(instead: Mapping[str, object] | None = None) -> str:
+    """TOML that loads to the defaults, each key with what it is for and what it allows.
+
+    `instead` has other values, by dotted key, such as `queue.path`.
+    """
+    instead = instead or {}
     sections = get_type_hints(Config)
     parts = [HEADER]
     for section, members in groupby(keys(), key=lambda key: key.section):
@@ -26,8 +31,8 @@ def example_toml() -> str:
             parts += [_comment(key.kind.about), _comment(f"Allowed: {key.kind.allowed}.")]
             if key.dotted in NEEDS_RESTART:
                 parts.append(_comment("A change needs a restart."))
-            unset = f'# {key.name} = "…"\n'
-            parts.append(unset if key.default is None else f"{key.name} = {key.kind.write(key.default)}\n")
+            value = instead.get(key.dotted, key.default)
+            parts.append(f'# {key.name} = "…"\n' if value is None else f"{key.name} = {key.kind.write(value)}\n")
     return "".join(parts)
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from collector.errors import CollectorError, DiskFull, QueueBroken, QueueDamaged, QueueUnavailable
 from collector.queue.forks import Connection
-from collector.queue.lock import nobody_present
+from collector.queue.lock import is_there, nobody_present
 from collector.queue.soundness import stored_schema
 from collector.queue.write_ahead_log import EMPTY, PAGE_BYTES, read_log
 
@@ -151,7 +151,7 @@ def open_reader(directory: Path) -> sqlite3.Connection:
     the damage and say so in the index, so that the next start would take it for the end of the log.
     """
     file = directory / FILE_NAME
-    if not file.exists():
+    if not is_there(file):
         raise QueueBroken(f"{file} does not exist; a collector that ran with this queue.path would have made it")
     with nobody_present(directory, patience_seconds=BUSY_TIMEOUT_MS / 1000) as is_left_behind:
         log = read_log(file.with_name(FILE_NAME + "-wal")) if is_left_behind else EMPTY

@@ -144,12 +144,25 @@ def _waited_for(descriptor: int, directory: Path, patience_seconds: float) -> bo
 def no_lock(file: Path, error: OSError) -> CollectorError:
     """Why a lock's file cannot be opened."""
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return forbidden(file if file.exists() else file.parent)
+        return forbidden(file if os.access(file, os.F_OK) else file.parent)
+    if error.errno in {errno.EEXIST, errno.ENOTDIR}:
+        return QueueBroken(f"queue.path: {file.parent} is not a directory")
+    if error.errno in {errno.ENOENT, errno.EINVAL}:
+        return QueueBroken(f"queue.path: {file.parent} cannot be made: {error.strerror}")
     return QueueUnavailable(f"{file}: {error.strerror}")
+
+
+def is_there(file: Path) -> bool:
+    """Whether the queue has this file. Raises QueueBroken where that is not ours to know."""
+    try:
+        return file.exists()
+    except OSError:
+        raise forbidden(file.parent) from None
 
 
 def forbidden(path: Path) -> QueueBroken:
     """That a file or directory of the queue is not ours to use: who we are, whose it is, and the remedy."""
+    path = next((each for each in (path, *path.parents) if os.access(each, os.F_OK)), path)
     try:
         status = path.stat()
     except OSError as error:

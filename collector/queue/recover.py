@@ -4,7 +4,7 @@ from pathlib import Path
 
 from collector.errors import QueueBroken, QueueInUse
 from collector.queue.database import BUSY_TIMEOUT_MS, FILE_NAME
-from collector.queue.lock import Presence, RoleLock
+from collector.queue.lock import Presence, RoleLock, is_there
 from collector.queue.ready import damage, finish_interrupted, problems_of
 from collector.queue.salvage import COMPLETE, Salvaged, salvage
 
@@ -50,6 +50,6 @@ def recover(directory: Path, *, always: bool) -> Salvaged | None:
 def _existing(directory: Path) -> Path:
     """The queue's file, of which at least something is there."""
     file = directory / FILE_NAME
-    if not any(file.with_name(name).exists() for name in (FILE_NAME, f"{FILE_NAME}-wal", COMPLETE)):
+    if not any(is_there(file.with_name(name)) for name in (FILE_NAME, f"{FILE_NAME}-wal", COMPLETE)):
         raise QueueBroken(f"{file} does not exist; a collector that ran with this queue.path would have made it")
     return file

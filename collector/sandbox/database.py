@@ -1,6 +1,7 @@
 """The sandbox's SQLite database: in memory, or in a file that stays; one transaction at a time."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,12 +27,15 @@ class Database:
     async def open(cls, directory: Path | None) -> Self:
         """The database in `directory`, made if need be; without one it lives and dies with the process.
 
-        Raises Unusable where the file is of another version.
+        Raises Unusable where the file is of another version, or cannot be made.
         """
-        if directory is not None:
-            directory.mkdir(parents=True, exist_ok=True)
         place = ":memory:" if directory is None else str(directory / FILE_NAME)
-        connection = await aiosqlite.connect(place, isolation_level=None)
+        try:
+            if directory is not None:
+                directory.mkdir(parents=True, exist_ok=True)
+            connection = await aiosqlite.connect(place, isolation_level=None)
+        except (OSError, sqlite3.Error) as error:
+            raise Unusable(f"{place}: {error.strerror if isinstance(error, OSError) else error}") from error
         try:
             await _prepare(connection, place)
         except BaseException:

@@ -5,7 +5,6 @@ another method, 413 for a body that is too large, 403 for an upload URL that is 
 else is answered 404 and counted as unexpected: a test can insist that there is none.
 """
 
-import asyncio
 import functools
 import ssl
 from collections import deque
@@ -195,7 +194,7 @@ class Sandbox:
         if fault.delay_seconds:
             await self._clock.sleep(fault.delay_seconds)
         if fault.cut:
-            if isinstance(request.transport, asyncio.Transport):
+            if request.transport is not None:
                 if fault.raw:
                     request.transport.write(fault.raw.encode("latin-1", "replace"))
                     request.transport.close()  # once that is sent

@@ -1,7 +1,9 @@
 """`collector demo`: the main job, an outage or sudden deaths in a fleet, and the books."""
 
 import asyncio
+import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from collector.cli.demo.books import Books, FleetBooks
 from collector.cli.demo.children import nats_servers
 from collector.errors import Unusable
+from tests.cli.child import finish, own_environment, started
 from tests.e2e.daemon import command
 
 AGREEING = Books(
@@ -48,6 +51,32 @@ async def test_without_a_terminal_it_shows_the_outage_in_plain_lines_and_its_boo
     assert waiting == sorted(waiting)
     assert waiting[-1] > 1000
     assert lines[-1] == VERDICT
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="there is no /proc to look for what is left")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_what_ends_it_early_ends_all_that_it_has_started(tmp_path: Path, number: signal.Signals) -> None:
+    environment = {**own_environment(), "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    async with started("demo", env=environment) as process:
+        assert process.stdout is not None
+        await process.stdout.readline()
+        assert b"sandbox is up" in await process.stdout.readline()
+        assert len(processes_with(tmp_path)) >= 3
+        process.send_signal(number)
+        ended = await finish(process)
+    assert (ended.status, ended.err) == (1, "stopped before its end; there are no books\n")
+    assert processes_with(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def processes_with(folder: Path) -> list[str]:
+    """Numbers of the processes whose environment names the folder."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(folder) in each.read_bytes():
+                found.append(each.parent.name)
+    return found
 
 
 async def test_a_fleet_outlives_the_leading_server_and_a_collector_and_its_books_agree() -> None:

@@ -94,7 +94,9 @@ def test_units_run_the_collector_that_installed_them(
         if name.endswith(".service"):
             assert "ExecStart=/usr/lib/collector/bin/collector run" in text
             assert name in said
-    assert load(root / CONFIG, CREDENTIALS) == load(None, CREDENTIALS)
+    assert "/usr/lib/collector/bin/collector check-config" in said
+    there = {**CREDENTIALS, "COLLECTOR_QUEUE__PATH": "/var/lib/collector"}
+    assert load(root / CONFIG, CREDENTIALS) == load(None, there), "where the units keep it"
 
 
 def test_who_says_no_gets_nothing(root: Path) -> None:

@@ -13,7 +13,7 @@ from collector.queue.database import FILE_NAME
 from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
-from tests.cli.child import Ended, run
+from tests.cli.child import Ended, finish, run, started
 from tests.e2e.books import Books, Event, settled
 from tests.e2e.daemon import Daemon, environment, running
 
@@ -177,6 +177,22 @@ async def test_without_a_queue_a_command_says_what_is_missing_and_makes_none(
 ) -> None:
     assert f"{FILE_NAME} does not exist" in await desk.ask(*words, status=1)
     assert not (tmp_path / "queue" / FILE_NAME).exists()
+
+
+async def test_a_file_that_cannot_be_written_is_named_with_the_reason(tmp_path: Path, desk: Desk) -> None:
+    async with running(tmp_path, NOWHERE, stop__deadline="0s"):
+        pass
+    (tmp_path / "taken").write_text("by a file")
+    no_folder = f"{tmp_path}/taken/new"
+    for words in (("queue", "export", "--output"), ("queue", "dead", "export", "--output")):
+        assert await desk.ask(*words, no_folder, status=1) == f"collector: {no_folder}: Not a directory\n"
+    said = await desk.ask("queue", "backup", no_folder, status=1)
+    assert said == f"collector: {no_folder}: Not a directory; name a directory that can be written\n"
+    full = os.open("/dev/full", os.O_WRONLY)
+    async with started("queue", "stats", env=desk.env, stdout=full) as process:
+        os.close(full)
+        ended = await finish(process)
+    assert (ended.status, ended.err) == (1, "collector: No space left on device\n")
 
 
 async def test_a_broken_file_is_told_by_check_and_mended_by_recover(tmp_path: Path, desk: Desk) -> None:

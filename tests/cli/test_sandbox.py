@@ -113,6 +113,18 @@ async def test_the_faults_of_a_file_are_in_force(tmp_path: Path) -> None:
         assert (await child.stats()).distinct == 1
 
 
+async def test_a_cut_reaches_the_client(tmp_path: Path) -> None:
+    script = tmp_path / "faults.json"
+    script.write_text('{"faults": [{"cut": true, "times": 1}, {"cut": true, "raw": "HTTP/1.1 299 half", "times": 1}]}')
+    async with sandbox("--create-apps", "--faults", str(script)) as child:
+        token = await child.token()
+        for said in ("^Server disconnected$", "code=299"):
+            with pytest.raises(aiohttp.ServerDisconnectedError, match=said):
+                await child.push(token, 1)
+        assert (await child.stats()).received == 0
+        assert await child.push(token, 1) == 200
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"faults": [{"status": 99}]}', b'{"faults": [{"statsu": 500}]}'],
@@ -150,6 +162,13 @@ async def test_a_broken_seed_is_a_clean_error_that_names_the_field(tmp_path: Pat
     assert ended.err.startswith(f"collector: {seed}: ")
     assert "appI" in ended.err
     assert "Traceback" not in ended.err
+
+
+async def test_a_directory_for_data_that_cannot_be_made_is_a_clean_error(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("by a file")
+    ended = await run("sandbox", "--listen", "127.0.0.1:0", "--data", f"{tmp_path}/taken/new")
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err == f"collector: {tmp_path}/taken/new/sandbox.sqlite3: Not a directory\n"
 
 
 async def test_data_of_another_version_is_a_clean_error(tmp_path: Path) -> None:

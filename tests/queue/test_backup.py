@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from collector.clock import Clock
-from collector.errors import DiskFull, QueueBroken, QueueUnavailable
+from collector.errors import DiskFull, QueueBroken
 from collector.observe.metrics import Metrics
 from collector.queue import backup
 from collector.queue.backup import back_up
@@ -102,5 +102,5 @@ async def test_a_copy_that_fails_leaves_nothing(
 async def test_a_copy_that_cannot_be_made_there_says_so(queue: SqliteQueue, tmp_path: Path) -> None:
     await queue.put([batch("wiki", range(3))])
     (tmp_path / "file").touch()
-    with pytest.raises(QueueUnavailable, match="file"):
+    with pytest.raises(QueueBroken, match="file"):
         back_up(tmp_path / "queue", tmp_path / "file")

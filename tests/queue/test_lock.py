@@ -1,11 +1,12 @@
 """A role on a queue directory has one holder at a time, over all processes, and dies with it."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
-from collector.errors import QueueInUse, QueueUnavailable
-from collector.queue.lock import RoleLock
+from collector.errors import QueueBroken, QueueInUse
+from collector.queue.lock import RoleLock, is_there
 from tests.queue.samples import child, hear, tell
 
 HOLD = """
@@ -112,7 +113,19 @@ def test_releasing_what_is_not_held_is_harmless(tmp_path: Path, lock: RoleLock) 
         assert hear(other) == "taken"
 
 
-def test_a_directory_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:
+def test_a_directory_that_nobody_may_look_into_is_named_with_its_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", forbidden)
+    with pytest.raises(QueueBroken, match=f"^{tmp_path} cannot be read and written by"):
+        is_there(tmp_path / "queue.sqlite3")
+
+
+@pytest.mark.parametrize("name", ["taken", "taken/queue"])
+def test_a_directory_that_cannot_be_made_is_for_a_person_to_mend(tmp_path: Path, name: str) -> None:
     (tmp_path / "taken").write_text("by a file")
-    with pytest.raises(QueueUnavailable, match=r"flusher\.lock"):
-        RoleLock(tmp_path / "taken" / "queue", "flusher").acquire()
+    with pytest.raises(QueueBroken, match=rf"^queue\.path: {tmp_path / name} is not a directory$"):
+        RoleLock(tmp_path / name, "flusher").acquire()

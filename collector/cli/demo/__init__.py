@@ -1,12 +1,17 @@
 """`collector demo`: the main job in half a minute, with real processes and real failures."""
 
+import asyncio
 import random
+import signal
 import sys
 import tempfile
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import click
 
+from collector.cli.demo.books import Books
 from collector.cli.demo.cluster import show_cluster
 from collector.cli.demo.outage import show_outage
 from collector.cli.loop import run
@@ -27,8 +32,16 @@ def command(seed: int, cluster: bool) -> None:
     show = show_cluster if cluster else show_outage
     try:
         with tempfile.TemporaryDirectory(prefix="collector-demo-") as folder:
-            books = run(show(Path(folder), random.Random(seed)))  # noqa: S311 - example data
-    except KeyboardInterrupt:
-        sys.exit(130)
+            books = run(_until_told(show(Path(folder), random.Random(seed))))  # noqa: S311 - example data
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit("stopped before its end; there are no books")
     books.show()
     sys.exit(1 if books.disagreements() else 0)
+
+
+async def _until_told(show: Coroutine[Any, Any, Books]) -> Books:
+    """The show, which what ends a job or a terminal cancels as Ctrl-C does: what it has started ends with it."""
+    (task,) = asyncio.all_tasks()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    return await show

@@ -1,4 +1,7 @@
-"""The processes of a demo: each can be killed, and none outlives it."""
+"""The processes of a demo: each can be killed, and none outlives it, but where it is killed by SIGKILL itself.
+
+Each is in a session of its own: what a terminal sends to all of its programs reaches the demo alone.
+"""
 
 import asyncio
 import contextlib
@@ -71,7 +74,9 @@ class Sandbox(Child):
         """It listens at `url`. Raises Unusable."""
         listen = self.url.removeprefix("http://") or "127.0.0.1:0"
         arguments = ["-m", "collector", "sandbox", "--listen", listen, *self._options]
-        self._process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=asyncio.subprocess.PIPE)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, start_new_session=True
+        )
         assert self._process.stdout is not None  # noqa: S101 - asked for above
         line = await asyncio.wait_for(self._process.stdout.readline(), START_DEADLINE_SECONDS)
         match = re.search(rb"listens on (\S+)", line)
@@ -86,7 +91,10 @@ class Sandbox(Child):
 
 
 class Collector(Child):
-    """A collector that delivers to the sandbox. On leaving, it was asked to stop and has, or was killed before."""
+    """A collector that delivers to the sandbox.
+
+    On leaving, it was asked to stop and has, or was killed before; where the demo ends before its time it is killed.
+    """
 
     def __init__(self, folder: Path, name: str, sandbox_url: str, settings: Mapping[str, str]) -> None:
         super().__init__()
@@ -111,7 +119,7 @@ class Collector(Child):
         """It takes events at `url`. Raises Unusable."""
         with self._log_file.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "collector", "run", env=self._environment, stderr=log
+                sys.executable, "-m", "collector", "run", env=self._environment, stderr=log, start_new_session=True
             )
         deadline = time.monotonic() + START_DEADLINE_SECONDS
         while self.is_up and time.monotonic() < deadline:
@@ -129,7 +137,9 @@ class Collector(Child):
             sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples
         }
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *error: object) -> None:
+        if error[0] is not None:
+            await self.kill()
         if self._process is None or not self.is_up:
             return
         self._process.send_signal(signal.SIGTERM)
@@ -167,7 +177,7 @@ class NatsServer(Child):
 
     async def start(self) -> None:
         """Its process runs; `is_healthy` tells when it is of use."""
-        self._process = await asyncio.create_subprocess_exec(*self._command)
+        self._process = await asyncio.create_subprocess_exec(*self._command, start_new_session=True)
 
     async def is_healthy(self, session: aiohttp.ClientSession) -> bool:
         """It knows who leads the cluster, and has what the others have."""

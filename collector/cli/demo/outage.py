@@ -48,23 +48,28 @@ async def _play(
     started = time.monotonic()
     pushing = asyncio.create_task(_push(session, collector.url, requests, books))
     down = returned = False
-    while True:
-        elapsed = time.monotonic() - started
-        if not down and elapsed >= OUTAGE[0]:
-            await sandbox.kill()
-            down = True
-        if down and not returned and elapsed >= OUTAGE[1]:
-            await sandbox.start()
-            returned = True
-        await _observe(session, collector, sandbox, books)
-        if pushing.done():
-            await pushing
-        drained = pushing.done() and returned and books.sandbox_distinct == books.sent_distinct and books.waiting == 0
-        state = f"sandbox is {DOWN}" if not sandbox.is_up else "draining" if pushing.done() else "sandbox is up"
-        screen.show(elapsed, "done" if drained else state)
-        if drained or elapsed > PUSH_SECONDS + DRAIN_DEADLINE_SECONDS:
-            return
-        await asyncio.sleep(REFRESH_SECONDS)
+    try:
+        while True:
+            elapsed = time.monotonic() - started
+            if not down and elapsed >= OUTAGE[0]:
+                await sandbox.kill()
+                down = True
+            if down and not returned and elapsed >= OUTAGE[1]:
+                await sandbox.start()
+                returned = True
+            await _observe(session, collector, sandbox, books)
+            if pushing.done():
+                await pushing
+            is_sent = pushing.done() and returned
+            drained = is_sent and books.sandbox_distinct == books.sent_distinct and books.waiting == 0
+            state = f"sandbox is {DOWN}" if not sandbox.is_up else "draining" if pushing.done() else "sandbox is up"
+            screen.show(elapsed, "done" if drained else state)
+            if drained or elapsed > PUSH_SECONDS + DRAIN_DEADLINE_SECONDS:
+                return
+            await asyncio.sleep(REFRESH_SECONDS)
+    finally:
+        pushing.cancel()
+        await asyncio.wait([pushing])
 
 
 async def _push(session: aiohttp.ClientSession, collector_url: str, requests: list[list[bytes]], books: Books) -> None:
