@@ -23,7 +23,7 @@ from collector.config.kinds import Address, UnixUrl
 from collector.config.model import Events
 from collector.contract.operations import SCOPE_WRITE
 from collector.election import Delivery, Election
-from collector.errors import Unusable
+from collector.errors import CollectorError, Unusable
 from collector.events import UsageEvent
 from collector.flusher import Flusher, Publisher
 from collector.intake import Intake, Report
@@ -204,6 +204,8 @@ class Collector:
         self._election.withdraw()
         log.info("agent.draining", waiting_events=self._queue.waiting_events, deadline_seconds=seconds)
         await asyncio.wait([flushing], timeout=max(0.0, deadline - self._clock.monotonic()))
+        with contextlib.suppress(CollectorError):  # of other processes' puts not all is known yet
+            await self._queue.refresh()
         report = StopReport(self._queue.waiting_events, self._flusher.held, self._recorder.waiting_events)
         await self._open.aclose()
         self._supervision.tasks.clear()

@@ -238,10 +238,12 @@ class _Life:
         self._started.set_result(None)
         ends = [asyncio.create_task(self._stop_asked.wait()), asyncio.create_task(self.collector.failed())]
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        report = await self.collector.stop()
-        failures = [failure for end in done if (failure := end.exception()) is not None]
-        if failures:
-            self._ended.set_exception(failures[0])
+        try:
+            report = await self.collector.stop()
+            for end in done:
+                end.result()
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever stops it
+            self._ended.set_exception(error)
         else:
             self._ended.set_result(report)
 

@@ -312,6 +312,81 @@ record(9999)
     assert waiting(tmp_path) == 4 * 100 + (parent != "pass") + 1
 
 
+def test_a_child_goes_on_after_its_parent_has_stopped(tmp_path: Path) -> None:
+    """The last connection that closes removes the log: the parent's must know that there is another."""
+    source = """
+record(0)
+(word, to_parent), (stopped, to_child) = os.pipe(), os.pipe()
+pid = os.fork()
+if not pid:
+    record(1)
+    os.write(to_parent, b"!")
+    os.read(stopped, 1)
+    for number in range(2, 101):
+        record(number)
+    os._exit(0)
+os.read(word, 1)
+collector.stop()
+os.write(to_child, b"!")
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+"""
+    ended(program(tmp_path, source))
+    assert waiting(tmp_path) == 101
+
+
+def test_a_fork_amid_commits_spoils_nothing_in_parent_or_child(tmp_path: Path) -> None:
+    source = """
+is_over = False
+
+def busy(first):
+    for number in itertools.count(first):
+        if is_over:
+            print(number - first, flush=True)
+            return
+        record(number)
+
+threads = [threading.Thread(target=busy, args=(first,)) for first in (10**6, 2 * 10**6)]
+for thread in threads:
+    thread.start()
+children = []
+for child in range(10):
+    pid = os.fork()
+    if not pid:
+        for number in range(20):
+            record(child * 1000 + number)
+        os._exit(0)
+    children.append(pid)
+for pid in children:
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+is_over = True
+for thread in threads:
+    thread.join()
+assert collector.stop().waiting_events >= 200
+"""
+    said = ended(program(tmp_path, f"import itertools, threading\n{source}"))
+    assert waiting(tmp_path) == 200 + sum(map(int, said.split()))
+
+
+def test_a_fork_that_python_does_not_know_of_is_refused_a_collector_that_ran_before(tmp_path: Path) -> None:
+    source = """
+import ctypes
+record(0)
+pid = ctypes.CDLL(None).fork()
+if not pid:
+    ctypes.pythonapi.PyOS_AfterFork_Child()
+    try:
+        record(1)
+    except CollectorError as error:
+        print(error, flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+record(2)
+"""
+    said = ended(program(tmp_path, f"from collector import CollectorError\n{source}"))
+    assert "start the collector after the fork" in said
+    assert waiting(tmp_path) == 2
+
+
 def test_a_child_does_not_hold_its_parents_role(tmp_path: Path) -> None:
     """The parent delivers, forks and is killed: the child takes over, though it has inherited the parent's files."""
     source = """

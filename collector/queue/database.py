@@ -101,7 +101,7 @@ def schema_of(version: int) -> tuple[tuple[str, str], ...]:
         return tuple(stored_schema(connection))
 
 
-def open_writer(directory: Path) -> sqlite3.Connection:
+def open_writer(directory: Path) -> Connection:
     """The queue's file in `directory`, made if there is none, open for writing.
 
     Raises QueueBroken where the file is not a queue or is newer, QueueUnavailable where it is older or the disk does
@@ -109,10 +109,12 @@ def open_writer(directory: Path) -> sqlite3.Connection:
     it, or forgets, goes by other rules.
     """
     file = directory / FILE_NAME
-    connection: sqlite3.Connection | None = None
+    connection: Connection | None = None
     try:
         directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-        connection = sqlite3.connect(file, isolation_level=None, timeout=BUSY_TIMEOUT_MS / 1000, factory=Connection)
+        connection = sqlite3.connect(
+            file, isolation_level=None, timeout=BUSY_TIMEOUT_MS / 1000, factory=Connection, check_same_thread=False
+        )
         version = _version(connection, file)  # a stranger's file is left as it is
         if 0 < version < len(MIGRATIONS):
             raise QueueUnavailable(
@@ -144,7 +146,7 @@ def open_writer(directory: Path) -> sqlite3.Connection:
     return connection
 
 
-def open_reader(directory: Path) -> sqlite3.Connection:
+def open_reader(directory: Path) -> Connection:
     """The queue's file, open for reading only. Raises QueueBroken where there is none or it is not a queue.
 
     What a process that died has left with a damaged log is not opened: SQLite would leave out all that stands behind
@@ -157,7 +159,7 @@ def open_reader(directory: Path) -> sqlite3.Connection:
         log = read_log(file.with_name(FILE_NAME + "-wal")) if is_left_behind else EMPTY
     if log.is_damaged:
         raise damaged(file, log.damage)
-    connection: sqlite3.Connection | None = None
+    connection: Connection | None = None
     try:
         connection = sqlite3.connect(
             f"{file.absolute().as_uri()}?mode=ro",
@@ -165,6 +167,7 @@ def open_reader(directory: Path) -> sqlite3.Connection:
             isolation_level=None,
             timeout=BUSY_TIMEOUT_MS / 1000,
             factory=Connection,
+            check_same_thread=False,
         )
         version = _version(connection, file)
         if version != len(MIGRATIONS):

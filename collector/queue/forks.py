@@ -1,16 +1,23 @@
-"""What a child of fork(2) must not share with its parent, though it inherits it.
+"""What is done about locks and about SQLite where a program forks.
 
 - A lock of flock(2) belongs to parent and child together: the child would hold it beyond its parent's death. It closes
   its own descriptor, which leaves the parent's lock as it is.
-- A SQLite connection must not be used in a child, and not even closed (https://sqlite.org/howtocorrupt.html, 2.6). It
-  is never freed there.
+- No connection to SQLite is open while a process forks. A child must not touch its parent's
+  (https://sqlite.org/howtocorrupt.html, 2.6), and one of its own would be no better: which files are open and locked
+  SQLite remembers for the whole process, and a child inherits that without the kernel's locks. It would take none, so
+  that the parent, thinking itself alone, removes a log that the child goes on writing to. So whoever forks waits until
+  nobody is amid a step and closes all connections; they are opened again when they are next used.
 """
 
 import ctypes
 import os
 import sqlite3
+import threading
 import weakref
+from types import TracebackType
 from typing import Protocol
+
+from collector.errors import QueueBroken
 
 
 class Lock(Protocol):
@@ -22,15 +29,42 @@ class Lock(Protocol):
 
 
 class Connection(sqlite3.Connection):
-    """A connection that is left alone in a child; pass it as `factory` to sqlite3.connect."""
+    """A connection that a fork closes; pass it as `factory` to sqlite3.connect, with check_same_thread=False.
+
+    Raises QueueBroken in a child that must not have one.
+    """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
+        if _inherits_connections:
+            raise QueueBroken(
+                "this process was forked, not by Python, while its parent had a collector running; start the collector "
+                "after the fork, or stop it before"
+            )
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]  # as sqlite3.connect passes them
+        self.was_closed_by_fork = False
         _connections.add(self)
+
+
+class Uses:
+    """A thread is within it while it uses connections: no fork happens meanwhile."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        _uses.add(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._lock.release()
 
 
 _locks: weakref.WeakSet[Lock] = weakref.WeakSet()
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+_uses: weakref.WeakSet[Uses] = weakref.WeakSet()
+_forking = threading.RLock()  # a handler of signals may fork amid a fork
+_held: list[list[Uses]] = []
+_inherits_connections = False
 
 
 def let_go_in_child(lock: Lock) -> None:
@@ -43,12 +77,35 @@ def never_free(thing: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
+def _before_fork() -> None:
+    _forking.acquire()
+    uses = [] if _held else list(_uses)
+    _held.append(uses)
+    for each in uses:
+        each.__enter__()
+    for connection in list(_connections):
+        connection.close()
+        connection.was_closed_by_fork = True
+    _connections.clear()
+
+
+def _after_fork_in_parent() -> None:
+    for each in _held.pop():
+        each.__exit__()
+    _forking.release()
+
+
 def _after_fork_in_child() -> None:
+    global _forking, _inherits_connections  # noqa: PLW0603 - the process's
+    _forking = threading.RLock()
+    _held.clear()
+    _uses.clear()
     for lock in list(_locks):
         lock.release()
-    for connection in list(_connections):
+    for connection in list(_connections):  # what forks without Python does not do what comes before
+        _inherits_connections = True
         never_free(connection)
     _connections.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -55,7 +55,7 @@ class Lanes:
     @property
     def waiting_events(self) -> int:
         """Events of all apps that are not settled, leased or not."""
-        return sum(lane.waiting_events for lane in self._lanes.values())
+        return sum(max(0, lane.waiting_events) for lane in self._lanes.values())
 
     def oldest_waiting_seconds(self) -> float:
         """How long the oldest event that is not leased has waited; 0 where there is none."""

@@ -12,6 +12,8 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from collector.queue.forks import Uses
+
 T = TypeVar("T")
 
 Heard = Callable[[Any, BaseException | None], None]
@@ -19,12 +21,16 @@ Heard = Callable[[Any, BaseException | None], None]
 
 
 class StepThread:
-    """The thread starts with the first step and ends with `shutdown`; it keeps no program from ending."""
+    """The thread starts with the first step and ends with `shutdown`; it keeps no program from ending.
+
+    No step is under way while the program forks.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._steps: SimpleQueue[tuple[Callable[[], Any], asyncio.AbstractEventLoop, Heard] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._uses = Uses()
 
     def run(self, step: Callable[[], T], take: Callable[[T], None] | None = None) -> asyncio.Future[T]:
         """What `step` returns or raises. A caller that does not wait for it any more does not stop it.
@@ -56,7 +62,8 @@ class StepThread:
             result: Any = None
             failure: BaseException | None = None
             try:
-                result = step()
+                with self._uses:
+                    result = step()
             except BaseException as error:  # noqa: BLE001 - it belongs to the caller
                 failure = error
             with contextlib.suppress(RuntimeError):  # the loop has closed; nobody waits

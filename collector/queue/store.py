@@ -69,18 +69,16 @@ class Store:
         self._presence = Presence(directory)
         self._settler = RoleLock(directory, "settler")
         self._reserve = Reserve(directory)
+        self._reconnections = 0
         self.trouble: CollectorError | None = None
         """Why the disk does not let us commit, since the last commit that failed; None where it does. While it is
         DiskFull only settlements are tried, until `recover` finds room."""
         self._presence.enter(alone=lambda: make_ready(directory), patience_seconds=BUSY_TIMEOUT_MS / 1000)
         try:
-            self._connection = self._open(directory)
+            self._connect()
         except BaseException:
             self._presence.release()
             raise
-        self._execute: Callable[..., sqlite3.Cursor] = self._connection.execute
-        self._recent = RecentKeys(self._execute, self._wall)
-        self._segments = Segments(self._execute, self._recent, clock, self._wall, self._segment_events)
         try:
             # What a process left in the log when it died was perhaps never synced, as after an fsync that failed: once
             # folded into the database it is. Before that nothing of it may be acknowledged as known.
@@ -156,13 +154,26 @@ class Store:
         log.info("queue.available_again", after=str(self.trouble))
         self.trouble = None
 
-    def _open(self, directory: Path) -> sqlite3.Connection:
+    def _connect(self) -> None:
         """The writing connection, with the reserve's room where it cannot be had without: to open it takes some."""
         try:
-            return open_writer(directory)
+            self._connection = open_writer(self._file.parent)
         except QueueUnavailable:
             self._reserve.give()
-            return open_writer(directory)
+            self._connection = open_writer(self._file.parent)
+        self._execute: Callable[..., sqlite3.Cursor] = self._connection.execute
+        self._recent = RecentKeys(self._execute, self._wall)
+        self._segments = Segments(self._execute, self._recent, self._clock, self._wall, self._segment_events)
+
+    def reconnect(self) -> None:
+        """Where the program has forked meanwhile, the file is opened again (see forks.py). Raises as when it was first.
+
+        Who was here stays present: nobody has put another file in its place.
+        """
+        if self._connection.was_closed_by_fork:
+            self.check_file()
+            self._connect()
+            self._reconnections += 1
 
     def _attempt(self, operations: Sequence[Operation]) -> list[Done]:
         puts = [operation for operation in operations if isinstance(operation, Put)]
@@ -220,9 +231,9 @@ class Store:
         self._settler.release()
 
     def foreign_commits(self) -> int:
-        """A number that changes when some other connection has committed."""
+        """A number that changes when some other connection has committed, or may have."""
         with self._translated():
-            return int(self._execute("PRAGMA data_version").fetchone()[0])
+            return int(self._execute("PRAGMA data_version").fetchone()[0]) + (self._reconnections << 32)
 
     def remembered_keys(self) -> int:
         """How many keys the file holds."""
@@ -322,11 +333,12 @@ class Store:
     def close(self) -> None:
         """Closes the file; the last connection folds the log into the database."""
         try:
-            with contextlib.suppress(CollectorError):  # whoever opens the file next enters them then
-                while self._recent.is_open and self.enter_recent_keys():
-                    pass
-            with self._translated():
-                self._connection.close()
+            if not self._connection.was_closed_by_fork:
+                with contextlib.suppress(CollectorError):  # whoever opens the file next enters them then
+                    while self._recent.is_open and self.enter_recent_keys():
+                        pass
+                with self._translated():
+                    self._connection.close()
         finally:
             self._settler.release()
             self._presence.release()

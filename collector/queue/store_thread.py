@@ -6,12 +6,13 @@ Where more waits when it ends, the thread goes on with the next one by itself: t
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from collector.clock import Clock
 from collector.errors import CollectorError
-from collector.queue.operations import Operation
+from collector.queue.operations import Done, Operation
 from collector.queue.step_thread import StepThread
 from collector.queue.store import Store
 from collector.queue.writer import Commit, T, Take, make_commit
@@ -50,7 +51,7 @@ class StoreThread:
 
     def run(self, step: Callable[[Store], T], take: Take[T] | None = None) -> asyncio.Future[T]:
         """See `Writer.run`."""
-        return self._thread.run(lambda: step(self._opened), take)
+        return self._thread.run(partial(self._with_store, step), take)
 
     async def close(self) -> None:
         """See `Writer.close`."""
@@ -60,22 +61,25 @@ class StoreThread:
         finally:
             self._thread.shutdown()
 
-    @property
-    def _opened(self) -> Store:
+    def _with_store(self, step: Callable[[Store], T]) -> T:
         assert self._store is not None, "open comes first"  # noqa: S101
-        return self._store
+        self._store.reconnect()
+        return step(self._store)
+
+    def _transact(self, group: Sequence[Operation]) -> Sequence[Done | CollectorError]:
+        return self._with_store(lambda store: store.transact(group))
 
     def _start(self) -> None:
         self._thread.post(self._commit, self._loop, self._finish)
 
     def _commit(self) -> tuple[Commit, bool]:
         """In the thread: a commit, and whether it is the last that was asked for."""
-        commit = make_commit(self._opened.transact, self._given)
+        commit = make_commit(self._transact, self._given)
         is_last = not self._given
         if not is_last:
             self._start()
-        if self._opened.is_crowded:
-            self._thread.post(self._opened.make_room, self._loop, _ignore)
+        if self._store is not None and self._store.is_crowded:
+            self._thread.post(partial(self._with_store, Store.make_room), self._loop, _ignore)
         return commit, is_last
 
     def _finish(self, made: tuple[Commit, bool], _failure: BaseException | None) -> None:

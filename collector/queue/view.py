@@ -1,9 +1,9 @@
 """What is read from the queue's file, beside the writer and without disturbing it (synchronous; one thread's)."""
 
 import sqlite3
-from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from collector.clock import Clock
 from collector.errors import QueueUnavailable
@@ -26,8 +26,12 @@ class View:
     def __init__(self, directory: Path) -> None:
         self._file = directory / FILE_NAME
         self._connection = open_reader(directory)
-        self._execute: Callable[..., sqlite3.Cursor] = self._connection.execute
         self._apps: dict[str, int] = {}
+
+    def _execute(self, *statement: Any) -> sqlite3.Cursor:
+        if self._connection.was_closed_by_fork:
+            self._connection = open_reader(self._file.parent)
+        return self._connection.execute(*statement)
 
     def next_segments(self, app_id: str, after: int, batch_events: int) -> list[Segment]:
         """The app's next segments after number `after`: all that a lease can choose from, and some for those to come.

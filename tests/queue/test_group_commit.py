@@ -33,6 +33,9 @@ class Disk:
         self._entered = threading.Semaphore(0)
         self._release = threading.Semaphore(0)
 
+    def reconnect(self) -> None:
+        """Nobody forks."""
+
     def transact(self, operations: Sequence[Operation]) -> list[Done | CollectorError]:
         self.groups.append([name_of(operation) for operation in operations])
         self.threads.add(threading.get_ident())

@@ -64,7 +64,7 @@ class Disk:
         if self.fails_each and self._fate.randrange(self.fails_each) == 0:
             self._tell("disk", "cannot be opened")
             raise _error("unable to open database file", sqlite3.SQLITE_CANTOPEN)
-        connection: Connection = real_connect(database, factory=Connection, check_same_thread=False, **options)
+        connection: Connection = real_connect(database, factory=Connection, **options)
         connection.disk = self
         self.connections.append(connection)
         return connection
@@ -139,7 +139,7 @@ def _error(message: str, code: int) -> sqlite3.OperationalError:
     return error
 
 
-class Connection(sqlite3.Connection):
+class Connection(forks.Connection):
     """A connection on the simulated disk."""
 
     disk: Disk
