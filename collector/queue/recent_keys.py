@@ -28,6 +28,10 @@ from collector.queue.database import MAX_FRESH_KEYS, SQL
 CAPACITY = 100_000
 """Keys in memory at most, but for those of the latest commit: 20 MiB. More made nothing faster that was measured."""
 
+ROW_FACTOR = 4
+"""Rows hold so many times CAPACITY at most. A row stays until its last key has entered the tree, and a key of a clock
+that is ahead keeps its neighbours' row for long; all rows enter at once where another connection has committed."""
+
 LARGE_PUT_KEYS = 256
 """Smaller puts touch too few pages to tell anything of disorder: their fsync costs more than their keys."""
 
@@ -78,7 +82,8 @@ class RecentKeys:
         self._keys: set[bytes] = set()
         self._buckets: dict[int, list[bytes]] = {}  # those of them that are not in the tree, by time
         self._in_tree: list[bytes] = []  # the others, sorted
-        self._rows: list[tuple[bytes, int]] = []  # a heap: the last key of each row, and the row's number
+        self._rows: list[tuple[bytes, int, int]] = []  # a heap: the last key of each row, its number, how many keys
+        self._row_keys = 0  # in all rows
 
     def begin(self) -> None:
         """The first act of a transaction that puts or enters keys: rows that others left go in; it opens or closes."""
@@ -86,7 +91,9 @@ class RecentKeys:
             self.forget()
             self._strayed = -OPENS_AFTER_OTHERS
         if self.is_open:
-            self._is_closing = self._is_closing or self._strayed <= 0 or self._in_vain >= CLOSES_AFTER
+            has_become_useless = self._strayed <= 0 or self._in_vain >= CLOSES_AFTER
+            is_full = self._row_keys > ROW_FACTOR * CAPACITY
+            self._is_closing = self._is_closing or has_become_useless or is_full
             return
         self._has_left = self._execute(SQL["has_recent"]).fetchone() is not None
         if self._has_left:  # also once they are entered, until that is seen to be committed
@@ -101,7 +108,7 @@ class RecentKeys:
         if count < LARGE_PUT_KEYS:
             return
         first, last = (keys[0], keys[-1]) if isinstance(keys, list) else (keys, keys[-KEY_BYTES:])
-        first, last = first[:TIMESTAMP_BYTES], last[:TIMESTAMP_BYTES]
+        first, last = sorted((first[:TIMESTAMP_BYTES], last[:TIMESTAMP_BYTES]))  # around 1970 they are not
         first_then, last_then = self._times[0]
         if first < last_then and first_then < last:
             self._strayed = min(self._strayed + 1, OPENS_AFTER)
@@ -134,7 +141,8 @@ class RecentKeys:
         if inside:
             self._in_vain = 0
             row = self._execute(SQL["add_recent"], (stamp, b"".join(inside))).lastrowid or 0
-            heapq.heappush(self._rows, (inside[-1], row))
+            heapq.heappush(self._rows, (inside[-1], row, len(inside)))
+            self._row_keys += len(inside)
             self._share_out(inside)
 
     def known(self, keys: list[bytes]) -> set[bytes]:
@@ -178,7 +186,7 @@ class RecentKeys:
         """Nothing is in memory: the rows on disk count alone."""
         self._has_left = self._has_left or bool(self._rows)
         self.is_open = self._is_closing = False
-        self._keys, self._buckets, self._in_tree, self._rows = set(), {}, [], []
+        self._keys, self._buckets, self._in_tree, self._rows, self._row_keys = set(), {}, [], [], 0
 
     @property
     def _size(self) -> int:
@@ -235,4 +243,6 @@ class RecentKeys:
         self._keys.difference_update(self._in_tree[:gone])
         del self._in_tree[:gone]
         while self._rows and self._rows[0][0] <= self._low:
-            self._execute(SQL["drop_recent"], (heapq.heappop(self._rows)[1],))
+            _, row, size = heapq.heappop(self._rows)
+            self._execute(SQL["drop_recent"], (row,))
+            self._row_keys -= size

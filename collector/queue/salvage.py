@@ -167,6 +167,11 @@ class _Salvage:
         self._new.execute(
             "UPDATE pruned SET keys = (SELECT coalesce(sum(stored_events), 0) FROM app) - (SELECT count(*) FROM seen)"
         )
+        # Rows came in no certain order, so the triggers' count says nothing.
+        self._new.execute(
+            "UPDATE app SET next_segment = 1 + coalesce((SELECT max(segment) FROM segment"
+            " WHERE segment BETWEEN app << 40 AND ((app + 1) << 40) - 1), app << 40)"
+        )
         self._new.execute("COMMIT")
         return self._did
 

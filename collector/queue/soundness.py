@@ -87,6 +87,11 @@ def _miscounts(connection: sqlite3.Connection) -> Iterable[str]:
                 f"app {name!r} should have {events} events in {size} bytes waiting and {dead} dead letters, "
                 f"but has {there} in {there_bytes} and {there_dead}"
             )
+    for name, following, last in connection.execute(
+        "SELECT name, next_segment, max(segment) FROM app JOIN segment ON segment >> 40 = app GROUP BY app"
+    ):
+        if following <= last:
+            yield f"app {name!r} should have its next segment at {following}, but has segments up to {last}"
 
 
 def _unsound_rows(connection: sqlite3.Connection) -> Iterable[str]:

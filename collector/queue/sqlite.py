@@ -84,7 +84,8 @@ class SqliteQueue:
         self._foreign_commits = 0
         self._waiting_bytes = 0
         self._settles_alone = False
-        self._dead_bytes = 0  # with those of burials that wait for their commit
+        self._dead_bytes = 0
+        self._burying_bytes = 0  # of burials that wait for their commit
         self._damage: QueueBroken | None = None
         self._damage_found = asyncio.Event()
         self._writer: Writer = writer or StoreThread(new_thread("collector-queue-writer"))
@@ -225,15 +226,15 @@ class SqliteQueue:
         )
         if self._keep_seconds:
             settle = settle.keeping(lease.lines, {*returned, *(burial.position for burial in buried)})
-        bytes_buried = settle.dead_bytes
-        if bytes_buried and self._dead_bytes + bytes_buried > self._limits.max_dead_bytes:
-            raise self._limits.dead_letters_full(self._dead_bytes, buried)
-        self._dead_bytes += bytes_buried
+        size, dead_bytes = settle.dead_bytes, self._dead_bytes + self._burying_bytes
+        if size and dead_bytes + size > self._limits.max_dead_bytes:
+            raise self._limits.dead_letters_full(dead_bytes, buried)
+        committed = self._commits.submit(settle)
+        self._burying_bytes += size
         try:
-            await self._commits.submit(settle)
-        except CollectorError:
-            self._dead_bytes -= bytes_buried
-            raise
+            await committed
+        finally:
+            self._burying_bytes -= size
 
     async def maintain(self) -> None:
         """Until cancelled: forgets old keys, gives free space back, and notices what other processes have done.
@@ -255,7 +256,7 @@ class SqliteQueue:
                     log.warning("queue.maintenance_failed", error=said)
 
     async def _maintain_once(self, walk: PruneWalk) -> None:
-        before_ms = self._clock.now_ms() - int(self._keep_seconds * 1000)
+        before_ms = self._wall.earliest_us() // 1000 - int(self._keep_seconds * 1000)
         foreign_commits, has_kept = await self._writer.run(partial(_look_after, before_ms=before_ms))
         if self._foreign_commits != foreign_commits:
             await self.refresh()
@@ -332,6 +333,7 @@ class SqliteQueue:
         for operation, done in group:
             self._waiting_bytes += done.bytes
             if isinstance(operation, Settle):
+                self._dead_bytes += operation.dead_bytes
                 self._lanes.settle(operation)
                 continue
             for batch, verdict in zip(operation.batches, done.verdicts, strict=True):
@@ -353,9 +355,9 @@ class SqliteQueue:
     async def _survey(self, patience_seconds: float) -> None:
         delivers = self.is_flusher
         survey = partial(_survey, delivers=delivers, patience_seconds=patience_seconds)
+        self._settles_alone = self._settles_alone or delivers  # perhaps also where this fails
         # Taken over in the order of the writer's steps: a commit that came later must not be forgotten again.
         await self._writer.run(survey, self._learn)
-        self._settles_alone = delivers
 
     def _learn(self, found: tuple[int, Sequence[Waiting]]) -> None:
         self._foreign_commits, apps = found

@@ -212,6 +212,16 @@ async def test_what_was_delivered_is_kept_as_long_as_asked_and_then_pruned(tmp_p
         assert (await queue.stats()).kept_events == 0
 
 
+async def test_what_is_kept_outlives_a_clock_that_is_ahead_for_a_moment(tmp_path: Path, clock: FakeClock) -> None:
+    async with running(tmp_path, clock, keep_seconds=60) as queue:
+        await queue.put([batch("wiki", range(10))])
+        await queue.settle(await lease(queue, "wiki"))
+        clock.jump(3600)
+        await second_passes(clock)
+        clock.jump(-3600)
+        assert (await queue.stats()).kept_events == 10
+
+
 async def test_nothing_is_kept_where_nobody_asked_for_it(tmp_path: Path, clock: FakeClock) -> None:
     async with running(tmp_path, clock) as queue:
         await queue.put([batch("wiki", range(10))])

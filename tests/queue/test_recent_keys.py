@@ -124,6 +124,19 @@ def test_small_puts_are_never_kept(open_store: Opener) -> None:
         assert not store._recent.is_open
 
 
+def test_events_from_before_and_after_1970_are_in_nobodys_way(open_store: Opener) -> None:
+    """In a batch they are in order of time, and as keys those from before 1970 are the last ones."""
+    store, chance = open_store(), random.Random(1)
+    put(store, batch("wiki", [START_MS - 1]))
+    pool = chance.sample(range(-100_000, 100_000), 24 * 300)
+    for number in range(24):
+        numbers = pool[number * 300 : number * 300 + 300]
+        put(store, batch("wiki", numbers if 8 <= number < 16 else sorted(numbers)))
+    for number in range(START_MS, START_MS + 10):
+        done = store.transact([Put.of([batch(app_id, [number])]) for app_id in ("wiki", "crm")])
+        assert [each.verdicts for each in done if not isinstance(each, Exception)] == [[Verdict(1)], [Verdict(1)]]
+
+
 # As if a few were many
 
 
@@ -140,6 +153,16 @@ def test_what_is_kept_is_known_to_the_next_put_and_after_a_death_and_a_close(
     store = open_store()
     assert (rows(store), in_tree(tmp_path)) == (0, len(known))
     assert put(store, batch("wiki", known)) == every
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_few_keys_that_are_ahead_do_not_hold_all_rows(open_store: Opener) -> None:
+    store, most = open_store(), 0
+    for numbers, ahead in zip(disorder(4, 40), range(300), strict=False):
+        put(store, batch("wiki", [*numbers, START_MS + HOUR_MS + ahead]))
+        (kept,) = store._execute("SELECT coalesce(sum(length(keys)), 0) / 24 FROM recent_keys").fetchone()
+        most = max(most, kept)
+    assert recent_keys.CAPACITY < most <= recent_keys.ROW_FACTOR * recent_keys.CAPACITY + 5
 
 
 @pytest.mark.usefixtures("eager")

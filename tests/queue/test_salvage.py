@@ -14,6 +14,7 @@ import pytest
 
 from collector.errors import QueueBroken, QueueDamaged, QueueInUse, QueueUnavailable
 from collector.events import split_keys
+from collector.queue.bare_file import leaves_of, roots_of
 from collector.queue.database import APPLICATION_ID, FILE_NAME, MIGRATIONS, make_file, migrate
 from collector.queue.letters import Letters
 from collector.queue.operations import Put
@@ -21,7 +22,7 @@ from collector.queue.recover import examine, recover
 from collector.queue.salvage import COMPLETE
 from collector.queue.store import Store
 from collector.queue.view import View
-from collector.queue.write_ahead_log import read_log
+from collector.queue.write_ahead_log import PAGE_BYTES, read_log
 from tests.fake_clock import FakeClock
 from tests.queue.broken import (
     BATCH_EVENTS,
@@ -187,6 +188,30 @@ def test_the_first_pages_of_file_and_tables_cost_no_event(
     assert after.waiting == before.waiting
     assert after.counts == before.counts
     assert len(before.keys - after.keys) < 30
+
+
+def test_a_page_that_is_lost_amid_what_waits_leaves_the_next_puts_their_place(tmp_path: Path) -> None:
+    """What is behind it is found in no certain order, and the numbers of new segments are above all that there are."""
+    with closing(Store(tmp_path, batch_events=BATCH_EVENTS, clock=FakeClock())) as store:
+        for number in range(0, 8000, 20):
+            done(store, Put.of([batch("wiki", range(number, number + 20))]))
+        root = roots_of(store._connection)["segment"]
+    file = tmp_path / FILE_NAME
+    leaves = list(leaves_of(file, root))
+    assert len(leaves) > 8
+    with file.open("r+b") as pages:
+        pages.seek((leaves[len(leaves) // 2] - 1) * PAGE_BYTES)
+        pages.write(b"\x55" * PAGE_BYTES)
+    with closing(Store(tmp_path, batch_events=BATCH_EVENTS, clock=FakeClock())) as store:
+        (left,) = store._execute("SELECT count(*) FROM segment").fetchone()
+        assert 0 < left < 400
+        for number in range(8000, 8020):
+            done(store, Put.of([batch("wiki", [number])]))
+        lines = [
+            text for (text,) in store._execute("SELECT lines FROM segment ORDER BY segment LIMIT -1 OFFSET ?", (left,))
+        ]
+    assert lines == [line("wiki", number) for number in range(8000, 8020)]
+    assert examine(tmp_path) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"SQLite format 3\0", bytes(5000)], ids=["empty", "cut off", "zeros"])

@@ -5,12 +5,22 @@ import random
 import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from collector.errors import DiskFull, QueueBroken, QueueBusy, QueueDamaged, QueueFull, QueueInUse, QueueUnavailable
+from collector.errors import (
+    DeadLettersFull,
+    DiskFull,
+    QueueBroken,
+    QueueBusy,
+    QueueDamaged,
+    QueueFull,
+    QueueInUse,
+    QueueUnavailable,
+)
 from collector.events import split_keys
 from collector.observe.metrics import Metrics
 from collector.queue import ready
@@ -20,6 +30,7 @@ from collector.queue.limits import BUSY_RETRY_AFTER_SECONDS, FULL_RETRY_AFTER_SE
 from collector.queue.pruning import MAX_KEYS, MAX_STEPS, MIN_KEYS, PASSES, PruneWalk
 from collector.queue.ready import CHECKED_WHOLE_BYTES
 from collector.queue.sqlite import SqliteQueue
+from collector.queue.store import Store
 from tests.fake_clock import FakeClock
 from tests.patience import PATIENCE_SECONDS, until
 from tests.queue.contract import BATCH_EVENTS, QueueContract, available, lease, lease_all, numbers_of
@@ -334,7 +345,45 @@ async def test_the_role_is_taken_and_released_apart_from_the_file(queue: SqliteQ
     other.release_flusher_role()
 
 
+async def test_a_takeover_that_fails_halfway_is_in_nobodys_way(
+    queue: SqliteQueue, open_queue: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = await open_queue()
+    queue.take_flusher_role()
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "apps", mock.Mock(side_effect=QueueUnavailable("disk I/O error")))
+        with pytest.raises(QueueUnavailable, match="disk I/O error"):
+            await queue.refresh()
+    queue.release_flusher_role()
+    other.take_flusher_role()
+    await other.refresh()
+    assert other.is_flusher
+
+
 # Limits
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["stored", "failed"])
+async def test_what_is_learnt_from_the_file_during_a_burial_leaves_the_dead_letters_counted(
+    open_queue: Opener, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    queue = await open_queue(max_dead_bytes=1500)  # room for one and a half of these
+    await queue.put([batch("wiki", range(10))])
+    first = await lease(queue, "wiki")
+    await queue.put([batch("wiki", range(10, 20))])
+    second = await lease(queue, "wiki")
+    buried = [Burial(position, "no good") for position in range(10)]
+    learning = asyncio.create_task(queue.refresh())
+    await asyncio.sleep(0)  # the writer has it
+    if fails:
+        monkeypatch.setattr(Store, "transact", lambda _, group: [QueueUnavailable("disk I/O error")] * len(group))
+    with pytest.raises(QueueUnavailable) if fails else nullcontext():
+        await queue.settle(first, buried=buried)
+    monkeypatch.undo()
+    await learning
+    with nullcontext() if fails else pytest.raises(DeadLettersFull):
+        await queue.settle(second, buried=buried)
+    assert (await queue.stats()).dead_events == 10
 
 
 async def test_what_is_learnt_from_the_file_does_not_undo_a_commit_that_came_later(queue: SqliteQueue) -> None:
