@@ -42,6 +42,9 @@ COMMAS_PER_EVENT = 8
 """A body that is not clean is cut into its events before any of them is looked at. One of nothing but commas would make
 eight million of 16 MiB: more than so many for each event that a request may hold, and it is not cut up at all."""
 
+REQUIRED = {"timestamp", "email", "eventName"}
+"""An object with these is an event, also where it has a field `events`."""
+
 
 class BodyFormat(Enum):
     """How a body holds its events."""
@@ -120,7 +123,9 @@ class BodyParser:
         """
         if all(body[:1] == b"{" and body.endswith((b"}", b"}\n")) for body in bodies):
             with contextlib.suppress(*UNPARSABLE):
-                return self._cleaned(Parsed(list(self._strict.decode_lines(b"\n".join(bodies)))))
+                events: list[UsageEvent | None] = list(self._strict.decode_lines(b"\n".join(bodies)))
+                if len(events) <= max(len(bodies), self._max_events):  # else one of them may have too many
+                    return self._cleaned(Parsed(events))
         return Parsed([])
 
     def parse(self, body: bytes, body_format: BodyFormat) -> Parsed:
@@ -135,7 +140,10 @@ class BodyParser:
             parsed = Parsed(self._clean(body, body_format))
         except UNPARSABLE:
             if body.count(b",") > COMMAS_PER_EVENT * limit:
-                raise self._too_many("too many") from None
+                raise TooLarge(
+                    f"not all events of the body are sound, and it has more than {COMMAS_PER_EVENT} commas for each of "
+                    f"events.max_per_request = {limit}: send fewer in one request"
+                ) from None
             parsed = self._sift(self._candidates(body.removeprefix(BYTE_ORDER_MARK), body_format))
         if len(parsed.events) > limit:
             raise self._too_many(len(parsed.events))
@@ -144,7 +152,10 @@ class BodyParser:
     def _clean(self, body: bytes, body_format: BodyFormat) -> list[Any]:
         """The events of a body in which nothing is amiss. Raises UNPARSABLE for any other."""
         if body_format is NDJSON:
-            return self._strict.decode_lines(body)
+            events = self._strict.decode_lines(body)
+            if events and body.count(b"\n") - body.endswith(b"\n") >= len(events):
+                raise msgspec.DecodeError("there are lines that hold no event, or a part of one")
+            return events
         if body_format is JSON:
             if _is_array(body):
                 return self._strict_list.decode(body)
@@ -165,7 +176,8 @@ class BodyParser:
             if body_format is JSON and len(row := self._raw.decode_lines(body)) > 1:
                 return row
             fields = self._raw_fields.decode(body)
-            if "events" in fields:
+            is_event = body_format is JSON and fields.keys() >= REQUIRED
+            if "events" in fields and not is_event:
                 return self._raw_list.decode(fields["events"])
         except msgspec.ValidationError as error:
             raise MalformedBody(f"expected {body_format.value}: {error}") from error
@@ -219,7 +231,7 @@ class BodyParser:
             return f"{field}: {shown(fields[field])}; expected {self.expected[field]}"
         return str(error)
 
-    def _too_many(self, events: int | str) -> TooLarge:
+    def _too_many(self, events: int) -> TooLarge:
         return TooLarge(f"the body has {events} events; allowed: events.max_per_request = {self._max_events}")
 
     def _cleaned(self, parsed: Parsed) -> Parsed:

@@ -4,7 +4,7 @@ Valid events are written out once, here, as the lines of JSON that upstream will
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from operator import attrgetter, le
 from typing import Any
 
@@ -26,6 +26,9 @@ SORTED_EVENTS = 256
 """Batches of so many events are put in order of time here: else their keys are sorted where they are written, which
 takes longer as it is (in disorder batches come in a tenth faster). Those of smaller ones are sorted there anyway, with
 their neighbours'."""
+
+STREAM_PIECE_LINES = 8192
+"""About so many at most: of lines that are no events half a megabyte would take half a second, in one turn."""
 
 LARGE_BODY_BYTES = 16 * 2**10
 """From this size on (about 200 events, a quarter of a millisecond) one body is read in a turn of the loop. Of several
@@ -140,11 +143,12 @@ class Intake:
                 parts.append(piece)
                 if size >= STREAM_PIECE_BYTES:
                     body = b"".join(parts)
-                    end = body.rfind(b"\n") + 1
-                    events += await self._store_lines(body, end, app_id, report, events)
-                    parts, size = [body[end:]], len(body) - end
-            body = b"".join(parts)
-            await self._store_lines(body, len(body), app_id, report, events)
+                    for part in _few_lines(body):
+                        events += await self._store_lines(part, part.rfind(b"\n") + 1, app_id, report, events)
+                    rest = body[body.rfind(b"\n") + 1 :]
+                    parts, size = [rest], len(rest)
+            for part in _few_lines(b"".join(parts)):
+                events += await self._store_lines(part, len(part), app_id, report, events)
         finally:
             report.conclude()
 
@@ -166,13 +170,12 @@ class Intake:
 
     def _sound_bytes(self, body: bytes) -> int:
         """How much of the body comes before the first line that is too long."""
-        if len(body) <= self._max_event_bytes:
-            return len(body)
-        at = 0
-        for line in body.split(b"\n"):
-            if len(line) > self._max_event_bytes:
+        at, limit = 0, self._max_event_bytes
+        while len(body) - at > limit:
+            end = body.rfind(b"\n", at, at + limit + 1)
+            if end < 0:
                 return at
-            at += len(line) + 1
+            at = end + 1
         return len(body)
 
     async def take_datagrams(self, datagrams: Sequence[bytes], report: Report) -> None:
@@ -272,6 +275,17 @@ class Intake:
             group[1].append(event)
             event.app_id = msgspec.UNSET  # upstream has it in the path
         return by_app
+
+
+def _few_lines(body: bytes) -> Iterator[bytes]:
+    """The body in parts that end where lines do, each of about STREAM_PIECE_LINES at most."""
+    lines = body.count(b"\n")
+    step = len(body) if lines <= STREAM_PIECE_LINES else len(body) * STREAM_PIECE_LINES // lines
+    start = 0
+    while start < len(body):
+        end = body.find(b"\n", start + step - 1) + 1 or len(body)
+        yield body[start:end]
+        start = end
 
 
 def _at_once(events: list[Any], app_id: str | None) -> Keyed | None:

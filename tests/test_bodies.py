@@ -476,6 +476,19 @@ def test_a_body_of_more_events_than_allowed_is_too_large(body_format: BodyFormat
         parse(wrapped([event] * 4, body_format), body_format, max_events=3)
 
 
+def test_an_object_that_is_spread_over_lines_is_none_whatever_stands_beside_it() -> None:
+    spread = EVENT.replace(b",", b",\n")
+    for beside in ([], [EVENT], [EVENT, b"7"]):
+        parsed = parse(b"\n".join([spread, *beside]), NDJSON)
+        assert len(parsed.rejections) == spread.count(b"\n") + 1 + (b"7" in beside)
+
+
+def test_an_event_may_have_a_field_that_envelopes_have() -> None:
+    for value in (b"[]", b"7", b"[" + EVENT + b"]"):
+        parsed = parse(with_json(events=value), JSON)
+        assert (plain(parsed), parsed.unknown_fields) == ([PLAIN], 1)
+
+
 def test_lines_may_be_any_number() -> None:
     assert len(parse(b"\n".join([EVENT, b"7"] * 50), NDJSON, max_events=3).events) == 100
 
@@ -493,7 +506,7 @@ def test_a_body_that_is_not_clean_is_not_cut_up_where_it_has_too_many_commas(
     most = COMMAS_PER_EVENT * max_events
     assert len(parse(body(most, unknown=b"1"), body_format, max_events=max_events).events) == 1
     assert len(parse(body(most + 1), body_format, max_events=max_events).events) == 1  # it is clean
-    with pytest.raises(TooLarge, match="the body has too many events"):
+    with pytest.raises(TooLarge, match=r"more than 8 commas for each of events\.max_per_request"):
         parse(body(most + 1, unknown=b"1"), body_format, max_events=max_events)
 
 

@@ -17,7 +17,15 @@ from collector.bodies import BYTE_ORDER_MARK, BodyFormat, BodyParser, Parsed, Re
 from collector.contract.models import MAX_EVENTS_PER_REQUEST, Event
 from collector.errors import MalformedBody, QueueFull, Retryable, TooLarge
 from collector.events import APP_ID_MAX_CHARS, INT64_MAX, INT64_MIN, event_key, split_keys
-from collector.intake import LARGE_BODY_BYTES, MAX_ERRORS_SAID, SORTED_EVENTS, STREAM_PIECE_BYTES, Intake, Report
+from collector.intake import (
+    LARGE_BODY_BYTES,
+    MAX_ERRORS_SAID,
+    SORTED_EVENTS,
+    STREAM_PIECE_BYTES,
+    STREAM_PIECE_LINES,
+    Intake,
+    Report,
+)
 from collector.observe.metrics import Metrics
 from collector.queue.base import Backlog, Batch, Burial, Lease, Verdict
 from tests.patience import PATIENCE_SECONDS
@@ -650,6 +658,35 @@ async def test_the_limit_of_a_request_is_not_one_of_many_datagrams(queue: Rememb
     report = Report()
     await intake(queue, max_events=5).take_datagrams([lines(event(n)) for n in range(6)], report)
     assert report == Report(accepted=6)
+
+
+@pytest.mark.parametrize("others", [0, 3])
+async def test_the_limit_of_a_request_is_one_of_each_datagram(queue: RememberingQueue, others: int) -> None:
+    report = Report()
+    datagrams = [lines(*map(event, range(6))), *(lines(event(10 + n)) for n in range(others))]
+    await intake(queue, max_events=5).take_datagrams(datagrams, report)
+    assert (report.accepted, report.rejected) == (others, 1)
+    assert "the body has 6 events" in report.errors[0].reason
+
+
+async def test_lines_that_are_no_events_are_looked_at_a_few_thousand_at_a_time(
+    queue: RememberingQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[int] = []
+    taker = intake(queue)
+    begin = taker.begin
+
+    def counting(body: bytes, *rest: Any) -> Any:
+        looked_at.append(body.count(b"\n"))
+        return begin(body, *rest)
+
+    monkeypatch.setattr(taker, "begin", counting)
+    report = Report()
+    sent = lines(event(1)) + b"x\n" * 200_000 + lines(event(2)) + b"\n" * 200_000
+    await taker.take_lines(stream([sent]), None, report)
+    assert (report.accepted, report.rejected) == (2, 200_000)
+    assert sum(looked_at) == 400_002
+    assert max(looked_at) <= 2 * STREAM_PIECE_LINES
 
 
 async def test_unknown_fields_count_once_however_often_their_events_are_offered(queue: RememberingQueue) -> None:

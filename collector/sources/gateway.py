@@ -15,7 +15,7 @@ from collector.contract.operations import BY_ID, PUBLISH_USAGE_EVENTS, Operation
 from collector.errors import CollectorError
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
-from collector.sources.http_message import Answer, AnswerBroken, Refusal, header_lines, path_name
+from collector.sources.http_message import WITHOUT_CONTENT, Answer, AnswerBroken, Refusal, header_lines, path_name
 
 log = get_logger(__name__)
 
@@ -108,8 +108,18 @@ class Gateway:
             raise Refusal(502, str(error), "upstream") from error
         self._metrics.passed_on.labels(name, str(passed.status)).inc()
         log.info("gateway.passed_on", operation=name, status=passed.status)
-        headers = {field: passed.headers[field] for field in PASSED_HEADERS if field in passed.headers}
+        headers = {field: _as_sent(passed.headers[field]) for field in PASSED_HEADERS if field in passed.headers}
+        if passed.status in WITHOUT_CONTENT:
+            with contextlib.suppress(CollectorError):
+                async for _ in passed.content:
+                    pass
+            return Answer(passed.status, b"", header_lines(headers))
         return Answer(passed.status, _as_it_comes(passed.content, name), header_lines(headers))
+
+
+def _as_sent(value: str) -> str:
+    """A field's value with a character for each byte, as `header_lines` takes it; aiohttp has read it as UTF-8."""
+    return value.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 async def _as_it_comes(content: AsyncGenerator[bytes], name: str) -> AsyncGenerator[bytes]:

@@ -13,6 +13,7 @@ answered in the request's turn.
 
 import asyncio
 import contextlib
+import re
 from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol, cast
@@ -44,6 +45,9 @@ send a reset, and the client might never see the answer (RFC 9112 section 9.6)."
 
 HTTP_2_PREFACE = "Pause on PRI/Upgrade"
 """What the parser says where HTTP/2 begins without having been asked for, as from `curl --http2-prior-knowledge`."""
+
+ABSOLUTE = re.compile(r"http://([^/?#]*)", re.IGNORECASE)
+"""What a request's target begins with where it is said as to a proxy."""
 
 NEVER = float("inf")
 
@@ -219,6 +223,9 @@ class Connection(asyncio.Protocol):
             self._fail(Refusal(400, "Host: missing; HTTP/1.1 requires it", "malformed"))
         else:
             method, target = parser.get_method().decode("ascii"), self._target.decode("latin-1")
+            if absolute := ABSOLUTE.match(target):  # its host counts, whatever the field says (RFC 9112 section 3.2.2)
+                headers["host"], target = absolute[1], target[absolute.end() :]
+                target = target if target.startswith("/") else f"/{target}"
             self._receiving = Request(self, method, target, version, headers)
             if "expect" in headers and version != "1.0":
                 self._receiving.expects_continue = headers["expect"].lower() == "100-continue"
@@ -320,14 +327,14 @@ class Connection(asyncio.Protocol):
             limit = f"http.header_timeout = {limits.head_seconds:g} s"
             self._fail(Refusal(408, f"the request's head did not come within {limit}", "slow"))
         elif self._serving is None:
-            self._transport.close()
+            self._part(linger=False)
 
     def fail(self, refusal: Refusal) -> None:
         """Refuses the request that is coming in; without one, the connection is closed."""
         if self._receiving is not None or self._is_in_head:
             self._fail(refusal)
         elif self._serving is None:
-            self._transport.close()
+            self._part(linger=False)
 
     def abort(self) -> None:
         """Closes the connection at once."""

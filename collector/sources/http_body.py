@@ -69,7 +69,8 @@ class Body:
     async def whole(self) -> bytes:
         """All of it. Raises TooLarge as soon as it is, MalformedBody, and Refusal."""
         limits = self._limits
-        limits.check_sent(int(self._request.headers.get("content-length", 0)))  # the parser takes nothing but digits
+        said = self._request.headers.get("content-length", "").lstrip("0")  # the parser takes nothing but digits
+        limits.check_sent(int(said or 0))
         parts: list[bytes] = []
         sent_bytes = 0
         while part := await self._request.read():

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+WITHOUT_CONTENT = {204, 304}
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
@@ -65,7 +66,7 @@ class Answer(NamedTuple):
 @functools.lru_cache(maxsize=256)  # one second's answers are much alike
 def _head(status: int, length: int | None, headers: bytes, date_line: bytes, version: str, is_last: bool) -> bytes:
     ends_by_itself = True
-    if status == 304:  # it has no content, and a length would be that of a 200 (RFC 9110 section 8.6)
+    if status in WITHOUT_CONTENT:  # and a length would be that of a 200, or wrong (RFC 9110 section 8.6)
         framing = b""
     elif length is not None:
         framing = b"Content-Length: %d\r\n" % length

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -149,8 +150,9 @@ class Transport:
         if isinstance(error, TimeoutError):
             return Retryable(f"{request.name}: no answer within {self._timeout_seconds:g} s")
         said = str(error) or type(error).__name__
-        if isinstance(error, aiohttp.ClientConnectorError):  # says host and port
-            return NotDone(f"{request.name}: {said}")
+        if isinstance(error, aiohttp.ClientConnectorError):
+            place = self._unix_socket or f"{error.host}:{error.port}"
+            return NotDone(f"{request.name}: cannot connect to {place}: {_why(error.os_error)}")
         if request.has_secret_url and isinstance(error, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)):
             return MalformedAnswer(f"{request.name}: the uploadUrl that upstream gave is no http:// or https:// URL")
         if isinstance(
@@ -163,6 +165,12 @@ class Transport:
             said = type(error).__name__
         was_sent = not isinstance(error, aiohttp.InvalidURL)
         return (Retryable if was_sent else NotDone)(f"{request.name}: {said}")
+
+
+def _why(error: OSError) -> str:
+    """The system's word for why there is no connection; asyncio has a sentence of its own in its place."""
+    said = error.strerror or str(error)
+    return os.strerror(error.errno) if said.startswith("Connect call failed") and error.errno else said
 
 
 class _File:

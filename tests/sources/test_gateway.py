@@ -18,6 +18,7 @@ from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.embedded import embedded
+from tests.patience import PATIENCE_SECONDS
 
 PUSH = "/services/push/v1/customer"
 EXPORT = "/services/export/v1/customer"
@@ -174,6 +175,31 @@ async def test_the_log_names_the_operation_and_nothing_of_what_was_said(
     assert record.getMessage() == "gateway.passed_on"
     assert (record.__dict__["operation"], record.__dict__["status"]) == ("setupApplication", 200)
     assert not any("hush" in str(record.__dict__) for record in caplog.records)
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_after_an_answer_that_can_have_no_content_the_connection_goes_on(
+    collector: Collector, sandbox: Sandbox, status: int
+) -> None:
+    sandbox.set_faults(Fault(operation="getAppSummaries", status=status, body=""))
+    address = collector.http_address
+    assert address is not None
+    reader, writer = await asyncio.open_connection(*address)
+    for _ in range(2):
+        writer.write(f"GET {EXPORT}/app-summaries HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_SECONDS)
+        assert head.startswith(f"HTTP/1.1 {status} ".encode())
+        assert b"Transfer-Encoding" not in head
+        assert b"Content-Length" not in head
+    writer.close()
+
+
+async def test_a_field_of_the_answer_that_is_not_latin_is_handed_over_as_it_came(
+    collector: Collector, sandbox: Sandbox, session: aiohttp.ClientSession
+) -> None:
+    sandbox.set_faults(Fault(operation="getAppSummaries", status=200, headers={"Content-Type": "text/plain; a=\u20ac"}))
+    async with session.get(url(collector, f"{EXPORT}/app-summaries")) as answer:
+        assert (answer.status, answer.headers["Content-Type"]) == (200, "text/plain; a=\u20ac")
 
 
 # -- an upstream that answers at length --------------------------------------------------------------------------------

@@ -423,6 +423,16 @@ async def test_an_app_that_cannot_be_is_refused_in_the_path_too(client: Client, 
     writer.close()
 
 
+async def test_a_length_may_begin_with_any_number_of_zeros(client: Client) -> None:
+    address = client.collector.http_address
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    body = encoded(event(1))
+    head = "POST /v1/events HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {'0' * 5000}{len(body)}\r\n\r\n".encode() + body)
+    assert int((await reader.read()).split()[1]) == 200
+    writer.close()
+
+
 # Encodings
 
 

@@ -353,6 +353,9 @@ async def serving(**limits: float) -> AsyncIterator[Site]:
         (b"GET / HTTP/1.1\r\nHost: h\r\nA: 1\r\na: 2\r\nA: 3\r\n\r\n", {"headers": {"host": "h", "a": "1, 2, 3"}}),
         (b"GET / HTTP/1.1\r\nHost: h\r\nA: \xe9\xff\r\n\r\n", {"headers": {"host": "h", "a": "\xe9\xff"}}),
         (b"\r\n\r\n" + GET, {"method": "GET"}),
+        (b"GET HTTP://h:1/a?b HTTP/1.1\r\nHost: evil\r\n\r\n", {"target": "/a?b", "headers": {"host": "h:1"}}),
+        (b"GET http://h HTTP/1.1\r\nHost: h\r\n\r\n", {"target": "/", "headers": {"host": "h"}}),
+        (b"GET http://h?b HTTP/1.1\r\nHost: h\r\n\r\n", {"target": "/?b", "headers": {"host": "h"}}),
         (post(b"body"), {"method": "POST", "body": "body"}),
         (post(b"\0\xff"), {"body": "\0\xff"}),
         (post(b""), {"body": ""}),
@@ -1045,6 +1048,20 @@ async def test_a_client_that_leaves_the_end_of_its_last_answer_is_cut_off(how: s
         await site.later(IDLE_SECONDS - 2)
         assert site.server.connections == 1
         await site.later(4)
+        await until(lambda: site.server.connections == 0)
+
+
+@on_both_loops
+async def test_an_idle_client_that_has_not_read_its_last_answer_is_cut_off_too() -> None:
+    async with serving() as site:
+        site.listener.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        client = await site.client(receive_bytes=4096)
+        client.send(b"GET /large/60000 HTTP/1.1\r\nHost: h\r\n\r\n")  # the transport asks for no pause
+        await until(lambda: site.app.served == 1)
+        await settle()
+        for _ in range(2):  # one to be closed once all is sent, one to be cut off
+            assert site.server.connections == 1
+            await site.later(IDLE_SECONDS + 2)
         await until(lambda: site.server.connections == 0)
 
 

@@ -51,7 +51,7 @@ async def test_it_lives_and_shows_an_outage_and_its_end(tmp_path: Path, tab: Tab
         await sandbox.stop()
         await post(collector, 77, eventName="saved")
         await tab.shows("headline", "Upstream does not take events")
-        await tab.shows("problems", "Cannot connect")
+        await tab.shows("problems", "cannot connect")
         await tab.shows("waiting", "77")
         await tab.shows("apps", "failing")
         assert await tab.value("document.body.dataset.state") == "error"
