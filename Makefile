@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 .PHONY: help venv demo demo-cluster test check bench bench-check bench-flat bench-host bench-idle bench-jetstream bench-peers bounds soak fuzz simulate format clean
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 venv: $(READY)  ## .venv with the collector and its development tools
 # The interpreter under $(PYTHON): that of an activated .venv has no pip.

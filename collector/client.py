@@ -496,9 +496,13 @@ def _transport(url: str, token: str | None, timeout_seconds: float) -> "_Http | 
     if scheme not in {"http", "udp"}:
         raise ValueError("url: expected http:, unix:, udp: or unixgram:")
     parts = urlsplit(url)
-    host, port = parts.hostname, parts.port or DEFAULT_PORT
-    if host is None or parts.path not in {"", "/"} or parts.query or parts.fragment or "@" in parts.netloc:
+    host, port = parts.hostname, DEFAULT_PORT if parts.port is None else parts.port
+    if not host or not port or parts.path not in {"", "/"} or parts.query or parts.fragment or "@" in parts.netloc:
         raise ValueError(f"url: expected {scheme}://HOST:PORT and nothing else")
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ValueError("url: its host cannot be one") from None
     if scheme == "http":
         return _Http(http.client.HTTPConnection(host, port, timeout=timeout_seconds), token)
     return _Datagrams(lambda: _udp(host, port))

@@ -27,13 +27,14 @@ SORTED_EVENTS = 256
 takes longer as it is (in disorder batches come in a tenth faster). Those of smaller ones are sorted there anyway, with
 their neighbours'."""
 
-STREAM_PIECE_LINES = 8192
-"""About so many at most: of lines that are no events half a megabyte would take half a second, in one turn."""
-
 LARGE_BODY_BYTES = 16 * 2**10
 """From this size on (about 200 events, a quarter of a millisecond) one body is read in a turn of the loop. Of several
 that come at once the first is then being written while the next is read, and what else the loop has to do, as to hear
 of commits and to deliver, does not wait for all of them. Also a stream of blank lines lets go of the loop with it."""
+
+STREAM_PIECE_LINES = LARGE_BODY_BYTES
+"""About so many at most: of lines that are no events half a megabyte would take half a second in one turn. A line takes
+a byte at least: what is cut off for this is large, and waits for its turn."""
 
 _app_id_of = attrgetter("app_id")
 

@@ -440,6 +440,8 @@ async def test_nothing_lingers_behind(monkeypatch: pytest.MonkeyPatch, ends: str
         ("http://127.0.0.1:8787/v1/events", {}, "url: expected http://HOST:PORT and nothing else"),
         ("http://user:secret@127.0.0.1", {}, "url: expected http://HOST:PORT and nothing else"),
         ("udp://", {}, "url: expected udp://HOST:PORT and nothing else"),
+        ("http://127.0.0.1:0", {}, "url: expected http://HOST:PORT and nothing else"),
+        ("http://a..b", {"blocking": True}, "url: its host cannot be one"),
         ("unix:relative.sock", {}, "url: expected unix: and the absolute path of a socket"),
         ("unixgram://relative.sock", {}, "url: expected unixgram: and the absolute path of a socket"),
         ("udp://127.0.0.1:8787", {"blocking": True}, "url: nobody acknowledges datagrams"),

@@ -681,12 +681,23 @@ async def test_lines_that_are_no_events_are_looked_at_a_few_thousand_at_a_time(
         return begin(body, *rest)
 
     monkeypatch.setattr(taker, "begin", counting)
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(other())
     report = Report()
     sent = lines(event(1)) + b"x\n" * 200_000 + lines(event(2)) + b"\n" * 200_000
     await taker.take_lines(stream([sent]), None, report)
     assert (report.accepted, report.rejected) == (2, 200_000)
     assert sum(looked_at) == 400_002
     assert max(looked_at) <= 2 * STREAM_PIECE_LINES
+    running.cancel()
+    assert turns >= len(looked_at) > 20
 
 
 async def test_unknown_fields_count_once_however_often_their_events_are_offered(queue: RememberingQueue) -> None:

@@ -1,8 +1,8 @@
 """The command line: it owns signals, exit codes, the log's set-up and what people see; nothing else does.
 
 Exit codes: 0 done, 1 it failed (the message says why), 2 wrong usage, 3 nobody knows whether upstream has acted (look
-before you try again), 75 not now (the same command may succeed later; sysexits' EX_TEMPFAIL), 77 credentials refused
-(EX_NOPERM), 78 wrong configuration (EX_CONFIG).
+before you try again), 69 no collector answers (sysexits' EX_UNAVAILABLE), 75 not now (the same command may succeed
+later; EX_TEMPFAIL), 77 credentials refused (EX_NOPERM), 78 wrong configuration (EX_CONFIG).
 """
 
 import io
@@ -54,6 +54,8 @@ class _Main(LazyGroup):
         _occupy_closed_streams()
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
             sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it
+        if os.environ.get("NO_COLOR"):  # https://no-color.org
+            kwargs.setdefault("color", False)
         try:
             return super().main(*args, **kwargs)
         except ConfigInvalid as error:
@@ -108,5 +110,6 @@ def main() -> None:
     Settings come from a TOML file (--config, COLLECTOR_CONFIG) and from the environment, which wins:
     [upstream] client_id is COLLECTOR_UPSTREAM__CLIENT_ID. `collector COMMAND --help` says more.
 
-    Exit codes: 0 done, 1 failed (the message says why), 2 wrong usage, 78 wrong configuration.
+    Exit codes: 0 done, 1 failed (the message says why), 2 wrong usage, 3 nobody knows whether upstream has acted,
+    69 no collector answers, 75 not now, 77 credentials refused, 78 wrong configuration.
     """  # noqa: D301 - click keeps the lines after \b as they are

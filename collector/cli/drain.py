@@ -50,7 +50,8 @@ def command(
     if as_json:
         click.echo(msgspec.json.encode({"isRunning": status.is_running, "waitingEvents": waiting}))
     else:
-        click.echo(f"{where}: {waiting:,} events wait" if waiting else f"{where}: everything is delivered")
+        place = f"{where}" if status.is_running else f"no collector answers at {where}; by the queue's files"
+        click.echo(f"{place}: {waiting:,} events wait" if waiting else f"{place}: everything is delivered")
     if not status.is_running:
         sys.exit(EXIT_NOT_RUNNING)
     sys.exit(EXIT_NOT_EMPTY if waiting else 0)

@@ -26,15 +26,23 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
+SAME_STOP_SECONDS = 0.1
+"""Signals that come so close together are one wish: timeout(1) sends its own to the process and to its group."""
+
+
 def stop_signals() -> asyncio.Event:
-    """An event that the first SIGTERM or SIGINT sets. A second signal ends the process at once, with 128 + its number.
+    """An event that the first SIGTERM or SIGINT sets. A later signal ends the process at once, with 128 + its number.
 
     Ending at once is safe: what was acknowledged is on disk.
     """
     asked = asyncio.Event()
+    first_at = 0.0
 
     def on_signal(number: int) -> None:
-        if asked.is_set():
+        nonlocal first_at
+        if not asked.is_set():
+            first_at = loop.time()
+        elif loop.time() - first_at > SAME_STOP_SECONDS:
             click.echo("stopped at once by a second signal", err=True)
             sys.stderr.flush()
             os._exit(128 + number)

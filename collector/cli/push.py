@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import click
@@ -16,8 +17,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from collector.backoff import delay_seconds
 from collector.cli.loop import run
+from collector.cli.reach import first_token
 from collector.errors import Unusable
 from collector.intake import Report
+from collector.upstream.transport import why_unconnected
 
 DEFAULT_URL = "http://127.0.0.1:8787"
 LINES_PER_REQUEST = 5000
@@ -47,7 +50,20 @@ class Totals(msgspec.Struct):
 
 @click.command("push", short_help="Send events from NDJSON files to a running collector.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@click.option("--to", "url", default=DEFAULT_URL, show_default=True, help="Base URL of the collector.")
+@click.option(
+    "--to",
+    "url",
+    default=DEFAULT_URL,
+    show_default=True,
+    metavar="URL",
+    callback=lambda _context, _option, url: _checked(url),
+    help="The collector: http://HOST:PORT or unix:PATH.",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File whose first token is shown to the collector.",
+)
 @click.option(
     "--patience",
     type=click.FloatRange(0),
@@ -56,13 +72,13 @@ class Totals(msgspec.Struct):
     help="Seconds to retry while the collector cannot take a request.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Totals as one JSON object.")
-def command(files: Sequence[str], url: str, patience: float, as_json: bool) -> None:
+def command(files: Sequence[str], url: str, token_file: Path | None, patience: float, as_json: bool) -> None:
     """Send events from FILES to a running collector: one JSON object a line, also gzipped; "-" is standard input.
 
     Interrupted or failed, simply run it again: what the collector has already is counted as duplicate and not stored
     twice. Exit code 0 if every event was accepted or known, 1 otherwise.
     """
-    totals = run(_push_all(files, url.rstrip("/"), patience))
+    totals = run(_push_all(files, url.rstrip("/"), first_token(token_file), patience))
     if as_json:
         click.echo(msgspec.json.encode(totals).decode())
     else:
@@ -73,8 +89,23 @@ def command(files: Sequence[str], url: str, patience: float, as_json: bool) -> N
     sys.exit(1 if totals.rejected else 0)
 
 
-async def _push_all(files: Sequence[str], url: str, patience_seconds: float) -> Totals:
+def _checked(url: str) -> str:
+    if url.startswith("unix:"):
+        return url
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0:
+            parts.hostname.encode("idna")
+            return url
+    except ValueError:  # a port that is none, a host that cannot be
+        pass
+    raise click.BadParameter(f"{url!r} is not http://HOST:PORT or unix:PATH")
+
+
+async def _push_all(files: Sequence[str], url: str, token: str | None, patience_seconds: float) -> Totals:
     totals = Totals()
+    unix = url.removeprefix("unix:") if url.startswith("unix:") else None
+    headers = {"Content-Type": "application/x-ndjson"} | ({"Authorization": f"Bearer {token}"} if token else {})
     console = Console(stderr=True)
     columns = [
         TextColumn("{task.description}"),
@@ -84,8 +115,13 @@ async def _push_all(files: Sequence[str], url: str, patience_seconds: float) -> 
         TextColumn("{task.fields[events]:,} events"),
     ]
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as session:
-            sender = _Sender(session, f"{url}/v1/events", patience_seconds, totals)
+        async with aiohttp.ClientSession(
+            "http://localhost" if unix else f"{url}/",
+            connector=aiohttp.UnixConnector(unix) if unix else None,
+            timeout=aiohttp.ClientTimeout(total=120),
+            headers=headers,
+        ) as session:
+            sender = _Sender(session, url, patience_seconds, totals)
             for file in files:
                 with _open(file) as (stream, lines):
                     size = None if file == "-" else Path(file).stat().st_size
@@ -151,6 +187,7 @@ class _Sender:
         self._patience_seconds = patience_seconds
         self._totals = totals
         self._errors_shown = 0
+        self._has_waited = False
 
     async def send(self, file: str, chunk: Sequence[Line]) -> None:
         """Adds what became of the chunk to the totals, and says which lines were rejected. Raises Unusable."""
@@ -187,17 +224,15 @@ class _Sender:
             attempt += 1
             retry_after = 0.0
             try:
-                async with self._session.post(
-                    self._url, data=body, headers={"Content-Type": "application/x-ndjson"}
-                ) as response:
+                async with self._session.post("v1/events", data=body) as response:
                     answer = await response.read()
                     if response.status not in RETRIED:
                         return response.status, answer
                     why = f"it answered {response.status}"
                     stated = response.headers.get("Retry-After", "")
                     retry_after = float(stated) if stated.isdigit() else 0.0
-            except aiohttp.InvalidURL as error:
-                raise Unusable(f"--to: {error} is not a URL") from error
+            except aiohttp.ClientConnectorError as error:
+                why = f"cannot connect: {why_unconnected(error)}"
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 why = str(error) or type(error).__name__
             delay = delay_seconds(
@@ -211,5 +246,10 @@ class _Sender:
                 raise Unusable(
                     f"{self._url} cannot take events: {why}; {self._totals.sent:,} were sent. "
                     "Run the same command again to go on."
+                )
+            if not self._has_waited:
+                self._has_waited = True
+                click.echo(
+                    f"{self._url} cannot take events yet: {why}; tried again for {self._patience_seconds:g} s", err=True
                 )
             await asyncio.sleep(delay)

@@ -40,14 +40,14 @@ def place(url: str | None, token_file: Path | None, config: Callable[[], Config]
 
     A Unix socket goes first, as it asks for no token. Raises Unusable and ConfigInvalid.
     """
-    token = _first_token(token_file)
+    token = first_token(token_file)
     if url is not None:
         return _place_of_url(url, token)
     settings = config()
     if settings.unix.stream is not None and settings.unix.stream.exists():
         return Place(settings.unix.stream, "localhost", 0)
     host, port = settings.http.listen
-    return Place(None, ANYWHERE.get(host, host), port, token or _first_token(settings.access.tokens_file))
+    return Place(None, ANYWHERE.get(host, host), port, token or first_token(settings.access.tokens_file))
 
 
 def _place_of_url(url: str, token: str | None) -> Place:
@@ -96,7 +96,8 @@ def _connected(at: Place, timeout_seconds: float) -> socket.socket:
     return connection
 
 
-def _first_token(file: Path | None) -> str | None:
+def first_token(file: Path | None) -> str | None:
+    """What is shown to a collector that wants to see a token."""
     if file is None:
         return None
     try:

@@ -3,6 +3,8 @@
 Each is asked for where it concerns what the program will do: who only looks at a queue lets nothing in and nothing out.
 """
 
+import grp
+import pwd
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -75,11 +77,25 @@ def way_in_problems(config: Config) -> list[Problem]:
         if listen is not None and not listen.is_loopback and not access.allow_unauthenticated:
             reach = f"{str(listen)!r} can be reached from other machines"
             found.append(Problem(key, reach, f"{remedy}access.allow_unauthenticated = true"))
+    if config.unix.owner is not None and (stranger := _stranger(config.unix.owner)):
+        found.append(Problem("unix.owner", f"{config.unix.owner!r}: there is no {stranger} on this machine"))
     if config.unix.stream is not None and config.unix.stream == config.unix.datagram:
         found.append(
             Problem("unix.datagram", repr(str(config.unix.datagram)), "allowed: another file than unix.stream")
         )
     return found
+
+
+def _stranger(owner: str) -> str | None:
+    """Which of USER:GROUP this machine does not know; numbers need not be known."""
+    user, _, group = owner.partition(":")
+    for what, name, look_up in (("user", user, pwd.getpwnam), ("group", group, grp.getgrnam)):
+        if name and not name.isdecimal():
+            try:
+                look_up(name)
+            except KeyError:
+                return f"{what} {name!r}"
+    return None
 
 
 def _leads_back(config: Config) -> bool:

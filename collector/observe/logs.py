@@ -111,7 +111,8 @@ def configure(level: str, log_format: str) -> None:
     renderer: Any = structlog.processors.JSONRenderer(serializer=_json)
     if as_console:  # of its own accord it would show each frame's variables, secrets among them
         plain = structlog.dev.plain_traceback
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
+        has_colours = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        renderer = structlog.dev.ConsoleRenderer(colors=has_colours, exception_formatter=plain)
     to_journal = is_journal(sys.stderr.fileno(), os.environ.get("JOURNAL_STREAM", ""))
     shared: list[Processor] = [structlog.stdlib.add_log_level, structlog.stdlib.ExtraAdder()]
     if not to_journal:  # the journal has its own

@@ -99,7 +99,8 @@ def _digest(token: bytes) -> bytes:
 def _name(host: str) -> str:
     """A Host field's name or address, without its port."""
     name, colon, port = host.rpartition(":")
-    return (name if colon and port.isdigit() else host).strip("[]").lower()
+    has_port = colon and (port.isdigit() or (not port and not name.endswith(":")))  # it may be empty (RFC 3986, 3.2.3)
+    return (name if has_port else host).strip("[]").lower()
 
 
 @functools.lru_cache(maxsize=256)

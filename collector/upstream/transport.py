@@ -152,7 +152,7 @@ class Transport:
         said = str(error) or type(error).__name__
         if isinstance(error, aiohttp.ClientConnectorError):
             place = self._unix_socket or f"{error.host}:{error.port}"
-            return NotDone(f"{request.name}: cannot connect to {place}: {_why(error.os_error)}")
+            return NotDone(f"{request.name}: cannot connect to {place}: {why_unconnected(error)}")
         if request.has_secret_url and isinstance(error, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)):
             return MalformedAnswer(f"{request.name}: the uploadUrl that upstream gave is no http:// or https:// URL")
         if isinstance(
@@ -167,10 +167,11 @@ class Transport:
         return (Retryable if was_sent else NotDone)(f"{request.name}: {said}")
 
 
-def _why(error: OSError) -> str:
+def why_unconnected(error: aiohttp.ClientConnectorError) -> str:
     """The system's word for why there is no connection; asyncio has a sentence of its own in its place."""
-    said = error.strerror or str(error)
-    return os.strerror(error.errno) if said.startswith("Connect call failed") and error.errno else said
+    why = error.os_error
+    said = why.strerror or str(why)
+    return os.strerror(why.errno) if said.startswith("Connect call failed") and why.errno else said
 
 
 class _File:

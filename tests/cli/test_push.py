@@ -64,12 +64,40 @@ async def test_a_broken_archive_is_said_and_what_came_before_it_stays(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("url", "said"), [(NOWHERE, "Run the same command again to go on"), ("nonsense", "is not a URL")]
+    ("url", "said"), [(NOWHERE, "Connection refused"), ("unix:/not/there", "No such file or directory")]
 )
 async def test_where_there_is_no_collector_it_says_so_and_how_to_go_on(tmp_path: Path, url: str, said: str) -> None:
-    status, _, err = await push("-", "--to", url, "--patience", "0", folder=tmp_path, stdin=NDJSON)
+    status, _, err = await push("-", "--to", url, "--patience", "0.5", folder=tmp_path, stdin=NDJSON)
     assert status == 1
-    assert said in err
+    first, last = err.splitlines()
+    assert first == f"{url} cannot take events yet: cannot connect: {said}; tried again for 0.5 s"
+    assert last.endswith(f"cannot connect: {said}; 0 were sent. Run the same command again to go on.")
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://", "http://a..b", "http://h:99999", "ftp://h", "h:8787"])
+async def test_an_address_that_cannot_be_is_wrong_usage(tmp_path: Path, url: str) -> None:
+    status, _, err = await push("-", "--to", url, folder=tmp_path, stdin=NDJSON)
+    assert status == 2
+    assert f"'{url}' is not http://HOST:PORT or unix:PATH" in err
+
+
+async def test_it_goes_by_a_unix_socket_or_shows_a_token_where_one_is_asked_for(tmp_path: Path) -> None:
+    tokens, events = tmp_path / "tokens", tmp_path / "events.ndjson"
+    tokens.write_text("first-token-of-sixteen\n")
+    tokens.chmod(0o600)
+    events.write_bytes(NDJSON)
+    door = tmp_path / "http.sock"
+    async with running(
+        tmp_path, NOWHERE, access__tokens_file=str(tokens), unix__stream=str(door), stop__deadline="0s"
+    ) as daemon:
+        status, _, err = await push(str(events), "--to", daemon.url, folder=tmp_path)
+        assert (status, "answered 401" in err) == (1, True)
+        status, out, err = await push(str(events), "--to", f"unix:{door}", folder=tmp_path)
+        assert (status, err) == (0, "")
+        assert "accepted 12,000" in out
+        status, out, err = await push(str(events), "--to", daemon.url, "--token-file", str(tokens), folder=tmp_path)
+        assert (status, err) == (0, "")
+        assert "duplicates 12,034" in out
 
 
 async def test_a_file_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:

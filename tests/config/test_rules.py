@@ -131,6 +131,21 @@ def test_a_broken_file_of_tokens_is_told_along_with_other_problems(file: Path) -
     assert SECRET not in second
 
 
+@pytest.mark.parametrize(
+    ("owner", "stranger"),
+    [
+        ("root", None),
+        ("4711:4711", None),
+        (":root", None),
+        ("nobody-has-this-name", "user 'nobody-has-this-name'"),
+        ("root:nobody-has-this-name", "group 'nobody-has-this-name'"),
+    ],
+)
+def test_the_owner_of_the_sockets_is_one_that_this_machine_knows(owner: str, stranger: str | None) -> None:
+    problems = refused({"UNIX__OWNER": owner})
+    assert problems == ([f"unix.owner: {owner!r}: there is no {stranger} on this machine"] if stranger else [])
+
+
 def test_the_two_unix_sockets_cannot_be_one_file() -> None:
     problems = refused({"UNIX__STREAM": "/run/a.sock", "UNIX__DATAGRAM": "/run/a.sock"})
     assert problems == ["unix.datagram: '/run/a.sock'; allowed: another file than unix.stream"]

@@ -9,6 +9,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from collector.cli.loop import SAME_STOP_SECONDS
 from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
@@ -53,6 +54,14 @@ async def test_a_stop_ends_at_its_deadline_and_says_what_remains(tmp_path: Path)
         assert daemon.log("agent.stopped")[0]["waiting_events"] == 7
 
 
+async def test_two_signals_at_once_are_one_wish_to_stop(tmp_path: Path) -> None:
+    async with running(tmp_path, NOWHERE, stop__deadline="0s") as daemon:
+        daemon.send(signal.SIGTERM)
+        daemon.send(signal.SIGINT)
+        assert await daemon.ended() == 0
+        assert daemon.log("agent.stopped")
+
+
 async def test_a_second_signal_ends_it_at_once_and_loses_nothing(
     tmp_path: Path, sandbox: Sandbox, state: State
 ) -> None:
@@ -61,6 +70,7 @@ async def test_a_second_signal_ends_it_at_once_and_loses_nothing(
         await books.post(session, daemon.url, events(7))
         daemon.send(signal.SIGTERM)
         await daemon.logs("agent.draining")
+        await asyncio.sleep(2 * SAME_STOP_SECONDS)
         daemon.send(signal.SIGTERM)
         assert await daemon.ended() == 128 + signal.SIGTERM
         assert "Traceback" not in daemon.output

@@ -12,6 +12,7 @@ import msgspec
 from collector.cli.options import TimeType, config_option
 from collector.cli.queue.export import OUTPUT, write_lines
 from collector.config import load
+from collector.errors import Unusable
 from collector.queue.backend import letters as letters_of
 from collector.queue.letters import FOREVER_MS, Choice, Letter, Letters
 
@@ -68,7 +69,7 @@ def show(config_file: Path | None, number: int) -> None:
             text = msgspec.json.encode(_row(letter) | {"event": msgspec.Raw(letter.lines)})
             click.echo(msgspec.json.format(text, indent=2))
             return
-    raise click.ClickException(f"there is no dead letter {number}; see collector queue dead list")
+    raise Unusable(f"there is no dead letter {number}; see collector queue dead list")
 
 
 @command.command("retry")
