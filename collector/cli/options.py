@@ -10,6 +10,9 @@ import click
 
 from collector.config.kinds import Address, Refused, Seconds, duration, is_sendable, parse_address, seconds
 
+GZIP_MAGIC = b"\x1f\x8b"
+"""What a gzipped file begins with (RFC 1952)."""
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 config_option = click.option(

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from collector.backoff import delay_seconds
 from collector.cli.loop import run
+from collector.cli.options import GZIP_MAGIC
 from collector.cli.reach import first_token
 from collector.errors import Unusable
 from collector.intake import Report
@@ -27,7 +28,6 @@ LINES_PER_REQUEST = 5000
 BYTES_PER_REQUEST = 2**19
 ERRORS_SHOWN = 20
 BACKOFF_BASE_SECONDS, BACKOFF_MAX_SECONDS = 0.2, 5.0
-GZIP_MAGIC = b"\x1f\x8b"
 
 RETRIED = {408, 425, 429, 500, 502, 503, 504, 507}
 

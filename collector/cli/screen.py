@@ -72,7 +72,8 @@ def _apps(status: Status) -> Iterator[str]:
 
 def _app(app: AppStatus, width: int) -> str:
     state = click.style(f"{app.state:<8}", fg=COLOURS.get(app.state))
-    name = plain(app.app_id)[:width]
+    name = plain(app.app_id)
+    name = name if len(name) <= width else name[: width - 1] + "…"
     return f"  {name:<{width}}  {state}{app.waiting_events:>12,}{_age(app.oldest_age_seconds):>14}{app.dead_events:>8,}"
 
 

@@ -172,7 +172,8 @@ def _from_file(file: Path | None, known: Mapping[str, Key], problems: list[Probl
                 else:
                     problems.append(_unknown(dotted, known))
         elif section in sections:
-            problems.append(Problem(section, f"a {type(content).__name__}", f"allowed: a section, [{section}]"))
+            name = {int: "number", float: "number", str: "text"}.get(type(content), type(content).__name__)
+            problems.append(Problem(section, f"a {name}", f"allowed: a section, [{section}]"))
         else:
             problems.append(_unknown(section, sections))
     return found

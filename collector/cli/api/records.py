@@ -7,9 +7,11 @@ too: a slip in a name must not silently drop what stands under it.
 import codecs
 import datetime as dt
 import difflib
+import gzip
 import math
 import re
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, get_args
@@ -27,6 +29,7 @@ from collector.cli.api.formats import (
     lines_that_are_not_utf8,
     ndjson_objects,
 )
+from collector.cli.options import GZIP_MAGIC
 from collector.contract import models
 from collector.errors import Rejected, Unusable
 
@@ -90,8 +93,8 @@ def read(
 ) -> Input[Record]:
     """All records of `file`; "-" is standard input.
 
-    The format is told by the file's name, else by its first character. Raises Rejected with all problems, and Unusable
-    where the file cannot be read.
+    It may be gzipped. The format is told by the file's name, else by its first character. Raises Rejected with all
+    problems, and Unusable where the file cannot be read.
     """
     name = "standard input" if file == "-" else file
     if file == "-" and sys.stdin is None:
@@ -100,10 +103,17 @@ def read(
         content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         raise Unusable(f"{name}: {error.strerror}") from error
+    path = Path(file)
+    if content.startswith(GZIP_MAGIC):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise Rejected(f"{name}: it is gzip, and broken: {error}; nothing was sent") from error
+        path = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     content = content.removeprefix(BOM)
     if not content.strip():
         raise Rejected(f"{name}: it is empty; nothing was sent")
-    input_format = input_format or FORMAT_OF_SUFFIX.get(Path(file).suffix.lower()) or _told_by_content(content)
+    input_format = input_format or FORMAT_OF_SUFFIX.get(path.suffix.lower()) or _told_by_content(content)
     reader = _Reader(kind, Problems(name), ignore_unknown)
     records = list(reader.records(content, input_format))
     if reader.problems.count:
@@ -147,14 +157,19 @@ class _Reader(Generic[Record]):
         header: Sequence[str] = ()
         for line, row in csv_rows(text, self.problems):
             if header:
-                fields = {name: cell for name, cell in zip(header, row, strict=True) if cell}
+                fields = {name: cell for name, cell in zip(header, row, strict=True) if cell and name in self._fields}
                 if fields:  # a spreadsheet ends in rows of commas
                     yield Found(line, fields)
             else:
                 header, before = row, self.problems.count
                 self._check_header(line, header)
-                if self.problems.count > before:
+                if self.problems.count > before and not self._tells_records(header):
                     return
+
+    def _tells_records(self, header: Sequence[str]) -> bool:
+        """Whether the rows can be judged, each column that is known standing for itself."""
+        required = {name for name, field in self._fields.items() if field.required}
+        return required.issubset(header) and len(set(header)) == len(header)
 
     def _check_header(self, line: int, header: Sequence[str]) -> None:
         for sign in ";\t":

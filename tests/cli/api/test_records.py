@@ -1,6 +1,7 @@
 """What is read from CSV, JSON and NDJSON, and every problem that is found in it."""
 
 import datetime as dt
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,14 @@ def test_cells_become_what_the_contract_says_and_empty_ones_are_absent(tmp_path:
             ],
         ),
         (
+            "email,rol\na@b,x\nnobody,\n",
+            USERS,
+            [
+                "1: rol: unknown; did you mean role? allowed: email, firstName, lastName, role",
+                f'3: email: "nobody"; {ADDRESS}',
+            ],
+        ),
+        (
             """[{"timestamp": 1, "email": "a@b", "eventName": "x"},
 
  {"timestamp": true, "email": null,
@@ -162,6 +171,7 @@ def test_cells_become_what_the_contract_says_and_empty_ones_are_absent(tmp_path:
             "csv cells",
             "csv events",
             "csv header",
+            "csv column",
             "json",
             "ndjson",
             "beside",
@@ -183,6 +193,17 @@ def test_every_problem_is_named_by_line_field_value_and_what_is_expected(
 def test_unknown_fields_are_left_out_where_that_is_asked_for(tmp_path: Path, text: str) -> None:
     assert problems(tmp_path, text, USERS)
     assert read_text(tmp_path, text, USERS, ignore_unknown=True).records == [ProvisionedUser("a@b")]
+
+
+@pytest.mark.parametrize("name", ["users.csv.gz", "users.CSV.GZ", "users.csv", "users"])
+def test_a_file_may_be_gzipped(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    packed = gzip.compress(b"email\na@b\n")
+    file.write_bytes(packed)
+    assert read(str(file), USERS).records == [ProvisionedUser("a@b")]
+    file.write_bytes(packed[:-9])
+    with pytest.raises(Rejected, match="it is gzip, and broken"):
+        read(str(file), USERS)
 
 
 def test_what_may_stand_beside_the_list_is_handed_on(tmp_path: Path) -> None:
