@@ -172,8 +172,8 @@ def _from_file(file: Path | None, known: Mapping[str, Key], problems: list[Probl
                 else:
                     problems.append(_unknown(dotted, known))
         elif section in sections:
-            name = {int: "number", float: "number", str: "text"}.get(type(content), type(content).__name__)
-            problems.append(Problem(section, f"a {name}", f"allowed: a section, [{section}]"))
+            what = {int: "a number", str: "text"}.get(type(content), f"a {type(content).__name__}")  # never what it says
+            problems.append(Problem(section, what, f"allowed: a section, [{section}]"))
         else:
             problems.append(_unknown(section, sections))
     return found

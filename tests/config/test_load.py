@@ -218,7 +218,7 @@ def test_every_problem_is_told_at_once_with_key_value_and_what_is_allowed(write:
         ("[flushing]\nlinger = '1s'", "flushing: unknown; did you mean flush?"),
         ("zzz = 1", "zzz: unknown; see config.example.toml"),
         ("[http.listen]\nport = 1", "http.listen: {'port': 1}; allowed: HOST:PORT"),
-        ("queue = 'here'", "queue: a str; allowed: a section, [queue]"),
+        ("queue = 'here'", "queue: text; allowed: a section, [queue]"),
         ("[[upstream]]\nclient_secret = 'hunter2'", "upstream: a list; allowed: a section, [upstream]"),
         ("[flush]\nbatch_events = '10 events'", "flush.batch_events: '10 events'; allowed: a whole number"),
         ("[flush]\nbatch_events = true", "flush.batch_events: True; allowed: a whole number"),
