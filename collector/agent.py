@@ -48,6 +48,10 @@ from collector.version import __version__
 log = get_logger(__name__)
 
 
+LAST_LOOK_SECONDS = 1.0
+"""How long a stop waits to hear what still waits."""
+
+
 class StopReport(msgspec.Struct, frozen=True):
     """What remains after a stop; it is in the queue and goes on with the next start."""
 
@@ -204,8 +208,8 @@ class Collector:
         self._election.withdraw()
         log.info("agent.draining", waiting_events=self._queue.waiting_events, deadline_seconds=seconds)
         await asyncio.wait([flushing], timeout=max(0.0, deadline - self._clock.monotonic()))
-        with contextlib.suppress(CollectorError):  # of other processes' puts not all is known yet
-            await self._queue.refresh()
+        with contextlib.suppress(CollectorError, TimeoutError):  # of other processes' puts not all is known yet
+            await asyncio.wait_for(self._queue.refresh(), LAST_LOOK_SECONDS)
         report = StopReport(self._queue.waiting_events, self._flusher.held, self._recorder.waiting_events)
         await self._open.aclose()
         self._supervision.tasks.clear()

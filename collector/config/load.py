@@ -172,7 +172,8 @@ def _from_file(file: Path | None, known: Mapping[str, Key], problems: list[Probl
                 else:
                     problems.append(_unknown(dotted, known))
         elif section in sections:
-            what = {int: "a number", str: "text"}.get(type(content), f"a {type(content).__name__}")  # never what it says
+            kind = type(content)  # and never what it says
+            what = {int: "a number", str: "text"}.get(kind, f"a {kind.__name__}")
             problems.append(Problem(section, what, f"allowed: a section, [{section}]"))
         else:
             problems.append(_unknown(section, sections))
