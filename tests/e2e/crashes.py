@@ -65,7 +65,7 @@ NOT_TAKEN = {
     "sqlite.SqliteQueue.round_trip": "of a supervisor's watchdog, and writes nothing; see tests/test_systemd.py",
     "sqlite.SqliteQueue.use_limits": AT_RELOAD,
     "sqlite._nothing": "as round_trip",
-    "sqlite.SqliteQueue.refresh": "of several processes on one queue; see tests/e2e/test_two_writers.py",
+    "store.Store.reconnect": "after a fork of the program around it; see tests/test_sync.py",
     "store_process._close_all_but": "as _live",
     "store_process._die_with": "as _live",
     "store_process._live": "a process's life, counted from when it serves",
