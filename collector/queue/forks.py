@@ -14,10 +14,12 @@ import os
 import sqlite3
 import threading
 import weakref
-from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from collector.errors import QueueBroken
+
+Use = Any
+"""A threading.RLock, which is no type."""
 
 
 class Lock(Protocol):
@@ -42,34 +44,33 @@ class Connection(sqlite3.Connection):
             )
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]  # as sqlite3.connect passes them
         self.was_closed_by_fork = False
-        _connections.add(self)
-
-
-class Uses:
-    """A thread is within it while it uses connections: no fork happens meanwhile."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        _uses.add(self)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._lock.release()
+        with _registering:
+            _connections.add(self)
 
 
 _locks: weakref.WeakSet[Lock] = weakref.WeakSet()
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
-_uses: weakref.WeakSet[Uses] = weakref.WeakSet()
-_forking = threading.RLock()  # a handler of signals may fork amid a fork
-_held: list[list[Uses]] = []
+_uses: weakref.WeakSet[Use] = weakref.WeakSet()
 _inherits_connections = False
+
+# All of them reentrant: a handler of signals may fork amid a fork.
+_forking = threading.RLock()  # from before a fork until after it
+_registering = threading.RLock()  # only while one of the sets changes or is copied
+_held: list[list[Use]] = []
 
 
 def let_go_in_child(lock: Lock) -> None:
     """From now on a child releases the lock as its first act."""
-    _locks.add(lock)
+    with _registering:
+        _locks.add(lock)
+
+
+def use_of_connections() -> Use:
+    """Whoever uses connections in a thread of its own holds this meanwhile: then no fork happens."""
+    use = threading.RLock()
+    with _registering:
+        _uses.add(use)
+    return use
 
 
 def never_free(thing: object) -> None:
@@ -79,25 +80,30 @@ def never_free(thing: object) -> None:
 
 def _before_fork() -> None:
     _forking.acquire()
-    uses = [] if _held else list(_uses)
-    _held.append(uses)
-    for each in uses:
-        each.__enter__()
-    for connection in list(_connections):
+    held: list[Use] = []
+    _held.append(held)
+    with _registering:
+        uses = list(_uses)
+    for use in uses:
+        use.acquire()
+        held.append(use)
+    with _registering:
+        connections = list(_connections)
+        _connections.clear()
+    for connection in connections:
         connection.close()
         connection.was_closed_by_fork = True
-    _connections.clear()
 
 
 def _after_fork_in_parent() -> None:
-    for each in _held.pop():
-        each.__exit__()
+    for use in _held.pop():
+        use.release()
     _forking.release()
 
 
 def _after_fork_in_child() -> None:
-    global _forking, _inherits_connections  # noqa: PLW0603 - the process's
-    _forking = threading.RLock()
+    global _forking, _registering, _inherits_connections  # noqa: PLW0603 - the process's
+    _forking, _registering = threading.RLock(), threading.RLock()
     _held.clear()
     _uses.clear()
     for lock in list(_locks):

@@ -12,7 +12,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from collector.queue.forks import Uses
+from collector.queue.forks import use_of_connections
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class StepThread:
         self._name = name
         self._steps: SimpleQueue[tuple[Callable[[], Any], asyncio.AbstractEventLoop, Heard] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._uses = Uses()
+        self._use = use_of_connections()
 
     def run(self, step: Callable[[], T], take: Callable[[T], None] | None = None) -> asyncio.Future[T]:
         """What `step` returns or raises. A caller that does not wait for it any more does not stop it.
@@ -62,7 +62,7 @@ class StepThread:
             result: Any = None
             failure: BaseException | None = None
             try:
-                with self._uses:
+                with self._use:
                     result = step()
             except BaseException as error:  # noqa: BLE001 - it belongs to the caller
                 failure = error
