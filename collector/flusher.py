@@ -19,8 +19,6 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-import msgspec
-
 from collector.clock import Clock
 from collector.concurrency import AdaptiveLimit
 from collector.errors import DeadLettersFull, PartlyRejected, Rejected, Retryable, TooLarge, Unusable
@@ -28,14 +26,11 @@ from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.outages import Outages
 from collector.pace import Pace, unpaced
-from collector.queue.base import Backlog, Burial, Lease, Queue
+from collector.parcel import Outcome, Parcel
+from collector.queue.base import Backlog, Lease, Queue
 from collector.retry_schedule import Delays, Lane, RetrySchedule
 
 log = get_logger(__name__)
-
-SUSPICIOUS_BURIALS = 50
-"""So many events of one lease refused one by one and none taken: that is no poisoned event, it is upstream or its
-path that refuses everything. The app is held instead, and nothing is buried."""
 
 BATCH_REGROWTH_EVENTS = 10
 """After a 413 the lane's batches grow by this much with each one that is taken."""
@@ -50,20 +45,6 @@ class Publisher(Protocol):
         Raises PartlyRejected if it has taken all but some, and Retryable, Rejected, TooLarge or Unusable if none.
         """
         ...
-
-
-class _Outcome(msgspec.Struct):
-    """What came of one lease: events are positions in it; `failure` is why some are returned, if it was its own."""
-
-    delivered: int = 0
-    buried: list[Burial] = []
-    returned: list[int] = []
-    failure: Retryable | Unusable | None = None
-
-    @property
-    def is_suspicious(self) -> bool:
-        """Whether upstream, or its path, seems to refuse everything."""
-        return len(self.buried) >= SUSPICIOUS_BURIALS and not self.delivered
 
 
 class Flusher:
@@ -211,6 +192,7 @@ class Flusher:
             deliveries.create_task(self._deliver(lane, lease, is_probe=is_probe), name=f"deliver {lane.app_id}")
 
     async def _deliver(self, lane: Lane, lease: Lease, *, is_probe: bool) -> None:
+        publisher = self._publisher
         try:
             outcome = await self._send(lane, lease)
             # At once: a Retry-After holds for the batches beside this one too, however long our disk takes to settle.
@@ -220,46 +202,55 @@ class Flusher:
             if outcome.failure is not heard:
                 self._learn_failure(lane, outcome.failure)
             self._learn(lane, outcome)
+            if lane.held_for is not None and self._publisher is not publisher:  # one may have acted meanwhile
+                lane.not_before = float("-inf")
         finally:
             self._in_flight -= 1
             self._probes -= is_probe
             lane.in_flight -= 1
             self._queue.arrivals.set()
 
-    async def _send(self, lane: Lane, lease: Lease) -> _Outcome:
-        """Sends a lease in requests of the lane's size, halving what is refused; stops at the first other failure."""
-        outcome = _Outcome()
-        lines = lease.lines.split(b"\n") if lease.events > lane.batch_events else None
-        step = lane.batch_events
-        todo = [(start, min(start + step, lease.events)) for start in range(0, lease.events, step)][::-1]
-        while todo:
+    async def _send(self, lane: Lane, lease: Lease, *, is_witness: bool = False) -> Outcome:
+        """Sends a lease in requests of the lane's size, halving what is refused; stops at the first other failure.
+
+        Where it is in doubt whether its events are at fault or upstream, another lease tells, unless this is that one.
+        """
+        parcel = Parcel(lease, lane.batch_events)
+        while True:
+            part = parcel.next_part()
+            if part is None:
+                if not parcel.is_in_doubt:
+                    break
+                parcel.others_are_taken = not is_witness and await self._takes_another(lane)
+                if not parcel.others_are_taken:
+                    return parcel.nothing_but_refusals()
+                continue
+            await self._pace.turn()
             if self._clock.monotonic() < lane.not_before:  # another batch was told to wait; that holds for this one too
-                outcome.returned = _positions(todo)
-                break
-            start, end = todo.pop()
-            whole = end - start == lease.events
-            if lines is None and not whole:
-                lines = lease.lines.split(b"\n")
-            part = lease.lines if lines is None or whole else b"\n".join(lines[start:end])
+                return parcel.left_off(part, None)
             try:
-                reasons = await self._publish(lane, part, end - start)
+                parcel.taken(part, await self._publish(lane, parcel.lines_of(part), len(part)))
             except Rejected as error:
                 if isinstance(error, TooLarge):
-                    lane.batch_events = max(1, min(lane.batch_events, (end - start) // 2))
-                if end - start > 1:
-                    middle = (start + end) // 2
-                    todo += [(middle, end), (start, middle)]
-                    continue
-                reasons = {0: str(error)}
+                    lane.batch_events = max(1, min(lane.batch_events, len(part) // 2))
+                parcel.refused(part, str(error))
             except (Retryable, Unusable) as error:
-                outcome.failure = error
-                outcome.returned = _positions([(start, end), *todo])
-                break
-            outcome.delivered += end - start - len(reasons)
-            outcome.buried += [Burial(start + position, reason) for position, reason in reasons.items()]
-            if outcome.is_suspicious:
-                return _nothing_but_refusals(lease, outcome)
-        return outcome
+                return parcel.left_off(part, error)
+        lane.batch_events = max(lane.batch_events, parcel.largest_taken)  # one large event says nothing of batches
+        return parcel.outcome
+
+    async def _takes_another(self, lane: Lane) -> bool:
+        """Whether upstream takes anything of the app's next batch, which is settled then as any other."""
+        try:
+            other = await self._queue.lease(lane.app_id, lane.batch_events)
+        except Retryable:
+            return False
+        if other is None:
+            return False
+        outcome = await self._send(lane, other, is_witness=True)
+        await self._settle(other, outcome)
+        self._learn(lane, outcome)
+        return outcome.delivered > 0
 
     async def _publish(self, lane: Lane, lines: bytes, events: int) -> Mapping[int, str]:
         """One request, from whose answer the limit and the outage learn; the events that are refused, with reasons.
@@ -267,7 +258,6 @@ class Flusher:
         Raises what `Publisher.publish` raises if it has taken none.
         """
         reasons: Mapping[int, str] = {}
-        await self._pace.turn()
         was_in_trouble = lane.is_in_trouble
         began = self._limit.began(self._in_flight - self._probes)
         try:
@@ -285,7 +275,7 @@ class Flusher:
         self._limit.answered(began, seconds=seconds, events=events)
         return reasons
 
-    async def _settle(self, lease: Lease, outcome: _Outcome) -> None:
+    async def _settle(self, lease: Lease, outcome: Outcome) -> None:
         """Settles until it is on disk: what upstream has taken must not be sent again because our disk is full.
 
         Where there is no room for dead letters, the guilty events wait on, and the app is held.
@@ -304,7 +294,7 @@ class Flusher:
             else:
                 return
 
-    def _learn(self, lane: Lane, outcome: _Outcome) -> None:
+    def _learn(self, lane: Lane, outcome: Outcome) -> None:
         """Counts an outcome, and lets the lane go on where it was a success."""
         self._metrics.delivered.inc(outcome.delivered)
         self._metrics.buried.inc(len(outcome.buried))
@@ -322,14 +312,3 @@ class Flusher:
 
     def _waiting_events(self, lane: Lane) -> int:
         return sum(backlog.events for backlog in self._queue.backlog() if backlog.app_id == lane.app_id)
-
-
-def _nothing_but_refusals(lease: Lease, outcome: _Outcome) -> _Outcome:
-    """Nothing is buried of such a lease, and its app is held."""
-    tried, last = len(outcome.buried), outcome.buried[-1].reason
-    reason = f"every one of {tried} events that were tried was refused, the last with: {last}"
-    return _Outcome(returned=list(range(lease.events)), failure=Unusable(reason))
-
-
-def _positions(ranges: Iterable[tuple[int, int]]) -> list[int]:
-    return [position for start, end in ranges for position in range(start, end)]

@@ -18,8 +18,9 @@ from collector.errors import (
     Retryable,
     TooLarge,
 )
-from collector.flusher import SUSPICIOUS_BURIALS, Flusher
+from collector.flusher import Flusher
 from collector.observe.metrics import Metrics
+from collector.parcel import SUSPICIOUS_BURIALS
 from collector.queue.base import Burial, Lease
 from collector.queue.sqlite import SqliteQueue
 from tests.fake_clock import FakeClock
@@ -378,6 +379,58 @@ async def test_many_refused_events_are_buried_where_others_of_their_lease_are_ta
     assert rig.waiting() == []
 
 
+@pytest.mark.parametrize("size", [60, 150])
+async def test_many_refused_events_at_the_head_of_a_lease_are_buried_where_the_rest_of_it_is_taken(
+    rig: Rig, size: int
+) -> None:
+    rig.upstream.refuse(range(size))
+    await rig.put("wiki", range(1000))
+    await rig.at_rest()
+    assert rig.flusher.held == {}
+    assert len(rig.dead()) == size
+    assert sorted(rig.upstream.taken["wiki"]) == list(range(size, 1000))
+    assert rig.waiting() == []
+
+
+async def test_events_that_are_refused_to_the_last_are_buried_once_others_are_taken(rig: Rig) -> None:
+    rig.upstream.refuse(range(100))
+    await rig.put("wiki", range(100))
+    await rig.at_rest()
+    await rig.advance(LINGER_SECONDS)
+    assert list(rig.flusher.held) == ["wiki"]
+    assert rig.dead() == []
+    for begin in range(1000, 6000, 1000):
+        await rig.put("wiki", range(begin, begin + 1000))
+    await rig.advance(HOLD_RETRY_SECONDS)
+    assert rig.flusher.held == {}
+    assert len(rig.dead()) == 100
+    assert sorted(rig.upstream.taken["wiki"]) == list(range(1000, 6000))
+    assert rig.waiting() == []
+
+
+async def test_nothing_is_buried_where_upstream_fails_while_it_is_in_doubt_who_is_at_fault(rig: Rig) -> None:
+    rig.upstream.answer = lambda _app, numbers: Rejected("no such day") if numbers[0] < 70 else Retryable("503")
+    await rig.put("wiki", range(1000))
+    await rig.at_rest()
+    assert rig.flusher.held == {}
+    assert rig.dead() == []
+    assert rig.waiting() == list(range(1000))
+    rig.upstream.refuse(range(70))
+    await rig.advance(60)
+    assert len(rig.dead()) == 70
+    assert rig.waiting() == []
+
+
+async def test_one_event_that_is_too_large_does_not_make_the_next_batches_tiny(rig: Rig) -> None:
+    rig.upstream.refuse([5], TooLarge)
+    await rig.put("wiki", range(1000))
+    await rig.at_rest()
+    before = len(rig.upstream.requests)
+    await rig.put("wiki", range(1000, 2000))
+    await rig.at_rest()
+    assert len(rig.upstream.requests) - before <= 2
+
+
 async def test_events_that_are_refused_by_name_are_buried_and_the_rest_counts_without_another_request(rig: Rig) -> None:
     bad = {0: "no such day", 7: "no such person", 999: "no such deed"}
     rig.upstream.answer = lambda _app, _numbers: PartlyRejected(bad, seconds=0.0)
@@ -595,7 +648,7 @@ async def test_after_a_413_batches_grow_back_step_by_step(rig: Rig, monkeypatch:
         await rig.put("wiki", range(begin, begin + 1000))
         await rig.at_rest()
         largest.append(max(rig.upstream.sizes()[before:]))
-    assert largest == [262, 462, 662, 862, 1000, 1000, 1000]
+    assert largest == [263, 463, 663, 863, 1000, 1000, 1000]
     assert rig.upstream.taken["wiki"] == list(range(8000))
 
 

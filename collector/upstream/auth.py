@@ -49,6 +49,7 @@ class TokenSource:
         if client != self._client:
             self._client = client
             self._token, self._not_before = None, float("-inf")
+            self._renewal = None
 
     async def token(self) -> str:
         """A token that has not expired. Raises CredentialsRefused or Retryable; a Retry-After holds for all who ask.
@@ -104,12 +105,15 @@ class TokenSource:
             await asyncio.wait([self._renewal])
 
     async def _renew(self) -> str:
+        client = self._client
         try:
             answer = await self.ask()
         except Retryable as error:
-            if error.retry_after_seconds is not None:
+            if error.retry_after_seconds is not None and client == self._client:
                 self._not_before = self._clock.monotonic() + error.retry_after_seconds
             raise
+        if client != self._client:
+            return answer.access_token
         now = self._clock.monotonic()
         self._token = answer.access_token
         self._expires_at = now + answer.expires_in
@@ -117,6 +121,9 @@ class TokenSource:
         return self._token
 
     def _renewed(self, renewal: asyncio.Task[str]) -> None:
+        if self._renewal is not renewal:
+            renewal.cancelled() or renewal.exception()
+            return
         self._renewal = None
         if not renewal.cancelled() and isinstance(renewal.exception(), CredentialsRefused):
             self._token = None  # a renewal in the background that was refused: the next caller shall hear of it

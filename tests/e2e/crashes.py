@@ -40,7 +40,7 @@ KEPT = "100ms"
 SHOWN = "of the status page, which writes nothing"
 AT_RELOAD = "of a reload, and writes nothing; see tests/test_reload.py"
 BY_HAND = "of `collector queue dead`, `export` and `replay`; see tests/queue/test_letters.py"
-
+OF_MANY_REFUSALS = "of many refusals in a row; see tests/test_flusher.py"
 NOT_TAKEN = {
     "database.damaged": "of a damaged file; see tests/queue/test_salvage.py",
     "database._named_statements": "at import",
@@ -48,7 +48,8 @@ NOT_TAKEN = {
     "flusher.Flusher.try_held": AT_RELOAD,
     "flusher.Flusher.use_pace": AT_RELOAD,
     "flusher.Flusher.use_publisher": AT_RELOAD,
-    "flusher._nothing_but_refusals": "of many refusals in a row; see tests/test_flusher.py",
+    "flusher.Flusher._takes_another": OF_MANY_REFUSALS,
+    "parcel.Parcel.nothing_but_refusals": OF_MANY_REFUSALS,
     "sql.count_kept": BY_HAND,
     "sql.count_letters": BY_HAND,
     "sql.drop_delivered": BY_HAND,

@@ -27,7 +27,7 @@ import msgspec
 import collector.agent
 import collector.cli
 import collector.clock
-from collector import flusher, retry_schedule
+from collector import flusher, parcel, retry_schedule
 from collector.queue import (
     database,
     forks,
@@ -53,6 +53,7 @@ MODULES = (
     group_commit,
     sqlite,
     flusher,
+    parcel,
     retry_schedule,
 )
 """The way of an event: written, flushed, pruned; migrated and checkpointed."""

@@ -25,7 +25,7 @@ from unittest import mock
 
 import msgspec
 
-from collector import flusher, intake
+from collector import intake, parcel
 from collector.agent import Collector
 from collector.config import Config
 from collector.election import Delivery
@@ -403,7 +403,7 @@ class World:
                 mock.patch.multiple(reserve, RESERVE_BYTES=2**16, MARGIN_BYTES=2**16, STEP_BYTES=2**16),
                 mock.patch.object(intake, "STREAM_PIECE_BYTES", 600),
                 mock.patch.multiple(recent_keys, **EAGER),
-                mock.patch.object(flusher, "SUSPICIOUS_BURIALS", self._suspicious_burials),
+                mock.patch.object(parcel, "SUSPICIOUS_BURIALS", self._suspicious_burials),
             ):
                 yield
         finally:
