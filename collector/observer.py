@@ -27,6 +27,7 @@ from collector.observe.status import (
     Totals,
     UpstreamStatus,
     problems,
+    without_people,
 )
 from collector.queue.base import AppStats, Backend
 from collector.queue.figures import app_status, queue_status
@@ -153,7 +154,7 @@ class Observer:
             rates=self._history.rates(),
             apps=apps[:SHOWN_APPS],
             apps_left_out=max(0, len(apps) - SHOWN_APPS),
-            dead_letters=self._dead_letters,
+            dead_letters=without_people(self._dead_letters),
             refusals=self._refusals(),
             limits=self._limits(),
         )

@@ -12,6 +12,7 @@ import pytest
 from collector.errors import (
     AppUnusable,
     CollectorError,
+    CredentialsRefused,
     PartlyRejected,
     QueueUnavailable,
     Rejected,
@@ -650,6 +651,19 @@ async def test_after_a_413_batches_grow_back_step_by_step(rig: Rig, monkeypatch:
         largest.append(max(rig.upstream.sizes()[before:]))
     assert largest == [263, 463, 663, 863, 1000, 1000, 1000]
     assert rig.upstream.taken["wiki"] == list(range(8000))
+
+
+async def test_a_hold_learnt_from_a_request_of_before_a_reload_does_not_last(rig: Rig) -> None:
+    rig.upstream.fail(99, CredentialsRefused("401"))
+    rig.upstream.gate.clear()
+    await rig.put("wiki", range(1000))
+    await rig.at_rest()
+    assert rig.flusher.in_flight == 1
+    mended = Upstream(rig.clock)
+    rig.flusher.use_publisher(mended)
+    rig.flusher.try_held()
+    rig.upstream.gate.set()
+    await until(lambda: mended.taken == {"wiki": list(range(1000))})
 
 
 async def test_one_app_that_always_fails_does_not_slow_ninety_nine_others(rig: Rig) -> None:

@@ -96,8 +96,9 @@ class Daemon:
             self._configure_writer()
         except ConfigInvalid as error:
             log.error("run.reload_failed", error=str(error), remedy="the configuration of before stays in force")  # noqa: TRY400
-        if is_ready:
-            self._notifier.ready()
+        finally:
+            if is_ready:
+                self._notifier.ready()
 
     @contextlib.asynccontextmanager
     async def _reporting(self) -> AsyncIterator[None]:

@@ -12,7 +12,7 @@ from collector.cli.screen import plain, screen
 from collector.clock import Clock
 from collector.config import Config, load
 from collector.errors import CollectorError, Unusable
-from collector.observe.status import SHOWN_APPS, Severity, Status, UpstreamStatus, problems
+from collector.observe.status import SHOWN_APPS, Severity, Status, UpstreamStatus, problems, without_people
 from collector.queue.backend import at_rest
 from collector.queue.figures import app_status, queue_status
 from collector.version import __version__
@@ -110,7 +110,7 @@ def _status_of_files(config: Config, clock: Clock) -> Status:
         upstream=UpstreamStatus(config.delivers_to, "unknown"),
         apps=apps[:SHOWN_APPS],
         apps_left_out=max(0, len(apps) - SHOWN_APPS),
-        dead_letters=dead_letters,
+        dead_letters=without_people(dead_letters),
     )
     status.problems.extend(problems(status))
     return status

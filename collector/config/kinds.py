@@ -228,11 +228,16 @@ def choices(about: str, *options: str) -> Kind:
 
 def servers(about: str) -> Kind:
     """A list of NATS servers; in the environment separated by commas. No credentials stand in their URLs."""
-    return _list(
-        about,
-        "a list of nats://HOST:PORT or tls://HOST:PORT, without user and password",
-        lambda entry: _NATS_URL.fullmatch(entry) is not None,
-    )
+    allowed = "a list of nats://HOST:PORT or tls://HOST:PORT, at least one, without user and password"
+    kind = _list(about, allowed, lambda entry: _NATS_URL.fullmatch(entry) is not None)
+
+    def parse(value: Any) -> tuple[str, ...]:
+        found: tuple[str, ...] = kind.parse(value)
+        if not found:
+            raise ValueError(value)
+        return found
+
+    return kind._replace(parse=parse)
 
 
 def token(about: str) -> Kind:
@@ -258,7 +263,14 @@ def _list(about: str, allowed: str, is_allowed: Callable[[str], bool]) -> Kind:
 
 def path(about: str) -> Kind:
     """A place in the file system; `~` is the home directory."""
-    return Kind(about, "a path", lambda value: Path(_text(value)).expanduser(), _quoted)
+    return Kind(about, "a path", _parse_path, _quoted)
+
+
+def _parse_path(value: Any) -> Path:
+    try:
+        return Path(_text(value)).expanduser()
+    except RuntimeError as error:
+        raise Refused(f"{value!r}: {error}") from error
 
 
 def secret(about: str) -> Kind:
@@ -297,7 +309,7 @@ def url_or_unix(about: str) -> Kind:
         path = _text(value).removeprefix("unix:")
         if path == value:
             return _parse_url(value)
-        return UnixUrl(Path(_text(path)).expanduser())
+        return UnixUrl(_parse_path(path))
 
     allowed = "an http:// or https:// URL without user, query or fragment, or unix:PATH"
     return Kind(about, allowed, parse, _quoted)

@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from collector.observe.logs import without_addresses
+
 HISTORY_SECONDS = 300
 """How far back the rates go, second by second: 12 KB of the document at most."""
 
@@ -106,6 +108,14 @@ class DeadLetters(msgspec.Struct, frozen=True, rename="camel"):
 
     reasons: list[Reason] = []
     latest: list[Letter] = []
+
+
+def without_people(letters: DeadLetters) -> DeadLetters:
+    """The same for all to see: upstream's words may name whom an event is of."""
+    return DeadLetters(
+        [msgspec.structs.replace(each, reason=without_addresses(each.reason)) for each in letters.reasons],
+        [msgspec.structs.replace(each, reason=without_addresses(each.reason)) for each in letters.latest],
+    )
 
 
 class Refusal(msgspec.Struct, frozen=True):

@@ -16,6 +16,12 @@ from collector.upstream.wire import read_token, token_request
 
 Result = TypeVar("Result")
 
+RENEW_AGAIN_SECONDS = 10.0
+"""After a renewal that failed, while the token before it still serves."""
+
+MAX_LIFE_SECONDS = 10 * 365 * 86_400
+"""A token that is said to live longer is asked for again by then."""
+
 RENEW_AT_FRACTION = 0.8
 """A token is renewed when this much of its life is over, while the old one still serves."""
 
@@ -42,6 +48,7 @@ class TokenSource:
         self._renew_at = self._expires_at = 0.0
         self._not_before = float("-inf")  # upstream asked to be left alone until then
         self._renewal: asyncio.Task[str] | None = None
+        self._outdated: set[asyncio.Task[str]] = set()
 
     def use_client(self, *, token_url: str, client_id: str, client_secret: Secret, scope: str) -> None:
         """From now on tokens are asked for in this way; one that was granted to another client is not used any more."""
@@ -49,7 +56,9 @@ class TokenSource:
         if client != self._client:
             self._client = client
             self._token, self._not_before = None, float("-inf")
-            self._renewal = None
+            if self._renewal is not None:  # who waits for it gets what it brings; nobody else does
+                self._outdated.add(self._renewal)
+                self._renewal = None
 
     async def token(self) -> str:
         """A token that has not expired. Raises CredentialsRefused or Retryable; a Retry-After holds for all who ask.
@@ -100,29 +109,35 @@ class TokenSource:
 
     async def close(self) -> None:
         """No request is under way any more."""
-        if self._renewal is not None:
-            self._renewal.cancel()
-            await asyncio.wait([self._renewal])
+        renewals = {*self._outdated, *([self._renewal] if self._renewal is not None else [])}
+        for renewal in renewals:
+            renewal.cancel()
+        if renewals:
+            await asyncio.wait(renewals)
 
     async def _renew(self) -> str:
         client = self._client
         try:
             answer = await self.ask()
         except Retryable as error:
-            if error.retry_after_seconds is not None and client == self._client:
-                self._not_before = self._clock.monotonic() + error.retry_after_seconds
+            if client == self._client:
+                now = self._clock.monotonic()
+                if error.retry_after_seconds is not None:
+                    self._not_before = now + error.retry_after_seconds
+                self._renew_at = min(now + RENEW_AGAIN_SECONDS, self._expires_at)
             raise
         if client != self._client:
             return answer.access_token
         now = self._clock.monotonic()
         self._token = answer.access_token
-        self._expires_at = now + answer.expires_in
-        self._renew_at = now + answer.expires_in * RENEW_AT_FRACTION
+        life_seconds = min(answer.expires_in, MAX_LIFE_SECONDS)
+        self._expires_at = now + life_seconds
+        self._renew_at = now + life_seconds * RENEW_AT_FRACTION
         return self._token
 
     def _renewed(self, renewal: asyncio.Task[str]) -> None:
-        if self._renewal is not renewal:
-            renewal.cancelled() or renewal.exception()
+        if renewal in self._outdated:
+            self._outdated.discard(renewal)
             return
         self._renewal = None
         if not renewal.cancelled() and isinstance(renewal.exception(), CredentialsRefused):

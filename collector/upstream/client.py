@@ -177,6 +177,8 @@ class Client:
         which would never end.
         """
         end = until or datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC)
+        for name, time in (("startTime", since), ("endTime", end)):
+            _time(name, time)  # as subtracting them needs a time zone of each
         starts = [since]
         while (start := starts[-1]) is not None and end - start > AUDIT_WINDOW:
             starts.append(start + AUDIT_WINDOW)

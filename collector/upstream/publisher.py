@@ -104,7 +104,7 @@ class _TimedWay:
         started = self._clock.monotonic()
         try:
             response = await self._transport.send(request)
-        except Retryable:
+        except CollectorError:
             self._metrics.observe_upstream(self._clock.monotonic() - started, None)
             raise
         seconds = self._clock.monotonic() - started

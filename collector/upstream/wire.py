@@ -4,6 +4,7 @@ The contract declares 200, 400, 401 and 404; what all other answers mean is our 
 holds a connection, a clock or a token.
 """
 
+import codecs
 from collections.abc import Mapping, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -196,8 +197,9 @@ def _raise_refusal(response: Response, operation: str, now_seconds: float) -> No
 
 def _check_success(response: Response, operation: str) -> None:
     """The contract gives a 200 no body; the live service may say `success`. A page of HTML is some proxy's, not its."""
-    content = response.body.strip()
-    if content.startswith(b"<"):
+    content = response.body.strip().removeprefix(codecs.BOM_UTF8)
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content.startswith(b"<") or kind in {"text/html", "application/xhtml+xml"}:
         raise Retryable(f"{operation}: 200 with a page of HTML; is there a proxy in between?")
     try:
         answer = msgspec.json.decode(content) if content else None

@@ -231,6 +231,8 @@ def test_every_problem_is_told_at_once_with_key_value_and_what_is_allowed(write:
         ("[log]\nformat = []", "log.format: []; allowed: one of"),
         ("[access]\nallow_unauthenticated = 1", "access.allow_unauthenticated: 1; allowed: true or false"),
         ("[unix]\nmode = 432", "unix.mode: 432; allowed: an octal mode"),
+        ("[jetstream]\nservers = []", "jetstream.servers: []; allowed: a list of nats://HOST:PORT"),
+        ("[queue]\npath = '~nobody-has-this-name/q'", "queue.path: '~nobody-has-this-name/q': "),
     ],
 )
 def test_what_is_unknown_or_of_a_wrong_type_is_named_with_a_remedy(write: Write, text: str, problem: str) -> None:

@@ -12,9 +12,10 @@ from collector.errors import CollectorError, CredentialsRefused, NotDone, Retrya
 from collector.observe.metrics import Metrics
 from collector.sandbox.faults import Fault
 from collector.sandbox.server import CLIENT_ID, CLIENT_SECRET, Sandbox
-from collector.upstream.auth import RENEW_AT_FRACTION, TokenSource
+from collector.upstream.auth import RENEW_AGAIN_SECONDS, RENEW_AT_FRACTION, TokenSource
 from collector.upstream.transport import Transport
 from tests.fake_clock import FakeClock
+from tests.patience import until
 
 LIFETIME_SECONDS = 3600
 """The sandbox's default."""
@@ -187,9 +188,34 @@ async def test_a_renewal_that_fails_leaves_the_old_token_in_service_until_it_exp
     for _ in range(2):
         assert await tokens.token() == first
         await renewed()
-    clock.advance(LIFETIME_SECONDS - RENEWAL_SECONDS)
+        for _ in range(3):  # not with each request that leaves meanwhile
+            assert await tokens.token() == first
+            assert renewal() is None
+        clock.advance(RENEW_AGAIN_SECONDS)
+    clock.advance(LIFETIME_SECONDS - RENEWAL_SECONDS - 2 * RENEW_AGAIN_SECONDS)
     with pytest.raises(Retryable):
         await tokens.token()
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+async def test_a_renewal_that_was_under_way_when_the_client_changed_says_nothing_of_the_new_one(
+    tokens: TokenSource, sandbox: Sandbox, is_refused: bool
+) -> None:
+    fault = Fault(operation=GET_TOKEN, delay_seconds=0.05, status=401 if is_refused else None, times=1)
+    sandbox.set_faults(fault)
+    old = asyncio.create_task(tokens.token())
+    await until(lambda: not sandbox._faults.list())
+    tokens.use_client(
+        token_url=sandbox.url + GET_ACCESS_TOKEN.path,
+        client_id=CLIENT_ID,
+        client_secret=Secret(CLIENT_SECRET),
+        scope=f"{SCOPE_WRITE} ",
+    )
+    new = await tokens.token()
+    await asyncio.wait([old])
+    assert (old.exception() is not None) == is_refused
+    assert is_refused or old.result() != new
+    assert await tokens.token() == new
 
 
 async def test_a_renewal_that_is_refused_is_heard_of_at_once(

@@ -164,9 +164,19 @@ def test_a_200_whose_success_is_not_true_is_tried_again(success: str) -> None:
     assert "because" in str(error)
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"\r\n  <!DOCTYPE html><p>Sign in", b"<?xml version='1.0'?>"])
-def test_a_page_with_200_comes_from_something_in_between(body: bytes) -> None:
-    error = push_error(200, body)
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b"<html>", {}),
+        (b"\r\n  <!DOCTYPE html><p>Sign in", {}),
+        (b"<?xml version='1.0'?>", {}),
+        (b"\xef\xbb\xbf<!DOCTYPE html>", {}),
+        ("<html>".encode("utf-16"), {"content-type": "Text/HTML; charset=utf-16"}),
+        (b"Sign in", {"content-type": "application/xhtml+xml"}),
+    ],
+)
+def test_a_page_with_200_comes_from_something_in_between(body: bytes, headers: dict[str, str]) -> None:
+    error = push_error(200, body, headers)
     assert type(error) is Retryable
     assert "proxy" in str(error)
 
