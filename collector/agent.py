@@ -136,7 +136,7 @@ class Collector:
         )
         self._supervision = Supervision()
         self._open = contextlib.AsyncExitStack()
-        self._stopping = False
+        self._has_begun = self._stopping = False
         self._observer = Observer(
             config,
             queue=self._queue,
@@ -151,10 +151,15 @@ class Collector:
     async def start(self) -> None:
         """Everything runs: what is posted from now on is stored, what waits is being delivered.
 
-        Raises QueueInUse, QueueBroken, QueueUnavailable or Unusable, with nothing left running.
+        Raises QueueInUse, QueueBroken, QueueUnavailable or Unusable, with nothing left running. Starts once.
         """
+        self._check_process()
+        if self._has_begun:
+            raise Unusable("this Collector was started before; make another one")
+        self._has_begun = True
         self._supervision.begin()
         async with contextlib.AsyncExitStack() as opened:
+            opened.callback(self._supervision.tasks.clear)
             opened.callback(self._election.resign)
             self._election.stand()
             await self._queue.open()
@@ -208,11 +213,12 @@ class Collector:
         self._election.withdraw()
         log.info("agent.draining", waiting_events=self._queue.waiting_events, deadline_seconds=seconds)
         await asyncio.wait([flushing], timeout=max(0.0, deadline - self._clock.monotonic()))
-        with contextlib.suppress(CollectorError, TimeoutError):  # of other processes' puts not all is known yet
-            await asyncio.wait_for(self._queue.refresh(), LAST_LOOK_SECONDS)
-        report = StopReport(self._queue.waiting_events, self._flusher.held, self._recorder.waiting_events)
-        await self._open.aclose()
-        self._supervision.tasks.clear()
+        try:
+            with contextlib.suppress(CollectorError, TimeoutError):  # of other processes' puts not all is known yet
+                await asyncio.wait_for(self._queue.refresh(), LAST_LOOK_SECONDS)
+            report = StopReport(self._queue.waiting_events, self._flusher.held, self._recorder.waiting_events)
+        finally:
+            await self._open.aclose()
         log.info("agent.stopped", waiting_events=report.waiting_events, held_apps=report.held_apps)
         if report.lost_events:
             log.error("agent.events_lost", events=report.lost_events, reason="recorded without waiting, never stored")
@@ -328,9 +334,12 @@ class Collector:
             return f"{self._supervision.dead} has died"
         return None if self._queue.trouble is None else str(self._queue.trouble)
 
-    def _check_runs(self) -> None:
+    def _check_process(self) -> None:
         if self._process != os.getpid():
             raise Unusable("this Collector belongs to the process that made it; make another one after a fork")
+
+    def _check_runs(self) -> None:
+        self._check_process()
         if not self._supervision.tasks:
             raise Unusable("this Collector does not run: start it first")
 

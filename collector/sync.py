@@ -228,8 +228,8 @@ class _Life:
 
     async def _live(self) -> None:
         self._loop, self._stop_asked = asyncio.get_running_loop(), asyncio.Event()
-        self.collector = self._new_collector()
         try:
+            self.collector = self._new_collector()
             await self.collector.start()
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever starts it
             self._ended.set_exception(error)

@@ -67,6 +67,25 @@ def test_nothing_starts_before_it_is_needed(tmp_path: Path) -> None:
     assert not (tmp_path / "queue").exists()
 
 
+def test_texts_and_numbers_of_types_of_their_own_are_what_they_say(tmp_path: Path, collector: SyncCollector) -> None:
+    class Safe(str):
+        __slots__ = ()
+
+        def __str__(self) -> str:
+            return "something else"
+
+    class Number(int):
+        pass
+
+    name, number = Safe("saved"), Number(7)
+    assert collector.record(email=Safe("user@example.com"), event_name=name, timestamp_ms=number) is Recorded.ACCEPTED
+    assert collector.record(email="user@example.com", event_name="saved", timestamp_ms=7) is Recorded.DUPLICATE
+    for event in (name, "other"):
+        assert collector.record_nowait(email="user@example.com", event_name=event, timestamp_ms=8, app_id=Safe("crm"))
+    assert collector.flush(10)
+    assert waiting(tmp_path) == 3
+
+
 def test_many_threads_record_at_once(tmp_path: Path, collector: SyncCollector) -> None:
     verdicts: list[Recorded] = []
 
@@ -365,6 +384,36 @@ assert collector.stop().waiting_events >= 200
 """
     said = ended(program(tmp_path, f"import itertools, threading\n{source}"))
     assert waiting(tmp_path) == 200 + sum(map(int, said.split()))
+
+
+def test_threads_and_a_handler_of_signals_may_fork_at_once(tmp_path: Path) -> None:
+    source = """
+is_over = False
+
+def fork(*_):
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+def busy():
+    while not is_over:
+        fork()
+
+signal.signal(signal.SIGALRM, fork)
+signal.setitimer(signal.ITIMER_REAL, 0.05, 0.1)
+threads = [threading.Thread(target=busy) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for number in range(200):
+    record(number)
+is_over = True
+for thread in threads:
+    thread.join()
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+    ended(program(tmp_path, f"import signal, threading\n{source}"))
+    assert waiting(tmp_path) == 200
 
 
 def test_a_fork_that_python_does_not_know_of_is_refused_a_collector_that_ran_before(tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ class Daemon:
             failed = asyncio.create_task(self._collector.failed())
             await asyncio.wait([stop_asked, failed], return_when=asyncio.FIRST_COMPLETED)
             self._is_ready.clear()
+            asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing is read again any more
             self._notifier.stopping(within_seconds=self._config.stop.deadline + STOP_EXTRA_SECONDS)
             if failed.done():
                 await failed

@@ -158,7 +158,7 @@ def _from_file(file: Path | None, known: Mapping[str, Key], problems: list[Probl
     except OSError as error:
         problems.append(Problem(str(file), f"cannot be read ({error.strerror})"))
         return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         problems.append(Problem(str(file), f"is not TOML: {error}"))
         return {}
     sections = {key.section for key in known.values()}

@@ -9,6 +9,7 @@
   nobody is amid a step and closes all connections; they are opened again when they are next used.
 """
 
+import contextlib
 import ctypes
 import os
 import sqlite3
@@ -56,7 +57,12 @@ _inherits_connections = False
 # All of them reentrant: a handler of signals may fork amid a fork.
 _forking = threading.RLock()  # from before a fork until after it
 _registering = threading.RLock()  # only while one of the sets changes or is copied
-_held: list[list[Use]] = []
+_held: list[list[Use]] = []  # by the forks that are under way, one inside the other
+
+
+def no_fork() -> contextlib.AbstractContextManager[object]:
+    """Within it no other thread forks. Not for who holds a `use_of_connections`, for which a fork waits."""
+    return _forking
 
 
 def let_go_in_child(lock: Lock) -> None:
@@ -68,7 +74,7 @@ def let_go_in_child(lock: Lock) -> None:
 def use_of_connections() -> Use:
     """Whoever uses connections in a thread of its own holds this meanwhile: then no fork happens."""
     use = threading.RLock()
-    with _registering:
+    with _forking:  # else a fork would not wait for it
         _uses.add(use)
     return use
 
@@ -82,9 +88,7 @@ def _before_fork() -> None:
     _forking.acquire()
     held: list[Use] = []
     _held.append(held)
-    with _registering:
-        uses = list(_uses)
-    for use in uses:
+    for use in list(_uses):
         use.acquire()
         held.append(use)
     with _registering:
@@ -95,19 +99,24 @@ def _before_fork() -> None:
         connection.was_closed_by_fork = True
 
 
-def _after_fork_in_parent() -> None:
+def _let_go() -> None:
     for use in _held.pop():
         use.release()
+
+
+def _after_fork_in_parent() -> None:
+    _let_go()
     _forking.release()
 
 
 def _after_fork_in_child() -> None:
     global _forking, _registering, _inherits_connections  # noqa: PLW0603 - the process's
+    while _held:
+        _let_go()
     _forking, _registering = threading.RLock(), threading.RLock()
-    _held.clear()
-    _uses.clear()
     for lock in list(_locks):
-        lock.release()
+        with contextlib.suppress(OSError):
+            lock.release()
     for connection in list(_connections):  # what forks without Python does not do what comes before
         _inherits_connections = True
         never_free(connection)

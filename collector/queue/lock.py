@@ -64,9 +64,9 @@ class RoleLock:
 
     def release(self) -> None:
         """Gives the role up; harmless where it is not held."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 class Presence:
@@ -101,9 +101,9 @@ class Presence:
 
     def release(self) -> None:
         """Not present any more; harmless where it was not."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

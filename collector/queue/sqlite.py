@@ -30,6 +30,7 @@ from collector.observe.status import DeadLetters
 from collector.queue.at_hand import AtHand
 from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verdict
 from collector.queue.database import BUSY_TIMEOUT_MS, FILE_NAME, damaged
+from collector.queue.forks import no_fork
 from collector.queue.group_commit import GroupCommit
 from collector.queue.lanes import Lane, Lanes, Range
 from collector.queue.limits import Limits
@@ -134,11 +135,13 @@ class SqliteQueue:
 
     def take_flusher_role(self) -> None:
         """This process alone leases and settles, until it closes the queue or dies. Raises QueueInUse."""
-        self._flusher_role.acquire()
+        with no_fork():  # a child has no share of the lock
+            self._flusher_role.acquire()
 
     def release_flusher_role(self) -> None:
         """Another process may deliver."""
-        self._flusher_role.release()
+        with no_fork():
+            self._flusher_role.release()
         self._at_hand.clear()  # whoever has the role next may deliver it
         if self._settles_alone:
             self._settles_alone = False

@@ -79,6 +79,11 @@ class Store:
         except BaseException:
             self._presence.release()
             raise
+        self._prepare()
+        self._inode = self._file.stat().st_ino
+
+    def _prepare(self) -> None:
+        """The log is folded in, the reserve is there, and no key that came in disorder waits; or it is in trouble."""
         try:
             # What a process left in the log when it died was perhaps never synced, as after an fsync that failed: once
             # folded into the database it is. Before that nothing of it may be acknowledged as known.
@@ -90,7 +95,6 @@ class Store:
             self._meet(translate(error, self._file))
         except CollectorError as error:
             self._meet(error)
-        self._inode = self._file.stat().st_ino
 
     def transact(self, operations: Sequence[Operation]) -> Sequence[Done | CollectorError]:
         """One transaction for all operations; returns after its fsync, with what became of each.
@@ -172,8 +176,13 @@ class Store:
         """
         if self._connection.was_closed_by_fork:
             self.check_file()
-            self._connect()
+            try:
+                self._connect()
+            except CollectorError as error:
+                self._meet(error)
+                raise
             self._reconnections += 1
+            self._prepare()
 
     def _attempt(self, operations: Sequence[Operation]) -> list[Done]:
         puts = [operation for operation in operations if isinstance(operation, Put)]
@@ -202,9 +211,10 @@ class Store:
     def _rollback(self) -> None:
         self._recent.forget()
         self._segments.forget()
-        # After some errors SQLite has rolled back by itself.
-        if self._connection.in_transaction:
-            self._execute("ROLLBACK")
+        # After some errors SQLite has rolled back by itself; and a connection may be closed.
+        with contextlib.suppress(sqlite3.ProgrammingError):
+            if self._connection.in_transaction:
+                self._execute("ROLLBACK")
 
     def apps(self) -> list[Waiting]:
         """Every app and what waits of it, as the file says now."""

@@ -40,7 +40,11 @@ class StoreThread:
         """See `Writer.open`."""
         self._loop = asyncio.get_running_loop()
         self._committed = committed
-        self._store = await self._thread.run(lambda: Store(directory, batch_events=batch_events, clock=clock))
+
+        def open_store() -> None:  # also where nobody waits for it any more: `close` closes it
+            self._store = Store(directory, batch_events=batch_events, clock=clock)
+
+        await self._thread.run(open_store)
 
     def give(self, operation: Operation) -> None:
         """See `Writer.give`."""

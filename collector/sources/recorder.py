@@ -43,11 +43,13 @@ def event_of(email: object, event_name: object, timestamp_ms: object, app_id: ob
         raise TypeError(f"event_name: expected text, not {type(event_name).__name__}")
     if not isinstance(timestamp_ms, int):
         raise TypeError(f"timestamp_ms: expected whole milliseconds, not {type(timestamp_ms).__name__}")
+    if not (type(email) is type(event_name) is str and type(timestamp_ms) is int):  # subclasses are not encoded
+        email, event_name, timestamp_ms = str.__str__(email), str.__str__(event_name), int.__int__(timestamp_ms)
     if app_id is None:
         return UsageEvent(timestamp_ms, email, event_name)
     if not isinstance(app_id, str):
         raise TypeError(f"app_id: expected text, not {type(app_id).__name__}")
-    return UsageEvent(timestamp_ms, email, event_name, app_id)
+    return UsageEvent(timestamp_ms, email, event_name, str.__str__(app_id))
 
 
 class Recorder:
@@ -129,5 +131,5 @@ def _line(event: UsageEvent) -> bytes:
     """The event as JSON, for the same judgement as everybody's events."""
     try:
         return _encode(event)
-    except ValueError:  # is rejected, with this as what was sent
-        return b'"text with a lone surrogate, or a number of thousands of digits"'
+    except (ValueError, TypeError):  # is rejected, with this as what was sent
+        return b'"text with a lone surrogate, a number of thousands of digits, or a type that is no JSON"'

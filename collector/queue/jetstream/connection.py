@@ -165,6 +165,16 @@ class Connection:
         await client._send_command(commands)  # noqa: SLF001 - see above
         await client._flush_pending()  # noqa: SLF001
 
+    async def arrived(self) -> bool:
+        """Whether the server has read all that was sent, as far as it says so in time."""
+        from nats.errors import Error  # noqa: PLC0415
+
+        try:
+            await self.client.flush(timeout=round(ANSWER_SECONDS))
+        except (Error, TimeoutError, OSError):
+            return False
+        return True
+
     def _unavailable(self) -> QueueUnavailable:
         return QueueUnavailable(
             f"no NATS server of jetstream.servers is connected ({self.place}): {self._said or 'no answer'}",

@@ -98,14 +98,15 @@ class Deliveries:
         await self._tell(messages, b"+WPI")
 
     async def give_back(self, messages: Iterable[Message]) -> None:
-        """These are anybody's."""
-        if self._connection.is_up:
-            await self._tell(messages, b"-NAK")
-            await self._connection.client.flush()
+        """These are anybody's; where no server hears of it now, they are once their lease has ended."""
+        if self._connection.is_up and await self._tell(messages, b"-NAK"):
+            await self._connection.arrived()
 
-    async def _tell(self, messages: Iterable[Message], word: bytes) -> None:
+    async def _tell(self, messages: Iterable[Message], word: bytes) -> bool:
+        """Whether there was anything to say."""
         replies = [message.reply.encode() for message in messages if message.reply != NO_REPLY]
         if replies:
             await self._connection.send(
                 b"".join(b"PUB %s %d\r\n%s\r\n" % (reply, len(word), word) for reply in replies)
             )
+        return bool(replies)

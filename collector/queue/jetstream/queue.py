@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from collector.clock import Clock
 from collector.config.model import JetStream
@@ -254,6 +254,10 @@ class JetStreamQueue:
 
     async def refresh(self) -> None:
         """Learns from the servers what waits, also what other collectors have put and delivered."""
+        with _translated():
+            await self._refresh()
+
+    async def _refresh(self) -> None:
         answer = await self._streams.info(self._connection, self._streams.events, f"{self._streams.data}.>")
         waiting = self._streams.waiting(answer["state"]["subjects"])
         if any(token not in self._apps for token in waiting):
@@ -273,11 +277,13 @@ class JetStreamQueue:
 
     async def stats(self) -> QueueStats:
         """The queue at this instant, as `collector queue stats` shows it."""
-        return await stats(self._connection, self._streams)
+        with _translated():
+            return await stats(self._connection, self._streams)
 
     async def dead_letters(self) -> DeadLetters:
         """Why events became dead letters, and the latest of them."""
-        return await dead_letters(self._connection, self._streams)
+        with _translated():
+            return await dead_letters(self._connection, self._streams)
 
     async def close(self) -> None:
         """Every put that was begun is answered, what is held is given back, and nothing is connected."""
@@ -338,3 +344,12 @@ class JetStreamQueue:
         if lane is None:
             lane = self._lanes[app_id] = Lane(app_id)
         return lane
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Inside it, what the servers refuse leaves as QueueUnavailable: a stream that is gone, for one."""
+    try:
+        yield
+    except ServerError as error:
+        raise QueueUnavailable(f"JetStream: {error}") from error
