@@ -93,6 +93,20 @@ async def test_a_part_that_dies_is_the_end_of_the_agent_and_it_says_so(
         assert collector.why_unready() == "flusher.run has died"
 
 
+async def test_it_starts_once_and_a_start_that_fails_leaves_nothing_to_stop(tmp_path: Path, upstream: Sandbox) -> None:
+    async with embedded(tmp_path, upstream.url) as collector:
+        with pytest.raises(Unusable, match="was started before"):
+            await collector.start()
+        taken = str(collector.http_address)
+        other = Collector(config(tmp_path / "other", upstream.url, http__listen=taken), listens=True)
+        with pytest.raises(Unusable, match=taken):
+            await other.start()
+        assert (await other.stop()).waiting_events == 0
+        with pytest.raises(Unusable, match="does not run"):
+            await other.record(email="user@example.com", event_name="saved", app_id="wiki")
+        await collector.record(email="user@example.com", event_name="saved", app_id="wiki")
+
+
 async def test_a_queue_file_that_vanishes_is_the_end_of_the_agent(tmp_path: Path, upstream: Sandbox) -> None:
     async with embedded(tmp_path, upstream.url) as collector:
         (tmp_path / "queue" / "queue.sqlite3").unlink()

@@ -281,6 +281,16 @@ async def test_dead_letters_are_stored_once_however_often_they_are_buried_and_ha
         await queue.settle(await lease(queue, "wiki"), buried=[Burial(place, "no such day") for place in range(10)])
 
 
+async def test_a_stream_that_is_gone_is_said_in_our_own_words_and_keeps_nobody_from_closing(open_queue: Opener) -> None:
+    queue = await open_queue()
+    await queue.put([batch("wiki", range(10))])
+    await queue._connection.request(f"STREAM.DELETE.{queue._streams.events}")
+    for look in (queue.refresh, queue.stats):
+        with pytest.raises(QueueUnavailable, match="stream not found"):
+            await look()
+    await queue.close()
+
+
 async def test_a_dead_letter_of_a_stream_that_was_made_anew_is_another_one(open_queue: Opener) -> None:
     queue = await open_queue()
     for line in (b'{"a":1}', b'{"a":2}', b'{"a":2}'):
