@@ -3,7 +3,8 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any
@@ -457,23 +458,29 @@ async def test_when_a_source_is_asked_for_more_no_more_than_a_piece_and_a_line_i
     assert max(held) < STREAM_PIECE_BYTES + line_bytes
 
 
+@contextmanager
+def others_turns() -> Iterator[list[None]]:
+    """One entry for each turn that others have had of the loop so far."""
+    turns: list[None] = []
+
+    async def other() -> None:
+        while True:
+            turns.append(None)
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(other())
+    yield turns
+    running.cancel()
+
+
 @pytest.mark.usefixtures("stored_piece_by_piece")
 @pytest.mark.parametrize("piece", [b"\n", b"7\n", lines(event())])
 async def test_a_stream_that_never_waits_lets_others_run_between_its_pieces(
     queue: RememberingQueue, piece: bytes
 ) -> None:
-    turns = 0
-
-    async def other() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    running = asyncio.create_task(other())
-    await intake(queue).take_lines(stream([piece] * 10), None, Report())
-    running.cancel()
-    assert turns >= 10
+    with others_turns() as turns:
+        await intake(queue).take_lines(stream([piece] * 10), None, Report())
+    assert len(turns) >= 10
 
 
 @pytest.mark.usefixtures("stored_piece_by_piece")
@@ -681,23 +688,14 @@ async def test_lines_that_are_no_events_are_looked_at_a_few_thousand_at_a_time(
         return begin(body, *rest)
 
     monkeypatch.setattr(taker, "begin", counting)
-    turns = 0
-
-    async def other() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    running = asyncio.create_task(other())
     report = Report()
     sent = lines(event(1)) + b"x\n" * 200_000 + lines(event(2)) + b"\n" * 200_000
-    await taker.take_lines(stream([sent]), None, report)
+    with others_turns() as turns:
+        await taker.take_lines(stream([sent]), None, report)
     assert (report.accepted, report.rejected) == (2, 200_000)
     assert sum(looked_at) == 400_002
     assert max(looked_at) <= 2 * STREAM_PIECE_LINES
-    running.cancel()
-    assert turns >= len(looked_at) > 20
+    assert len(turns) >= len(looked_at) > 20
 
 
 async def test_unknown_fields_count_once_however_often_their_events_are_offered(queue: RememberingQueue) -> None:
