@@ -24,6 +24,10 @@ class NotDone(Retryable):
     """The other side has certainly not acted on the request: it never got it whole, or refused it unread."""
 
 
+class Unanswered(Retryable):
+    """No answer came, whole and in time: the other side may have acted or not. A smaller request may get one."""
+
+
 class QueueFull(Retryable):
     """The queue holds as many bytes of waiting events as `queue.max_bytes` allows; delivery frees room."""
 

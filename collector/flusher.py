@@ -7,7 +7,9 @@ whether the trouble is over.
 
 What upstream's answers mean is the publisher's business; it arrives here as one of our errors:
 
-- Retryable: the events wait again, the lane backs off. There is no last attempt.
+- Retryable: the events wait again, the lane backs off. There is no last attempt. Where attempts in a row get no answer
+  (Unanswered), each is smaller than the one before: what is too large for a slow line, or for a proxy's patience, may
+  show in no other way.
 - Rejected: the batch is halved until the guilty events stand alone; those are buried with the reason.
 - PartlyRejected: the events that it names are buried with their reasons, the others are delivered.
 - TooLarge: halved in the same way, and the lane's batches stay smaller for a while.
@@ -16,12 +18,13 @@ What upstream's answers mean is the publisher's business; it arrives here as one
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from operator import attrgetter
 from typing import Protocol
 
 from collector.clock import Clock
 from collector.concurrency import AdaptiveLimit
-from collector.errors import DeadLettersFull, PartlyRejected, Rejected, Retryable, TooLarge, Unusable
+from collector.errors import DeadLettersFull, PartlyRejected, Rejected, Retryable, TooLarge, Unanswered, Unusable
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.outages import Outages
@@ -32,8 +35,8 @@ from collector.retry_schedule import Delays, Lane, RetrySchedule
 
 log = get_logger(__name__)
 
-BATCH_REGROWTH_EVENTS = 10
-"""After a 413 the lane's batches grow by this much with each one that is taken."""
+BATCH_REGROWTH = 0.05
+"""A lane's batches that were too large grow by this part, and one event, with each request that is taken."""
 
 
 class Publisher(Protocol):
@@ -138,11 +141,12 @@ class Flusher:
         async with asyncio.TaskGroup() as deliveries:
             while True:
                 self._queue.arrivals.clear()
+                self._let_go_of_what_others_delivered()
                 now = self._clock.monotonic()
                 waiting = [(self._lane(backlog.app_id), backlog) for backlog in self._queue.backlog()]
                 due = [lane for lane, backlog in waiting if self._due_at(lane, backlog) <= now]
                 if due:
-                    await self._dispatch(min(due, key=lambda lane: lane.turn), deliveries)
+                    await self._dispatch(_next_of(due), deliveries)
                     continue
                 if self._draining and not self._in_flight and all(lane.held_for is not None for lane, _ in waiting):
                     return
@@ -170,7 +174,7 @@ class Flusher:
         ready = float("-inf") if full or self._draining else backlog.waiting_since + self._linger_seconds
         return max(ready, not_before)
 
-    def _until_next(self, waiting: Iterable[tuple[Lane, Backlog]], now: float) -> float | None:
+    def _until_next(self, waiting: Collection[tuple[Lane, Backlog]], now: float) -> float | None:
         """Seconds until a lane is due by time alone; None where only an arrival or an answer can change anything."""
         next_due = min((self._due_at(lane, backlog) for lane, backlog in waiting), default=float("inf"))
         return None if next_due == float("inf") else max(0.0, next_due - now)
@@ -197,7 +201,7 @@ class Flusher:
             outcome = await self._send(lane, lease)
             # At once: a Retry-After holds for the batches beside this one too, however long our disk takes to settle.
             heard = outcome.failure
-            self._learn_failure(lane, heard, still_leased=len(outcome.returned))
+            self._learn_failure(lane, heard)
             await self._settle(lease, outcome)
             if outcome.failure is not heard:
                 self._learn_failure(lane, outcome.failure)
@@ -215,9 +219,9 @@ class Flusher:
 
         Where it is in doubt whether its events are at fault or upstream, another lease tells, unless this is that one.
         """
-        parcel = Parcel(lease, lane.batch_events)
+        parcel = Parcel(lease)
         while True:
-            part = parcel.next_part()
+            part = parcel.next_part(lane.batch_events)
             if part is None:
                 if not parcel.is_in_doubt:
                     break
@@ -232,7 +236,7 @@ class Flusher:
                 parcel.taken(part, await self._publish(lane, parcel.lines_of(part), len(part)))
             except Rejected as error:
                 if isinstance(error, TooLarge):
-                    lane.batch_events = max(1, min(lane.batch_events, len(part) // 2))
+                    lane.stay_below(len(part))
                 parcel.refused(part, str(error))
             except (Retryable, Unusable) as error:
                 return parcel.left_off(part, error)
@@ -267,10 +271,13 @@ class Flusher:
             raise
         except PartlyRejected as error:
             reasons, seconds = error.reasons, error.seconds
-        except Retryable:
-            if not was_in_trouble:  # later failures of a lane say no more than its first
+        except Retryable as error:
+            if not was_in_trouble:  # later failures of a lane say no more than its first, unless they are of its own
                 self._limit.failed(began)
+            elif isinstance(error, Unanswered):
+                lane.stay_below(events)
             raise
+        lane.batch_events = min(self._batch_events, int(lane.batch_events * (1 + BATCH_REGROWTH)) + 1)
         self._retries.got_through()
         self._limit.answered(began, seconds=seconds, events=events)
         return reasons
@@ -302,13 +309,23 @@ class Flusher:
             log.error(
                 "flusher.events_buried", app=lane.app_id, events=len(outcome.buried), reason=outcome.buried[0].reason
             )
-        if outcome.failure is None and not outcome.returned and self._retries.succeeded(lane):
-            lane.batch_events = min(self._batch_events, lane.batch_events + BATCH_REGROWTH_EVENTS)
+        if outcome.failure is None and not outcome.returned:
+            self._retries.succeeded(lane)
 
-    def _learn_failure(self, lane: Lane, failure: Retryable | Unusable | None, *, still_leased: int = 0) -> None:
-        """The lane backs off, or is held. Of the events that are returned, some may not be back in the queue yet."""
+    def _learn_failure(self, lane: Lane, failure: Retryable | Unusable | None) -> None:
+        """The lane backs off, or is held."""
         if failure is not None:
-            self._retries.failed(lane, failure, waiting_events=self._waiting_events(lane) + still_leased)
+            self._retries.failed(lane, failure, waiting_events=self._queue.waiting_events_of(lane.app_id))
 
-    def _waiting_events(self, lane: Lane) -> int:
-        return sum(backlog.events for backlog in self._queue.backlog() if backlog.app_id == lane.app_id)
+    def _let_go_of_what_others_delivered(self) -> None:
+        """An app of which nothing waits is in no trouble, whoever has delivered its events."""
+        for trouble in [*self.outages]:
+            lane = self._lanes[trouble.app_id]
+            if not lane.in_flight and not self._queue.waiting_events_of(lane.app_id):
+                self._retries.recovered(lane)
+
+
+def _next_of(due: Collection[Lane]) -> Lane:
+    """The lane whose turn it is; of those in trouble only the one that failed least, the likeliest to get through."""
+    probe = min((lane for lane in due if lane.is_in_trouble), key=attrgetter("failures", "turn"), default=None)
+    return min((lane for lane in due if lane is probe or not lane.is_in_trouble), key=attrgetter("turn"))

@@ -27,11 +27,11 @@ class Parcel:
     Where it is in doubt who is at fault, what is left is tried as it is, and nothing is halved.
     """
 
-    def __init__(self, lease: Lease, most_events: int) -> None:
+    def __init__(self, lease: Lease) -> None:
         self._lease = lease
-        self._lines = lease.lines.split(b"\n") if lease.events > most_events else None
-        starts = range(0, lease.events, most_events)
-        self._todo = [range(start, min(start + most_events, lease.events)) for start in starts][::-1]
+        self._lines: list[bytes] | None = None
+        self._untried = range(lease.events)
+        self._halves: list[range] = []  # of what was refused; the last is next
         self._unhalved: list[range] = []
         self.outcome = Outcome()
         self.others_are_taken = False
@@ -45,12 +45,15 @@ class Parcel:
         outcome = self.outcome
         return len(outcome.buried) >= SUSPICIOUS_BURIALS and not outcome.delivered and not self.others_are_taken
 
-    def next_part(self) -> range | None:
-        """What is to be sent now; None where all was, or no part of it can end the doubt."""
+    def next_part(self, most_events: int) -> range | None:
+        """What is to be sent now, no more than that; None where all was, or no part of it can end the doubt."""
         if not self.is_in_doubt:
-            self._todo += self._unhalved
+            self._halves += self._unhalved
             self._unhalved = []
-        return self._todo.pop() if self._todo else None
+        if self._halves:
+            return self._halves.pop()
+        part, self._untried = self._untried[:most_events], self._untried[most_events:]
+        return part or None
 
     def lines_of(self, part: range) -> bytes:
         """The part as upstream gets it."""
@@ -74,7 +77,7 @@ class Parcel:
         if self.is_in_doubt:
             self._unhalved.append(part)
         elif middle:
-            self._todo += [part[middle:], part[:middle]]
+            self._halves += [part[middle:], part[:middle]]
         else:
             self.taken(part, {0: reason})
 
@@ -82,7 +85,7 @@ class Parcel:
         """What came of it where it ends before this part; of what is in doubt nothing is buried."""
         if self.is_in_doubt:
             return Outcome(returned=list(range(self._lease.events)), failure=failure)
-        left = [part, *self._todo[::-1], *self._unhalved]
+        left = [part, *self._halves[::-1], *self._unhalved, self._untried]
         self.outcome.returned = [position for each in left for position in each]
         self.outcome.failure = failure
         return self.outcome

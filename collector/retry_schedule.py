@@ -32,6 +32,10 @@ class Lane:
         self.in_flight = 0
         self.turn = 0
 
+    def stay_below(self, events: int) -> None:
+        """Requests of so many events are too large."""
+        self.batch_events = max(1, min(self.batch_events, events // 2))
+
     @property
     def is_in_trouble(self) -> bool:
         """Whether the last that was heard is a failure."""
@@ -70,13 +74,15 @@ class RetrySchedule:
         self._failed_apps.clear()
         self._outage_failures, self._outage_not_before = 0, float("-inf")
 
-    def succeeded(self, lane: Lane) -> bool:
-        """A lease of the lane was delivered as a whole. Whether the lane is thereby out of trouble."""
-        if self._clock.monotonic() < lane.not_before:
-            return False  # it was sent before another batch failed, and says nothing about that
+    def succeeded(self, lane: Lane) -> None:
+        """A lease of the lane was delivered as a whole."""
+        if self._clock.monotonic() >= lane.not_before:  # else it left before another failed, and says nothing of that
+            self.recovered(lane)
+
+    def recovered(self, lane: Lane) -> None:
+        """The lane is out of trouble; harmless where it was in none."""
         self._outages.end(lane.app_id)
         lane.failures, lane.held_for, lane.not_before = 0, None, float("-inf")
-        return True
 
     def failed(self, lane: Lane, failure: Retryable | Unusable, *, waiting_events: int) -> None:
         """The lane backs off, or is held."""

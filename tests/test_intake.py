@@ -66,6 +66,9 @@ class RememberingQueue:
     def backlog(self) -> Iterable[Backlog]:
         raise AssertionError("the intake looks into the queue")
 
+    def waiting_events_of(self, app_id: str) -> int:
+        raise AssertionError(f"the intake asks what waits of {app_id}")
+
     async def lease(self, app_id: str, max_events: int) -> Lease | None:
         raise AssertionError(f"the intake takes {max_events} events of {app_id} out")
 

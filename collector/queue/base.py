@@ -127,6 +127,10 @@ class Queue(Protocol):
         """Every app that has events to lease."""
         ...
 
+    def waiting_events_of(self, app_id: str) -> int:
+        """Events of one app that are not settled, leased or not, by anybody."""
+        ...
+
     async def lease(self, app_id: str, max_events: int) -> Lease | None:
         """The app's oldest events that nobody holds, about `max_events` of them; None where there are none.
 

@@ -68,6 +68,11 @@ class Lanes:
             Backlog(lane.app_id, lane.available, lane.waiting_since) for lane in self._lanes.values() if lane.available
         ]
 
+    def waiting_events_of(self, app_id: str) -> int:
+        """See `Queue.waiting_events_of`."""
+        lane = self._lanes.get(app_id)
+        return 0 if lane is None else max(0, lane.waiting_events)
+
     def find(self, app_id: str) -> Lane | None:
         """The lane of an app of which anything is known."""
         return self._lanes.get(app_id)

@@ -197,6 +197,10 @@ class SqliteQueue:
         """See `Queue.backlog`. Reads memory only."""
         return self._lanes.backlog()
 
+    def waiting_events_of(self, app_id: str) -> int:
+        """See `Queue.waiting_events_of`. Reads memory only."""
+        return self._lanes.waiting_events_of(app_id)
+
     async def lease(self, app_id: str, max_events: int) -> Lease | None:
         """See `Queue.lease`. Whole segments: up to four batches where that fills the requests better."""
         async with self._leasing:

@@ -46,7 +46,8 @@ class UsageEventsPublisher:
     async def _attempt(self, token: str, app_id: str, lines: bytes) -> float:
         request = usage_events_request(self._base_url, self._path, app_id=app_id, lines=lines, token=token)
         response, seconds = await self._way.send(request)
-        read_push(response, PUBLISH_USAGE_EVENTS.id, app_id=app_id, now_seconds=self._clock.now_ms() / 1000)
+        now_seconds = self._clock.now_ms() / 1000
+        read_push(response, PUBLISH_USAGE_EVENTS.id, app_id=app_id, lines=lines, now_seconds=now_seconds)
         return seconds
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from collector.errors import CollectorError, MalformedAnswer, NotDone, Retryable, Unusable
+from collector.errors import CollectorError, MalformedAnswer, NotDone, Unanswered, Unusable
 from collector.upstream.wire import Request, Response
 
 MAX_RESPONSE_BYTES = 256 * 1024
@@ -148,7 +148,7 @@ class Transport:
         if isinstance(error, UnicodeError):
             return Unusable(f"{request.name}: the URL's host cannot be a host's name")
         if isinstance(error, TimeoutError):
-            return Retryable(f"{request.name}: no answer within {self._timeout_seconds:g} s")
+            return Unanswered(f"{request.name}: no answer within {self._timeout_seconds:g} s")
         said = str(error) or type(error).__name__
         if isinstance(error, aiohttp.ClientConnectorError):
             place = self._unix_socket or f"{error.host}:{error.port}"
@@ -164,7 +164,7 @@ class Transport:
         elif request.has_secret_url:
             said = type(error).__name__
         was_sent = not isinstance(error, aiohttp.InvalidURL)
-        return (Retryable if was_sent else NotDone)(f"{request.name}: {said}")
+        return (Unanswered if was_sent else NotDone)(f"{request.name}: {said}")
 
 
 def why_unconnected(error: aiohttp.ClientConnectorError) -> str:

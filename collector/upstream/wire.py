@@ -26,6 +26,7 @@ from collector.errors import (
     Rejected,
     Retryable,
     TooLarge,
+    Unanswered,
     Unusable,
 )
 from collector.version import __version__
@@ -37,6 +38,9 @@ SAID_CHARS = 200
 MAX_RETRY_AFTER_SECONDS = 3600.0
 """A longer Retry-After is taken as this: a wrong clock upstream must not stop delivery for a year."""
 
+UNKNOWN_APP = (b"unknown app", b"unknown_app", b"app not found", b"application not found", b"invalid app")
+"""The contract states no error body; these are the words that such bodies use. Where they are missing, the flusher
+still notices that no event at all gets through."""
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -138,8 +142,8 @@ def read_token(response: Response, *, now_seconds: float) -> AccessToken:
     return token
 
 
-def read_push(response: Response, operation: str, *, app_id: str, now_seconds: float) -> None:
-    """Returns if upstream has taken the request.
+def read_push(response: Response, operation: str, *, app_id: str, lines: bytes, now_seconds: float) -> None:
+    """Returns if upstream has taken the request with these lines for an app.
 
     Raises Rejected (400, 422), TooLarge (413), CredentialsRefused (401), AppUnusable (403, 404, an unknown app),
     Unusable (redirects and other 4xx) or Retryable (all else, with Retry-After where it was stated).
@@ -148,7 +152,7 @@ def read_push(response: Response, operation: str, *, app_id: str, now_seconds: f
         _check_success(response, operation)
     elif response.status in {403, 404}:
         raise AppUnusable(f"{operation}: {response.status} for app {app_id!r}{said(response)}")
-    elif response.status in {400, 422} and _names_the_app(response):
+    elif response.status in {400, 422} and _names_the_app(response, lines):
         raise AppUnusable(f"{operation}: upstream does not know app {app_id!r}{said(response)}")
     else:
         _raise_refusal(response, operation, now_seconds)
@@ -210,12 +214,11 @@ def _check_success(response: Response, operation: str) -> None:
 
 
 def raise_for_unexpected(response: Response, operation: str, now_seconds: float) -> NoReturn:
-    """What a status means that nothing more special is known of. Raises NotDone, Retryable or Unusable."""
+    """What a status means that nothing more special is known of. Raises Retryable (NotDone, Unanswered) or Unusable."""
     if response.status in {408, 425, 429} or response.status >= 500:
-        error = NotDone if response.status == 429 else Retryable
-        told_seconds = _date_seconds(
-            response.headers.get("date", "")
-        )  # a date means upstream's clock; ours may be wrong
+        error = {408: Unanswered, 429: NotDone, 504: Unanswered}.get(response.status, Retryable)
+        # A date means upstream's clock; ours may be wrong.
+        told_seconds = _date_seconds(response.headers.get("date", ""))
         raise error(
             f"{operation}: {response.status}{said(response)}",
             retry_after_seconds=retry_after_seconds(
@@ -229,17 +232,10 @@ def raise_for_unexpected(response: Response, operation: str, now_seconds: float)
     raise Retryable(f"{operation}: {response.status}, which the contract does not know")
 
 
-def _names_the_app(response: Response) -> bool:
-    """Whether a 400 is about the app and not about the events.
-
-    The contract states no error body; these are the words that such bodies use. Where they are missing, the flusher
-    still notices that no event at all gets through.
-    """
+def _names_the_app(response: Response, lines: bytes) -> bool:
+    """Whether a 400 is about the app and not about the events, whose own words it may quote."""
     said = response.body[:4096].lower()
-    return any(
-        words in said
-        for words in (b"unknown app", b"unknown_app", b"app not found", b"application not found", b"invalid app")
-    )
+    return any(words in said and words not in lines.lower() for words in UNKNOWN_APP)
 
 
 def retry_after_seconds(value: str | None, *, now_seconds: float) -> float | None:

@@ -131,6 +131,9 @@ class _Memory:
     def backlog(self) -> list[Backlog]:
         return []
 
+    def waiting_events_of(self, app_id: str) -> int:
+        raise AssertionError(f"a source asks what waits of {app_id}")
+
     async def lease(self, app_id: str, max_events: int) -> None:
         raise AssertionError(f"a source takes {max_events} events of {app_id} out")
 

@@ -223,6 +223,16 @@ class QueueContract:
         await queue.settle(held, returned=[0, 1])
         assert available(queue) == {"crm": 1, "wiki": 4}
 
+    async def test_what_waits_of_an_app_counts_what_is_leased_and_not_what_is_settled(self, queue: Queue) -> None:
+        assert queue.waiting_events_of("wiki") == 0
+        await queue.put([batch("wiki", range(10)), batch("crm", [1])])
+        held = await lease(queue, "wiki")
+        await queue.put([batch("wiki", [5, 10, 11])])
+        assert queue.waiting_events_of("wiki") == 12
+        await queue.settle(held, buried=[Burial(2, "no such day")], returned=[0, 1])
+        assert queue.waiting_events_of("wiki") == 4
+        assert queue.waiting_events_of("crm") == 1
+
     async def test_the_backlog_says_since_when_the_oldest_waits(self, queue: Queue, clock: FakeClock) -> None:
         def waiting_since() -> dict[str, float]:
             return {backlog.app_id: round(backlog.waiting_since - began, 3) for backlog in queue.backlog()}

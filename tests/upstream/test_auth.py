@@ -8,7 +8,7 @@ import pytest
 
 from collector.config.kinds import Secret
 from collector.contract.operations import GET_ACCESS_TOKEN, SCOPE_WRITE
-from collector.errors import CollectorError, CredentialsRefused, NotDone, Retryable, Unusable
+from collector.errors import CollectorError, CredentialsRefused, NotDone, Retryable, Unanswered, Unusable
 from collector.observe.metrics import Metrics
 from collector.sandbox.faults import Fault
 from collector.sandbox.server import CLIENT_ID, CLIENT_SECRET, Sandbox
@@ -266,13 +266,13 @@ async def test_a_wrong_secret_is_a_persons_matter_and_is_not_shown(
 @pytest.mark.parametrize(
     ("fault", "meaning"),
     [
-        (Fault(cut=True), Retryable),
-        (Fault(cut=True, after=True), Retryable),
+        (Fault(cut=True), Unanswered),
+        (Fault(cut=True, after=True), Unanswered),
         (Fault(status=500), Retryable),
         (Fault(status=429), NotDone),
         (Fault(status=200, body="<html>"), Retryable),
         (Fault(status=200, body="{}"), Retryable),
-        (Fault(status=200, headers={"Content-Encoding": "gzip"}, body="not gzip"), Retryable),
+        (Fault(status=200, headers={"Content-Encoding": "gzip"}, body="not gzip"), Unanswered),
         (Fault(status=400), CredentialsRefused),
         (Fault(status=403), CredentialsRefused),
         (Fault(status=404), Unusable),

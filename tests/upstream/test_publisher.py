@@ -16,6 +16,7 @@ from collector.errors import (
     Rejected,
     Retryable,
     TooLarge,
+    Unanswered,
     Unusable,
 )
 from collector.events import EVENT_NAME_MAX_CHARS, UsageEvent
@@ -196,9 +197,9 @@ async def test_wrong_credentials_hold_the_batch_and_nothing_arrives(
 @pytest.mark.parametrize(
     ("fault", "meaning", "outcome", "taken"),
     [
-        (Fault(cut=True), Retryable, "retried", 0),
-        (Fault(cut=True, after=True), Retryable, "retried", 1),
-        (Fault(status=200, headers={"Content-Encoding": "gzip"}, body="not gzip"), Retryable, "retried", 0),
+        (Fault(cut=True), Unanswered, "retried", 0),
+        (Fault(cut=True, after=True), Unanswered, "retried", 1),
+        (Fault(status=200, headers={"Content-Encoding": "gzip"}, body="not gzip"), Unanswered, "retried", 0),
         (Fault(status=200, body='{"success":false}'), Retryable, "retried", 0),
         (Fault(status=500, body="x" * (2 * MAX_RESPONSE_BYTES)), Retryable, "retried", 0),
         (Fault(status=503, after=True), Retryable, "retried", 1),
@@ -206,7 +207,7 @@ async def test_wrong_credentials_hold_the_batch_and_nothing_arrives(
         (Fault(status=413), TooLarge, "rejected", 0),
         (Fault(status=404), AppUnusable, "held", 0),
         (Fault(status=405), Unusable, "held", 0),
-        (Fault(operation="getAccessToken", cut=True), Retryable, "retried", 0),
+        (Fault(operation="getAccessToken", cut=True), Unanswered, "retried", 0),
         (Fault(operation="getAccessToken", status=401), CredentialsRefused, "held", 0),
     ],
     ids=lambda value: repr((value.operation, value.status, value.cut, value.after)) if isinstance(value, Fault) else "",

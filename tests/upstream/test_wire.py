@@ -22,6 +22,7 @@ from collector.errors import (
     Rejected,
     Retryable,
     TooLarge,
+    Unanswered,
     Unusable,
 )
 from collector.events import UsageEvent
@@ -42,10 +43,13 @@ NOW_SECONDS = NOW.timestamp()
 OPERATION = "publishUsageEvents"
 
 
-def push_error(status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> CollectorError | None:
+def push_error(
+    status: int, body: bytes = b"", headers: dict[str, str] | None = None, *, lines: bytes = b"{}"
+) -> CollectorError | None:
     """What a push's answer means; None for success."""
+    response = Response(status, headers or {}, body)
     try:
-        read_push(Response(status, headers or {}, body), OPERATION, app_id="the-app", now_seconds=NOW_SECONDS)
+        read_push(response, OPERATION, app_id="the-app", lines=lines, now_seconds=NOW_SECONDS)
     except CollectorError as error:
         return error
     return None
@@ -71,13 +75,15 @@ MEANING_OF_PUSH: dict[type[CollectorError], list[int]] = {
     AppUnusable: [403, 404],
     TooLarge: [413],
     NotDone: [429],
-    Retryable: [100, 102, 201, 202, 204, 206, 226, 408, 425, 500, 501, 502, 503, 504, 507, 520, 599, 600, 999],
+    Unanswered: [408, 504],
+    Retryable: [100, 102, 201, 202, 204, 206, 226, 425, 500, 501, 502, 503, 507, 520, 599, 600, 999],
     Unusable: [300, 301, 302, 303, 304, 307, 308, 402, 405, 406, 409, 410, 411, 412, 414, 415, 417, 418, 426, 431, 451],
 }
 MEANING_OF_TOKEN: dict[type[CollectorError], list[int]] = {
     CredentialsRefused: [400, 401, 403],
     NotDone: [429],
-    Retryable: [100, 201, 202, 204, 408, 425, 500, 502, 503, 504, 599, 600],
+    Unanswered: [408, 504],
+    Retryable: [100, 201, 202, 204, 425, 500, 502, 503, 599, 600],
     Unusable: [301, 302, 303, 307, 308, 402, 404, 405, 410, 413, 415, 422],
 }
 
@@ -124,6 +130,13 @@ def test_a_refusal_that_names_the_app_is_not_about_the_events(status: int, body:
     error = push_error(status, body)
     assert type(error) is AppUnusable
     assert "'the-app'" in str(error)
+
+
+def test_a_refusal_that_quotes_an_event_is_about_the_events() -> None:
+    lines = b'{"eventName":"opened"}\n{"eventName":"Unknown App dialog"}'
+    quoting = b'{"message":"no such day in {\\"eventName\\":\\"Unknown App dialog\\"}"}'
+    assert type(push_error(400, quoting, lines=lines)) is Rejected
+    assert type(push_error(400, b"Application not found", lines=lines)) is AppUnusable
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 413, 422, 429, 500])

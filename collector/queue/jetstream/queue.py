@@ -191,6 +191,11 @@ class JetStreamQueue:
             Backlog(lane.app_id, lane.available, lane.oldest_since()) for lane in self._lanes.values() if lane.available
         ]
 
+    def waiting_events_of(self, app_id: str) -> int:
+        """See `Queue.waiting_events_of`. Those of other collectors as of a second ago."""
+        lane = self._lanes.get(app_id)
+        return 0 if lane is None else lane.waiting_events
+
     async def lease(self, app_id: str, max_events: int) -> Lease | None:
         """See `Queue.lease`: exactly `max_events` where there are so many, in the order of the stream."""
         lane = self._lanes.get(app_id)
