@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import contextvars
 import heapq
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -70,6 +71,7 @@ class Life:
 
     def bury(self) -> None:
         """Lets go of what a dead life was doing, quietly."""
+        said, sys.unraisablehook = sys.unraisablehook, lambda _: None
         for task in self.tasks:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -78,6 +80,7 @@ class Life:
                         task.get_coro().close()
                         break
         self.tasks.clear()
+        sys.unraisablehook = said
 
 
 _life: contextvars.ContextVar[Life | None] = contextvars.ContextVar("life", default=None)

@@ -39,6 +39,16 @@ class Habits(NamedTuple):
     requests: int
 
 
+class Largest(NamedTuple):
+    """The largest request that upstream takes; to a larger one it says 413, or nothing."""
+
+    events: int
+    is_said: bool = True
+
+
+ANY_SIZE = Largest(MAX_EVENTS_PER_REQUEST)
+
+
 class Weather(NamedTuple):
     """What upstream does between two instants; to one app, or to all."""
 
@@ -58,8 +68,7 @@ class Plan(NamedTuple):
     weather: list[Weather]
     fault_chance: float
     slow_seconds: float
-    max_events: int
-    """Upstream takes no larger request."""
+    largest: Largest
     suspicious_burials: int
     ends: list[tuple[float, str]]
     """When and how each life ends."""
@@ -77,7 +86,7 @@ class Plan(NamedTuple):
             weather=[_draw_weather(fate, seconds) for _ in range(fate.choice((0, 1, 1, 2, 4)))],
             fault_chance=fate.choice((0.0, 0.0, 0.05, 0.3)),
             slow_seconds=fate.choice((0.01, 0.5, 5.0)),
-            max_events=fate.choice((MAX_EVENTS_PER_REQUEST, MAX_EVENTS_PER_REQUEST, 2, 7)),
+            largest=fate.choice((ANY_SIZE, ANY_SIZE, Largest(2), Largest(7, is_said=False))),
             suspicious_burials=fate.choice((5, 50)),
             ends=sorted((fate.random() * seconds, fate.choice(ends)) for _ in range(fate.choice((0, 1, 2, 3)))),
         )

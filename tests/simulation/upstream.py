@@ -13,13 +13,13 @@ import msgspec
 
 from collector.contract.models import MAX_EVENTS_PER_REQUEST
 from collector.contract.operations import GET_ACCESS_TOKEN
-from collector.errors import Retryable
+from collector.errors import Retryable, Unanswered
 from collector.upstream.transport import Transport
 from collector.upstream.wire import MAX_RETRY_AFTER_SECONDS, Request, Response
 from tests.simulation.books import Books, Identity
 from tests.simulation.loop import Life, VirtualLoop, this_life
 from tests.simulation.network import WORLD
-from tests.simulation.plan import FAULTS, Plan, Weather
+from tests.simulation.plan import ANY_SIZE, FAULTS, Plan, Weather
 
 
 class _Cut(Exception):
@@ -62,7 +62,7 @@ class Upstream:
         self.weather: list[Weather] = []
         self.fault_chance = 0.0
         self.slow_seconds = 0.5
-        self.max_events = MAX_EVENTS_PER_REQUEST
+        self.largest = ANY_SIZE
         self.poison: set[Identity] = set()
         self.taken: dict[Identity, int] = defaultdict(int)
         self.refused_alone: set[Identity] = set()
@@ -70,21 +70,21 @@ class Upstream:
     def take_on(self, plan: Plan) -> None:
         """From now on it behaves as planned."""
         self.weather, self.fault_chance = list(plan.weather), plan.fault_chance
-        self.slow_seconds, self.max_events = plan.slow_seconds, plan.max_events
+        self.slow_seconds, self.largest = plan.slow_seconds, plan.largest
 
     def clear_up(self) -> None:
         """From now on upstream works."""
         self.weather.clear()
         self.fault_chance = 0.0
         self.slow_seconds = min(self.slow_seconds, self._timeout_seconds / 3)
-        self.max_events = MAX_EVENTS_PER_REQUEST
+        self.largest = ANY_SIZE
 
     def longest_wait(self, life: Life) -> float:
         """How long upstream has asked to be left alone, in the worst case of all."""
         return max((until - self._loop.time() for (of, _), until in self._not_before.items() if of is life), default=0)
 
     async def send(self, request: Request) -> Response:
-        """The answer, as it arrives at the agent. Raises Retryable, as a transport does, where none does."""
+        """The answer, as it arrives at the agent. Raises Unanswered, as a transport does, where none does."""
         life = this_life()
         assert life is not None
         self._requests += 1
@@ -108,10 +108,10 @@ class Upstream:
                 response, identities = await self._exchange(number, request, app_id if is_push else None, life)
         except TimeoutError:
             self._tell("agent", "request %d: no answer in time", number)
-            raise Retryable(f"no answer within {self._timeout_seconds:g} s") from None
+            raise Unanswered(f"no answer within {self._timeout_seconds:g} s") from None
         except _Cut:
             self._tell("agent", "request %d: cut", number)
-            raise Retryable("the connection was cut") from None
+            raise Unanswered("the connection was cut") from None
         finally:
             if is_push:
                 self._in_flight[life] -= 1
@@ -165,7 +165,7 @@ class Upstream:
     ) -> None:
         fault = self._fault(app_id)
         self._tell("upstream", "request %d: %s", number, fault or "works")
-        if "timeout" in fault:
+        if "timeout" in fault or (len(identities) > self.largest.events and not self.largest.is_said):
             if "after" in fault:
                 self._keep(identities)
             return
@@ -230,7 +230,7 @@ class Upstream:
             if fault in {"400", "422"}:
                 self._refuse(identities)
             return Response(int(fault), {}, b"no")
-        if len(identities) > self.max_events or fault == "413":
+        if len(identities) > self.largest.events or fault == "413":
             self._refuse(identities)
             return Response(413, {}, b"")
         if self.poison.intersection(identities):
