@@ -120,6 +120,39 @@ async def test_purging_asks_first_and_a_no_deletes_nothing(
     assert "needs --yes" in await desk.ask("queue", "dead", "purge", "--json", status=2)
 
 
+async def test_what_waits_of_a_lost_app_is_buried_while_nobody_delivers(
+    tmp_path: Path, desk: Desk, upstream: Sandbox
+) -> None:
+    upstream.set_faults(Fault(status=404))
+    bury = ("queue", "bury", "--app", "wiki", "--reason", "the app was deleted")
+    async with running(tmp_path, upstream.url) as daemon:
+        await post(daemon, [*events(1500), *events(10, "crm")])
+        await daemon.logs("flusher.app_held")
+        assert "is its flusher; stop that one" in await desk.ask(*bury, "--yes", status=1)
+        assert await daemon.stop() == 0
+    assert "needs --yes" in await desk.ask(*bury, "--json", status=2)
+    await desk.ask(*bury, stdin=b"n\n", status=1)
+    assert await desk.answer("queue", "bury", "--app", "else", "--reason", "none", "--yes") == {"buried": 0}
+    assert await desk.answer(*bury, "--yes") == {"buried": 1500}
+    assert await desk.ask(*bury) == "no event of wiki waits\n"
+    stats = await desk.answer("queue", "stats")
+    assert (stats["waitingEvents"], stats["deadEvents"]) == (10, 1500)
+    assert await desk.answer("queue", "dead", "retry", "--reason", "deleted") == {"retried": 1500}
+    assert keys(await desk.ask("queue", "export", "--app", "wiki")) == {("wiki", number) for number in range(1500)}
+
+
+async def test_without_room_for_dead_letters_what_is_left_waits_on(tmp_path: Path, desk: Desk) -> None:
+    async with running(tmp_path, NOWHERE) as daemon:
+        await post(daemon, events(1000))
+        await post(daemon, [Event("wiki", number, "person@example.com", "late") for number in range(1000)])
+        assert await daemon.stop() == 0
+    desk.env = environment(tmp_path, NOWHERE, queue__max_dead_bytes="110kB")
+    said = await desk.ask("queue", "bury", "--app", "wiki", "--reason", "gone", "--yes", status=1)
+    assert "queue.max_dead_bytes" in said
+    stats = await desk.answer("queue", "stats")
+    assert (stats["waitingEvents"], stats["deadEvents"]) == (1000, 1000)
+
+
 async def test_delivered_events_are_replayed_and_what_is_exported_can_be_pushed(
     tmp_path: Path, desk: Desk, upstream: Sandbox, state: State
 ) -> None:

@@ -60,6 +60,8 @@ async def test_the_queue_by_hand_is_the_same_with_a_stream(
     assert await desk.answer("queue", "dead", "purge", "--number", "2", "--yes") == {"purged": 1}
     assert await desk.answer("queue", "dead", "retry", "--reason", "taste") == {"retried": 2}
     assert keys(await desk.ask("queue", "export")) == {("wiki", 0), ("wiki", 999)}
+    assert await desk.answer("queue", "bury", "--app", "wiki", "--reason", "by hand", "--yes") == {"buried": 2}
+    assert (await desk.ask("queue", "dead", "list", "--reason", "by hand")).endswith("2 dead letters\n")
     assert "sqlite" in await desk.ask("queue", "recover", status=1)
     assert "sqlite" in await desk.ask("queue", "backup", str(tmp_path / "copy"), status=1)
     assert "kept" in await desk.ask("replay", "--since", "-1d", status=1)
