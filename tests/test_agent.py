@@ -1,6 +1,7 @@
 """The whole collector in one loop: what upstream does to it, and what comes of the events."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import aiohttp
 import pytest
 
 from collector.agent import Collector
-from collector.errors import Unusable
+from collector.errors import QueueUnavailable, Unusable
+from collector.queue.store import Store
 from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
@@ -105,6 +107,19 @@ async def test_it_starts_once_and_a_start_that_fails_leaves_nothing_to_stop(tmp_
         with pytest.raises(Unusable, match="does not run"):
             await other.record(email="user@example.com", event_name="saved", app_id="wiki")
         await collector.record(email="user@example.com", event_name="saved", app_id="wiki")
+
+
+async def test_a_start_that_fails_amid_opening_the_queue_leaves_no_thread_behind(
+    tmp_path: Path, upstream: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_locked(_store: Store) -> int:
+        raise QueueUnavailable("database is locked")
+
+    monkeypatch.setattr(Store, "foreign_commits", is_locked)
+    before = threading.active_count()
+    with pytest.raises(QueueUnavailable):
+        await Collector(config(tmp_path, upstream.url)).start()
+    assert threading.active_count() == before
 
 
 async def test_a_queue_file_that_vanishes_is_the_end_of_the_agent(tmp_path: Path, upstream: Sandbox) -> None:

@@ -115,8 +115,8 @@ class SqliteQueue:
             self._view = await self._reader.run(lambda: View(self._directory))
             opened.push_async_callback(self._reader.run, self._view.close)
             opened.push_async_callback(self._commits.close)
-            await self._survey(patience_seconds=BUSY_TIMEOUT_MS / 1000)
             opened.callback(self.release_flusher_role)
+            await self._survey(patience_seconds=BUSY_TIMEOUT_MS / 1000)
             self._opened = opened.pop_all()
 
     @property
