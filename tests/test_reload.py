@@ -135,6 +135,20 @@ async def test_a_right_secret_lets_held_events_go_at_once(tmp_path: Path, state:
     await sandbox.stop()
 
 
+async def test_where_events_go_elsewhere_after_a_restart_delivery_goes_on_as_it_was_until_then(
+    tmp_path: Path, state: State
+) -> None:
+    sandbox = Sandbox(state, create_apps=True)
+    await sandbox.start("127.0.0.1", 0)
+    async with embedded(tmp_path, sandbox.url) as collector:
+        elsewhere = config(tmp_path, sandbox.url, forward__url="http://central.example.com")
+        upstream = msgspec.structs.replace(elsewhere.upstream, client_id=None, client_secret=None)
+        collector.reload(msgspec.structs.replace(elsewhere, upstream=upstream))
+        await collector.record(email="person@example.com", event_name="seen", app_id="wiki")
+        await settled(state, 1)
+    await sandbox.stop()
+
+
 async def test_fewer_requests_at_one_time_are_fewer_at_once(tmp_path: Path) -> None:
     async with embedded(tmp_path, "http://127.0.0.1:1") as collector:
         assert metric(collector, "in_flight_limit") > 1

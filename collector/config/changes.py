@@ -7,6 +7,9 @@ import msgspec
 from collector.config.load import keys
 from collector.config.model import NEEDS_RESTART, Config
 
+WAY_OUT = frozenset({"upstream", "forward", "gateway"})
+"""Sections that stand together: who delivers to one place cannot use the credentials for another one."""
+
 
 class Changes(msgspec.Struct, frozen=True):
     """`config` is what can be in force at once; keys are named as `section.key`, and no value is."""
@@ -17,9 +20,13 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 def changes(running: Config, wanted: Config) -> Changes:
-    """What of `wanted` a collector that runs with `running` can take over, and what it keeps until a restart."""
+    """What of `wanted` a collector that runs with `running` can take over, and what it keeps until a restart.
+
+    Where `forward.url` has changed it keeps its whole way out, and goes on delivering as it does.
+    """
     changed = [key for key in keys() if _value(running, key.section, key.name) != _value(wanted, key.section, key.name)]
-    kept = [key for key in changed if key.dotted in NEEDS_RESTART]
+    kept_sections = WAY_OUT if running.forward.url != wanted.forward.url else frozenset()
+    kept = [key for key in changed if key.dotted in NEEDS_RESTART or key.section in kept_sections]
     sections = {
         section: msgspec.structs.replace(
             getattr(wanted, section),

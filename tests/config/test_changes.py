@@ -1,5 +1,7 @@
 """What of a new configuration can be in force at once."""
 
+import msgspec
+
 from collector.config import Config, load
 from collector.config.changes import changes
 from collector.config.load import keys
@@ -37,3 +39,17 @@ def test_of_many_changes_each_is_told_once_in_the_order_of_the_model_and_no_valu
     assert found.need_restart == ("http.listen", "flush.batch_events")
     assert found.config == changed("upstream.client_secret", "flush.linger")
     assert "hunter2" not in repr(found)
+
+
+def test_where_events_go_elsewhere_after_a_restart_nothing_of_the_way_out_changes_before() -> None:
+    running = changed("upstream.client_id", "upstream.client_secret", "gateway.operations")
+    found = changes(running, changed("forward.url", "forward.token", "flush.linger"))
+    assert found.in_force == ("flush.linger",)
+    assert found.need_restart == (
+        "upstream.client_id",
+        "upstream.client_secret",
+        "forward.url",
+        "forward.token",
+        "gateway.operations",
+    )
+    assert msgspec.structs.replace(found.config, flush=running.flush) == running
