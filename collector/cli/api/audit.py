@@ -18,6 +18,7 @@ from collector.cli.api.output import (
     to_ndjson,
     write_rows,
     write_to_disk,
+    written_bytes,
 )
 from collector.cli.loop import stop_signals
 from collector.cli.options import DurationType, MomentType, config_option
@@ -52,7 +53,7 @@ from collector.upstream.client import Client
     "--cursor",
     "cursor_path",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File that says where to go on; made by the first run. ndjson or csv only; CSV's header comes once.",
+    help="File that says where to go on; made by the first run. ndjson or csv only; CSV's header comes once a file.",
 )
 def command(
     config_file: Path | None,
@@ -86,9 +87,11 @@ def command(
     file = CursorFile(cursor_path) if cursor_path else None
     with file.held() if file else nullcontext():
         known = file.load() if file else None
-        if known and output_format == "ndjson":
-            end_torn_line()
-        write = _writer(output_format, with_header=known is None)
+        written = written_bytes() if file else None
+        goes_on = known is not None if written is None else written > 0
+        if goes_on:
+            end_torn_line(is_csv=output_format == "csv")
+        write = _writer(output_format, with_header=not goes_on)
         save = file.save if file else _forget
         call(
             upstream,

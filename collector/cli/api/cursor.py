@@ -97,7 +97,10 @@ class CursorFile:
 
 
 class Trail:
-    """Writes events and keeps the cursor behind them. `write` returns once they have left the process."""
+    """Writes events and keeps the cursor behind them. `write` returns once they have left the process.
+
+    It is called before each `save`, also where there are none: what stands before them (a header) is out then, too.
+    """
 
     def __init__(
         self,
@@ -138,8 +141,7 @@ class Trail:
 
     def _keep(self, batch: dict[str, AuditEvent], stop: datetime, since: datetime | None = None) -> None:
         """The events are written; and where it is said `since` when to ask next, those before it can be forgotten."""
-        if batch:
-            self._write(list(batch.values()))
+        self._write(list(batch.values()))
         self._written |= {event_id: _time(event, stop) for event_id, event in batch.items()}
         if since is not None:
             self._since = since

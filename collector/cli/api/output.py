@@ -10,6 +10,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rich.text import Text
 from collector.errors import Unusable
 
 STDOUT = 1
+PIECE_BYTES = 2**20
 UNFOLDED_COLUMNS = 10_000
 """Width of a table that goes elsewhere than to a terminal: one line a row."""
 
@@ -102,19 +104,33 @@ def write_to_disk(content: bytes) -> None:
             raise Unusable(f"standard output: {error.strerror}") from error
 
 
-def end_torn_line() -> None:
-    """Where standard output is a file that ends within a line, as a kill leaves it, the next line starts a new one."""
+def written_bytes() -> int | None:
+    """How long the file is that standard output goes into; None where it is no file."""
     try:
         about = os.fstat(STDOUT)
-        if not stat.S_ISREG(about.st_mode) or not about.st_size:
-            return
+    except OSError:  # closed, which the first write says
+        return None
+    return about.st_size if stat.S_ISREG(about.st_mode) else None
+
+
+def end_torn_line(*, is_csv: bool) -> None:
+    """Where standard output is a file that ends within a line, as a kill leaves it, the next line starts a new one.
+
+    In CSV the kill may have left a cell's quotes open: the file is read whole to tell.
+    """
+    if not written_bytes():
+        return
+    end = b""
+    try:
         with Path(f"/proc/self/fd/{STDOUT}").open("rb") as file:
+            if is_csv and sum(piece.count(b'"') for piece in iter(partial(file.read, PIECE_BYTES), b"")) % 2:
+                end = b'"\n'
             file.seek(-1, io.SEEK_END)
-            is_torn = file.read(1) != b"\n"
+            if not end and file.read(1) != b"\n":
+                end = b"\n"
     except OSError:  # written it may be, but not read: an empty line does no harm
-        is_torn = True
-    if is_torn:
-        write(b"\n")
+        end = b"\n"
+    write(end)
 
 
 def default_format(for_programs: str) -> str:

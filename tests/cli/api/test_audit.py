@@ -1,6 +1,9 @@
 """`collector api audit-events` as a process that is stopped and killed."""
 
 import asyncio
+import csv
+import io
+import os
 import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,8 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from collector.cli.api import output
 from collector.cli.api.audit import for_ever
 from collector.cli.api.cursor import BATCH
+from collector.cli.api.output import end_torn_line, to_csv
 from collector.contract.models import AuditEvent
 from collector.errors import CredentialsRefused, Retryable
 from collector.sandbox.server import Sandbox
@@ -86,6 +91,43 @@ async def test_a_line_that_a_kill_has_torn_does_not_spoil_the_next(
     lines = file.read_text().splitlines()
     assert lines[:2] == ['{"eventId":"a"}', '{"event']
     assert [msgspec.json.decode(line)["eventId"] for line in lines[2:]] == ["b"]
+
+
+async def test_in_csv_neither_and_the_header_comes_once_though_there_was_nothing_at_first(
+    sandbox: Sandbox, state: State, tmp_path: Path
+) -> None:
+    file, cursor, saved = tmp_path / "events.csv", tmp_path / "cursor", tmp_path / "saved"
+
+    async def first_cells() -> list[str]:
+        words = ("api", "audit-events", "--format", "csv", "--cursor", str(cursor))
+        with file.open("ab") as out:
+            async with started(*words, env=environment(sandbox), stdout=out.fileno()) as process:
+                assert (await finish(process)).status == 0
+        with file.open(newline="") as text:
+            return [row[0] for row in csv.reader(text)]
+
+    assert await first_cells() == ["eventId"]
+    cursor.rename(saved)
+    await happen(state, "a")
+    assert await first_cells() == ["eventId", "a"]
+    os.truncate(file, file.stat().st_size - len(DETAILS["note"]))  # killed within the write, and no cursor was saved
+    saved.rename(cursor)
+    assert await first_cells() == ["eventId", "a", "a"]
+
+
+def test_wherever_a_csv_row_is_torn_the_next_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = to_csv([AuditEvent("a", 'b,"c"\n\n"', details={"d": "e"})], AuditEvent, with_header=False)
+    whole = list(csv.reader(io.StringIO(row.decode(), newline="")))
+    for length in range(len(row) + 1):
+        file = tmp_path / f"{length}.csv"
+        file.write_bytes(row + row[:length])
+        with file.open("ab") as out:
+            monkeypatch.setattr(output, "STDOUT", out.fileno())
+            end_torn_line(is_csv=True)
+            output.write(row)
+        rows_now = list(csv.reader(io.StringIO(file.read_bytes().decode(), newline="")))
+        assert [rows_now[0], rows_now[-1]] == whole * 2, row[:length]
+        assert len(rows_now) == (3 if length else 2)
 
 
 async def test_what_passes_by_itself_is_said_and_the_following_goes_on(
