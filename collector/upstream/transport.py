@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
+from yarl import URL
 
 from collector.errors import CollectorError, MalformedAnswer, NotDone, Unanswered, Unusable
 from collector.upstream.wire import Request, Response
@@ -98,7 +99,12 @@ class Transport:
             async with (
                 deadline,
                 self._session.request(
-                    request.method, request.url, data=data, headers=headers, allow_redirects=False
+                    request.method,
+                    _as_signed(request.url) if request.has_secret_url else request.url,
+                    data=data,
+                    headers=headers,
+                    skip_auto_headers=("Content-Type",),  # a signature can be over that of the request, or over none
+                    allow_redirects=False,
                 ) as answer,
             ):
                 content = await _read(answer.content, max_response_bytes)
@@ -205,6 +211,18 @@ class _File:
     def close(self) -> None:
         """The file is closed."""
         self._file.close()
+
+
+def _as_signed(url: str) -> URL:
+    """The URL to the letter, as its signature is over that; aiohttp would send one that is equivalent.
+
+    One with characters that no URL can have is quoted. Raises InvalidURL.
+    """
+    try:
+        quoted = URL(url)
+    except ValueError as error:
+        raise aiohttp.InvalidURL(url) from error
+    return URL(url, encoded=True) if url.isascii() and url.isprintable() and " " not in url else quoted
 
 
 async def _read(content: aiohttp.StreamReader, max_bytes: int) -> bytes:

@@ -1,5 +1,6 @@
 """The client of all fifteen operations, against the real sandbox over real sockets."""
 
+import asyncio
 import datetime as dt
 import json
 import logging
@@ -530,6 +531,32 @@ async def test_a_url_whose_host_cannot_be_is_said_and_not_shown(client: Client, 
     with pytest.raises(Unusable, match=r"upload of 'report\.csv': the URL's host cannot be a host's name") as caught:
         await client._calls.upload(url, tmp_path / "report.csv", None)
     assert "secret" not in f"{caught.value!r} {caught.value.__cause__!r}"
+
+
+@pytest.mark.parametrize(
+    ("signed", "sent"),
+    [
+        ("/b%40c/a%7Eb%2Fc.csv?X-Key=A%2F1&sig=ab%2Bc%2Fd%3D%3D&x=%7e%3A", None),
+        ("/größe.csv?sig=a", "/gr%C3%B6%C3%9Fe.csv?sig=a"),
+    ],
+)
+async def test_a_signed_url_is_asked_for_to_the_letter_with_no_header_that_nobody_signed(
+    client: Client, tmp_path: Path, signed: str, sent: str | None
+) -> None:
+    (tmp_path / "report.csv").write_bytes(b"a,b\n")
+    heads: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as storage:
+        host, port = storage.sockets[0].getsockname()
+        await client._calls.upload(f"http://{host}:{port}{signed}", tmp_path / "report.csv", None)
+    [head] = heads
+    assert head.startswith(f"PUT {sent or signed} HTTP/1.1\r\n".encode())
+    assert b"content-type" not in head.lower()
 
 
 @pytest.mark.parametrize(
