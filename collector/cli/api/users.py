@@ -60,12 +60,12 @@ def push(
         after = {user.email for user in users}
         removed = len(before - after)
         click.echo(
-            f"app {app_id} has {len(before):,} users, the input {len(after):,}: "
+            f"users of app {app_id}: {len(before):,} upstream, {len(after):,} in the input; "
             f"{len(after - before):,} will be added, {removed:,} removed",
             err=True,
         )
         if removed:
-            confirm(f"Remove {removed:,} of {len(before):,} users of app {app_id}?", yes=yes)
+            confirm(f"Remove {removed:,} of the users of app {app_id}?", yes=yes)
         call(upstream, lambda client: client.set_users(app_id, users))
     write_one(sent, output_format)
 
