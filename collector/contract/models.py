@@ -2,6 +2,10 @@
 
 Field names are the contract's. A field with a default may be missing, in what is sent and in what is answered; a null
 counts as missing. Answers may hold more fields than are named here: they are ignored.
+
+The contract requires no field of an answer. What an answer is there for, its list or its ID, is required here: an empty
+object may be a proxy's or a defect's, and taken for an empty list it would let the audit cursor pass over events, and
+users be removed without the question whether they should be.
 """
 
 import datetime as dt

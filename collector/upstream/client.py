@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
+from urllib.parse import urlencode
 
 from collector.clock import Clock
 from collector.config.model import Upstream
@@ -19,8 +20,8 @@ from collector.contract.operations import SCOPE_WRITE, Operation
 from collector.errors import ChunkFailed, CollectorError, CredentialsRefused, MalformedAnswer, Rejected
 from collector.upstream.calls import Calls
 
-URLS_PER_REQUEST = 50
-"""getBatchUploadUrls: names of 255 bytes then still fit into a URL of 16 KiB."""
+UPLOAD_QUERY_BYTES = 2048
+"""getBatchUploadUrls: of file names in one URL, as it has them; servers refuse longer ones than 8 KiB, some than 4."""
 
 AUDIT_WINDOW = timedelta(days=30)
 """getAuditEvents: the live service is known to refuse longer ones; the contract has no limit."""
@@ -98,18 +99,23 @@ class Client:
     async def push_org_chart(
         self, users: Iterable[models.OrgChartUser], custom_fields: Sequence[models.CustomField] = ()
     ) -> int:
-        """publishOrgChart, 1000 people a request, each with the custom fields: so many people are merged into it."""
+        """publishOrgChart, 1000 people a request, each with the custom fields: so many people are merged into it.
+
+        Custom fields alone are one request, too.
+        """
 
         async def push(chunk: Sequence[models.OrgChartUser]) -> None:
             await self._calls.call(operations.PUBLISH_ORG_CHART, body=models.OrgChart(list(chunk), list(custom_fields)))
 
-        return await _in_chunks(operations.PUBLISH_ORG_CHART, users, MAX_ORG_CHART_USERS_PER_REQUEST, push)
+        people = await _in_chunks(operations.PUBLISH_ORG_CHART, users, MAX_ORG_CHART_USERS_PER_REQUEST, push)
+        if not people and custom_fields:
+            await push([])
+        return people
 
     async def upload_urls(self, app_id: str, filenames: Sequence[str]) -> Mapping[str, str]:
         """getBatchUploadUrls: a signed URL by file name. Whoever has such a URL may upload: it belongs into no log."""
         urls: dict[str, str] = {}
-        for names in _chunks(filenames, URLS_PER_REQUEST):
-            query = [("filenames", name) for name in names]
+        for query in upload_queries(filenames):
             answer = await self._calls.call(operations.GET_BATCH_UPLOAD_URLS, {"appId": app_id}, query=query)
             urls |= {url.filename: url.upload_url for url in answer.upload_urls}
         if missing := [name for name in filenames if name not in urls]:
@@ -200,6 +206,19 @@ class Client:
                 raise MalformedAnswer(f"{operations.GET_AUDIT_EVENTS.id}: nextPageToken came a second time")
             seen.add(page.next_page_token)
             page_token = [("nextPageToken", page.next_page_token)]
+
+
+def upload_queries(filenames: Iterable[str]) -> Iterator[Sequence[tuple[str, str]]]:
+    """The names as queries of getBatchUploadUrls, each of `UPLOAD_QUERY_BYTES` at most or of one name."""
+    query: list[tuple[str, str]] = []
+    for name in filenames:
+        longer = [*query, ("filenames", name)]
+        if query and len(urlencode(longer, errors="replace")) > UPLOAD_QUERY_BYTES:
+            yield query
+            longer = longer[-1:]
+        query = longer
+    if query:
+        yield query
 
 
 async def _in_chunks(

@@ -42,7 +42,7 @@ from collector.sandbox.seed import Seed, read_seed
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from collector.upstream.calls import ATTEMPTS, WHERE_TO_LOOK
-from collector.upstream.client import AUDIT_WINDOW, URLS_PER_REQUEST, Client
+from collector.upstream.client import AUDIT_WINDOW, Client, upload_queries
 from tests.embedded import config
 from tests.fake_clock import FakeClock
 
@@ -193,6 +193,18 @@ async def test_an_org_chart_is_pushed_by_the_thousand(client: Client, state: Sta
     people = [OrgChartUser(f"user{n}@example.com", manager_email="boss@example.com") for n in range(1500)]
     assert await client.push_org_chart(people, [CustomField("Entity", "string")]) == 1500
     assert len((await state.records.org_chart())["users"]) == 1500
+
+
+async def test_custom_fields_are_pushed_where_there_are_no_people(
+    client: Client, sandbox: Sandbox, state: State
+) -> None:
+    assert await client.push_org_chart([], [CustomField("Entity", "string")]) == 0
+    assert list(map(bytes, (await state.records.org_chart())["customFieldsConfig"])) == [
+        b'{"name":"Entity","type":"string"}'
+    ]
+    requests = (await sandbox.stats()).requests
+    assert await client.push_org_chart([]) == 0
+    assert (await sandbox.stats()).requests == requests
 
 
 async def test_workflows_and_executions_are_read(client: Client) -> None:
@@ -496,9 +508,19 @@ async def test_files_are_streamed_to_their_signed_urls(client: Client, state: St
     assert sent == {name: len(content) for name, content in contents.items() if content}
 
 
-async def test_more_files_than_fit_into_one_request_get_their_urls_too(client: Client) -> None:
-    names = [f"file{number}.csv" for number in range(URLS_PER_REQUEST * 2 + 1)]
+@pytest.mark.parametrize("letter", ["x", "ß", "画"])
+async def test_more_file_names_than_fit_into_one_request_get_their_urls_too(client: Client, letter: str) -> None:
+    longest = letter * (250 // len(letter.encode()))
+    names = [f"{number}{longest}" for number in range(50)] + [f"{number}.csv" for number in range(500)]
     assert list(await client.upload_urls(APP, names)) == names
+
+
+def test_no_query_of_file_names_is_longer_than_any_server_takes_but_for_one_name_alone() -> None:
+    names = ["x", *["y" * 500] * 9, "画" * 255, "z", "\udce9"]
+    queries = list(upload_queries(names))
+    assert [name for query in queries for _, name in query] == names
+    assert [len(query) for query in queries] == [4, 4, 2, 1, 2]
+    assert list(upload_queries([])) == []
 
 
 async def test_a_url_that_is_refused_is_asked_for_anew(client: Client, sandbox: Sandbox, tmp_path: Path) -> None:

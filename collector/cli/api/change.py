@@ -63,12 +63,11 @@ def change(
     *,
     records: int,
     dry_run: bool,
-    records_per_request: int | None = None,
+    requests: int = 1,
 ) -> Change:
     """The change that this operation makes. Raises AppUnusable where the app's ID cannot stand in a URL."""
     path = upstream.usage_events_path if operation is PUBLISH_USAGE_EVENTS else ""
     request = api_request(operation, upstream.base_url, names, token="", path=path)
-    requests = -(-records // records_per_request) if records_per_request else 1
     return Change(operation.id, f"{request.method} {request.url}", records, requests, dry_run)
 
 

@@ -58,7 +58,7 @@ def push(
         {"appId": app_id},
         records=len(events),
         dry_run=dry_run,
-        records_per_request=MAX_EVENTS_PER_REQUEST,
+        requests=-(-len(events) // MAX_EVENTS_PER_REQUEST),
     )
     if not dry_run:
         with progress(events, "events") as shown:

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -90,17 +90,22 @@ def ndjson_objects(content: bytes, problems: Problems) -> Iterator[Found]:
             yield from _object(line, text, problems)
 
 
-def json_envelope(content: bytes, list_name: str, problems: Problems) -> Mapping[str, msgspec.Raw]:
+def json_envelope(
+    content: bytes, list_name: str, beside: Collection[str], problems: Problems
+) -> Mapping[str, msgspec.Raw]:
     """The list of the contract's request under `list_name`, and what stands beside it.
 
-    An array, and an object without such a list, which is a record itself, are taken as if they stood in a request.
+    An array, and an object that has neither the list nor anything `beside` it, which is a record itself, are taken as
+    if they stood in a request.
     """
     try:
         whole = msgspec.json.decode(content, type=msgspec.Raw)
         if not content.lstrip().startswith(b"{"):
             return {list_name: whole}
         envelope = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
-        return envelope if list_name in envelope else {list_name: msgspec.Raw(b"[" + bytes(whole) + b"]")}
+        if envelope.keys().isdisjoint({list_name, *beside}):
+            return {list_name: msgspec.Raw(b"[" + bytes(whole) + b"]")}
+        return {list_name: msgspec.Raw(b"[]")} | envelope
     except (msgspec.DecodeError, RecursionError) as error:
         at = re.search(r"\(byte (\d+)\)", str(error))
         hint = "; for an object a line give --input-format ndjson" if "trailing" in str(error) else ""

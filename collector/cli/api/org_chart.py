@@ -39,7 +39,7 @@ def push(
     """Merge the people of FILE into the org chart, 1000 a request (publishOrgChart); "-" is standard input.
 
     Fields: email, firstName, lastName, managerEmail, department, title. A JSON object may hold customFieldsConfig
-    beside users. Sent a second time they do no harm.
+    beside users, or alone. Sent a second time they do no harm.
     """
     upstream = load(config_file, with_credentials=not dry_run).upstream
     users, beside = read(file, ORG_CHART, input_format=input_format, ignore_unknown=ignore_unknown)
@@ -50,7 +50,7 @@ def push(
         {},
         records=len(users),
         dry_run=dry_run,
-        records_per_request=MAX_ORG_CHART_USERS_PER_REQUEST,
+        requests=max(1, -(-len(users) // MAX_ORG_CHART_USERS_PER_REQUEST)),
     )
     if not dry_run:
         with progress(users, "people") as shown:

@@ -64,7 +64,7 @@ ORG_CHART = RecordKind(models.OrgChartUser, "users", beside=("customFieldsConfig
 
 
 class Input(NamedTuple, Generic[Record]):
-    """What was read: at least one record, and what stood beside the list of them."""
+    """What was read: records, and what stood beside the list of them and was not empty; at least one of both."""
 
     records: Sequence[Record]
     beside: Mapping[str, msgspec.Raw]
@@ -118,7 +118,7 @@ def read(
     records = list(reader.records(content, input_format))
     if reader.problems.count:
         raise reader.problems.rejected()
-    if not records:
+    if not records and not reader.beside:
         raise Rejected(f"{name}: there are no records in it; nothing was sent")
     return Input(records, reader.beside)
 
@@ -188,13 +188,14 @@ class _Reader(Generic[Record]):
                 )
 
     def _from_json(self, content: bytes) -> Iterator[Found]:
-        envelope = dict(json_envelope(content, self._kind.list_name, self.problems))
+        envelope = dict(json_envelope(content, self._kind.list_name, self._kind.beside, self.problems))
         if not envelope:
             return
         array = envelope.pop(self._kind.list_name)
         for name in envelope:
             self._check_known(1, name, self._kind.beside)
-        self.beside = envelope
+        known = (name for name in self._kind.beside if name in envelope)
+        self.beside = {name: envelope[name] for name in known if msgspec.json.decode(envelope[name])}
         yield from json_objects(content, array, self.problems)
 
     def _check_known(self, line: int, name: str, known: Mapping[str, Any] | Sequence[str]) -> None:

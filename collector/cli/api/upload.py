@@ -14,7 +14,7 @@ from collector.cli.options import config_option
 from collector.config import load
 from collector.config.kinds import is_sendable
 from collector.contract.operations import GET_BATCH_UPLOAD_URLS
-from collector.upstream.client import URLS_PER_REQUEST, Client
+from collector.upstream.client import Client, upload_queries
 
 
 class Uploaded(msgspec.Struct, frozen=True):
@@ -54,7 +54,7 @@ def command(
             {"appId": app_id},
             records=len(files),
             dry_run=True,
-            records_per_request=URLS_PER_REQUEST,
+            requests=len(list(upload_queries(names))),
         )
         write_one(asked, output_format)
         return

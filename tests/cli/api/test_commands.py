@@ -95,13 +95,25 @@ async def test_spend_and_the_org_chart_arrive(api: Api, state: State) -> None:
     assert kept == chart
 
 
+async def test_custom_fields_arrive_without_people_too(api: Api, state: State) -> None:
+    for text in (
+        '{"customFieldsConfig": [{"name": "Team"}], "users": []}',
+        '{"customFieldsConfig": [{"name": "Unit"}]}',
+    ):
+        pushed = await api("org-chart", "push", "-", stdin=text)
+        assert (pushed.status, pushed.err) == (0, "")
+        assert (msgspec.json.decode(pushed.out)["records"], msgspec.json.decode(pushed.out)["requests"]) == (0, 1)
+    chart = await state.records.org_chart()
+    assert sorted(msgspec.json.decode(raw)["name"] for raw in chart["customFieldsConfig"]) == ["Team", "Unit"]
+
+
 async def test_users_are_replaced_only_where_somebody_has_said_yes_to_the_removals(api: Api, state: State) -> None:
     async def emails() -> list[str]:
         return [user.email for user in await state.records.users(APP)]
 
     first = await api("users", "push", APP, "-", stdin="email,role\na@b,admin\nc@d,\n")
     assert first.status == 0
-    assert first.err == f"app {APP} has 0 users, the input 2: 2 will be added, 0 removed\n"
+    assert first.err == f"users of app {APP}: 0 upstream, 2 in the input; 2 will be added, 0 removed\n"
     refused = await api("users", "push", APP, "-", stdin="email\nc@d\ne@f\n")
     assert (refused.status, refused.out) == (2, "")
     assert "1 will be added, 1 removed" in refused.err

@@ -213,6 +213,11 @@ def test_what_may_stand_beside_the_list_is_handed_on(tmp_path: Path) -> None:
     assert {name: bytes(raw) for name, raw in beside.items()} == {"customFieldsConfig": b'[{"name": "Team"}]'}
 
 
+@pytest.mark.parametrize("text", ['{"customFieldsConfig": []}', '{"customFieldsConfig": null, "users": []}'])
+def test_what_stands_beside_no_list_and_is_empty_is_no_input(tmp_path: Path, text: str) -> None:
+    assert problems(tmp_path, text, ORG_CHART) == []
+
+
 def test_many_problems_are_counted_and_not_all_shown(tmp_path: Path) -> None:
     found = problems(tmp_path, "email\n" + "nobody\n" * 1234, USERS)
     assert len(found) == PROBLEMS_SHOWN + 1

@@ -73,9 +73,19 @@ def test_wrong_usage_is_said_with_what_would_be_right(words: list[str], said: st
         (["users", "push", "wiki", "-"], "email\na@b\nc@d\n", f"POST {PUSH}/apps/wiki/users", 2, 1),
         (["users", "delete", "a/b", "a@b", "a@b"], "", f"DELETE {PUSH}/apps/a%2Fb/users", 1, 1),
         (["org-chart", "push", "-"], "email\n" + "a@b\n" * 1001, f"PUT {PUSH}/org-chart", 1001, 2),
+        (["org-chart", "push", "-"], '{"customFieldsConfig": [{"name": "Team"}]}', f"PUT {PUSH}/org-chart", 0, 1),
         (["upload", "wiki", __file__], "", f"GET {PUSH}/apps/wiki/upload", 1, 1),
     ],
-    ids=["apps create", "events push", "spend push", "users push", "users delete", "org-chart push", "upload"],
+    ids=[
+        "apps create",
+        "events push",
+        "spend push",
+        "users push",
+        "users delete",
+        "org-chart push",
+        "custom fields",
+        "upload",
+    ],
 )
 def test_a_dry_run_needs_no_credentials_and_nobody_to_send_to(
     capfd: pytest.CaptureFixture[str], words: list[str], stdin: str, request_line: str, records: int, requests: int
