@@ -77,6 +77,18 @@ async def test_events_that_the_central_refuses_are_buried_with_its_reason_and_th
     }
 
 
+async def test_the_verdict_on_a_batch_of_which_nearly_all_is_refused_at_length_is_heard_whole(
+    tmp_path: Path, upstream: Sandbox, state: State
+) -> None:
+    names = ["saved" if number % 20 == 0 else "\N{GRINNING FACE}" * 70 for number in range(1000)]
+    async with embedded(tmp_path / "central", upstream.url, events__max_event_name_chars="10") as central:
+        async with embedded(tmp_path / "edge", upstream.url, forward__url=address(central)) as edge:
+            await post(edge, names)
+            await until_nothing_waits(edge)
+            assert (metric(edge, "delivered_events_total"), metric(edge, "buried_events_total")) == (50, 950)
+        await settled(state, 50)
+
+
 async def test_a_central_that_does_not_keep_a_field_counts_it(tmp_path: Path, upstream: Sandbox, state: State) -> None:
     async with (
         embedded(tmp_path / "central", upstream.url) as central,

@@ -16,6 +16,9 @@ from collector.contract.operations import PUBLISH_USAGE_EVENTS
 from collector.errors import Rejected, Retryable, TooLarge
 from collector.upstream.wire import Request, Response, raise_for_unexpected, said, usage_events_request
 
+VERDICT_BYTES = 4096
+"""More than a report's entry for one refused event takes: a collector cuts what it shows to some hundred bytes."""
+
 
 class _Report(msgspec.Struct):
     """The shape of all answers of a collector; every field is required."""

@@ -11,8 +11,8 @@ from collector.contract.operations import PUBLISH_USAGE_EVENTS
 from collector.errors import CollectorError, PartlyRejected, Rejected, Retryable
 from collector.observe.metrics import Metrics
 from collector.upstream.auth import TokenSource
-from collector.upstream.central import central_name, forward_request, read_report
-from collector.upstream.transport import Transport
+from collector.upstream.central import VERDICT_BYTES, central_name, forward_request, read_report
+from collector.upstream.transport import MAX_RESPONSE_BYTES, Transport
 from collector.upstream.wire import Request, Response, read_push, usage_events_request
 
 
@@ -87,7 +87,7 @@ class CentralPublisher:
 
     async def _attempt(self, app_id: str, lines: bytes, events: int) -> tuple[Mapping[int, str], float]:
         request = forward_request(self._url, app_id=app_id, lines=lines, token=self._token)
-        response, seconds = await self._way.send(request)
+        response, seconds = await self._way.send(request, MAX_RESPONSE_BYTES + events * VERDICT_BYTES)
         now_seconds = self._clock.now_ms() / 1000
         return read_report(response, central_name(self._url), events=events, now_seconds=now_seconds), seconds
 
@@ -100,11 +100,11 @@ class _TimedWay:
         self._clock = clock
         self._metrics = metrics
 
-    async def send(self, request: Request) -> tuple[Response, float]:
+    async def send(self, request: Request, max_response_bytes: int = MAX_RESPONSE_BYTES) -> tuple[Response, float]:
         """The answer and the seconds it took. Raises as `Transport.send` does."""
         started = self._clock.monotonic()
         try:
-            response = await self._transport.send(request)
+            response = await self._transport.send(request, max_response_bytes=max_response_bytes)
         except CollectorError:
             self._metrics.observe_upstream(self._clock.monotonic() - started, None)
             raise
