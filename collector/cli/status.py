@@ -8,7 +8,7 @@ import msgspec
 
 from collector.cli.options import place_options
 from collector.cli.reach import Place, Unreachable, ask, place
-from collector.cli.screen import plain, screen
+from collector.cli.screen import plain, screen, terminal_columns
 from collector.clock import Clock
 from collector.config import Config, load
 from collector.errors import CollectorError, Unusable
@@ -41,7 +41,7 @@ def command(config_file: Path | None, url: str | None, token_file: Path | None, 
     except Unreachable as error:
         say_unreachable(error, as_json=as_json)
         sys.exit(EXIT_NOT_RUNNING)
-    click.echo(msgspec.json.encode(status) if as_json else screen(status, str(where)))
+    click.echo(msgspec.json.encode(status) if as_json else screen(status, str(where), terminal_columns()))
     sys.exit(exit_code(status))
 
 

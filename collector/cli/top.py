@@ -13,7 +13,7 @@ from rich.text import Text
 
 from collector.cli.options import place_options
 from collector.cli.reach import Unreachable
-from collector.cli.screen import plain, screen
+from collector.cli.screen import plain, screen, terminal_columns
 from collector.cli.status import EXIT_NOT_RUNNING, exit_code, look, unreachable_json
 
 
@@ -69,5 +69,5 @@ def _look(
         where, status = look(config_file, url, token_file, timeout)
     except Unreachable as error:
         return EXIT_NOT_RUNNING, unreachable_json(error) if as_json else plain(str(error))
-    text = msgspec.json.encode(status).decode() if as_json else screen(status, str(where)) + "\n"
+    text = msgspec.json.encode(status).decode() if as_json else screen(status, str(where), terminal_columns()) + "\n"
     return exit_code(status), text

@@ -1,6 +1,7 @@
 """The status as text: what a person reads, and nothing that a terminal would obey."""
 
 import click
+import msgspec
 import pytest
 
 from collector.cli.screen import duration, screen, size
@@ -52,6 +53,18 @@ def test_one_screen_says_all() -> None:
         assert said in text
     assert "max_connections" not in text, "a limit that is hardly used is no news"
     assert len(text.splitlines()) < 50
+
+
+@pytest.mark.parametrize("columns", [60, 78, 200])
+def test_on_a_terminal_no_line_is_wider_and_no_word_is_lost(columns: int) -> None:
+    reason = "publishUsageEvents: 403 for app 'wiki': " + "ask whoever knows " * 8
+    apps = [AppStatus("a-name-of-forty-characters-as-there-may-be", "held", 12_345_678, 1, 9_000.0, 12_345, reason=reason)]
+    problems = [Problem(Severity.ERROR, f"wiki is held: {reason}")]
+    letters = DeadLetters([Reason(reason, 3, 0)])
+    status = msgspec.structs.replace(STATUS, apps=apps, apps_left_out=0, problems=problems, dead_letters=letters)
+    narrow, wide = click.unstyle(screen(status, "", columns)), click.unstyle(screen(status, ""))
+    assert max(map(len, narrow.split("\n"))) <= columns
+    assert [word for word in narrow.split() if word.isalpha()] == [word for word in wide.split() if word.isalpha()]
 
 
 def test_what_strangers_wrote_cannot_move_the_cursor() -> None:
