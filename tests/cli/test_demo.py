@@ -12,6 +12,7 @@ import pytest
 
 from collector.cli.demo.books import Books, FleetBooks
 from collector.cli.demo.children import nats_servers
+from collector.cli.demo.screen import DOWN, Member, Screen
 from collector.errors import Unusable
 from tests.cli.child import finish, own_environment, started
 from tests.e2e.daemon import command
@@ -31,6 +32,20 @@ FLEET_AGREEING = FleetBooks(
     replicas=[8, 8, 8],
 )
 VERDICT = "They agree: every event that was accepted is at the sandbox, once."
+
+
+def test_the_panel_fits_the_terminal_and_its_second_column_begins_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    screen = Screen(FLEET_AGREEING)
+    for _ in range(100):
+        screen.show(1e9, "draining")  # the curve has its greatest length
+    panel = screen._panel(1.0, "draining", [Member("server n1", "leads", ""), Member("collector c1", DOWN, "")])
+    with screen._console.capture() as shown:
+        screen._console.print(panel)
+    lines = [line.rstrip() for line in shown.get().splitlines()]
+    assert max(map(len, lines)) <= 60
+    assert len(lines) == 10, "none is broken in two"
+    assert [line.index(state) for line, state in ((lines[-3], "leads"), (lines[-2], DOWN))] == [25, 25]
 
 
 async def lines_of_demo(*options: str) -> list[str]:

@@ -58,7 +58,9 @@ def test_one_screen_says_all() -> None:
 @pytest.mark.parametrize("columns", [60, 78, 200])
 def test_on_a_terminal_no_line_is_wider_and_no_word_is_lost(columns: int) -> None:
     reason = "publishUsageEvents: 403 for app 'wiki': " + "ask whoever knows " * 8
-    apps = [AppStatus("a-name-of-forty-characters-as-there-may-be", "held", 12_345_678, 1, 9_000.0, 12_345, reason=reason)]
+    apps = [
+        AppStatus("a-name-of-forty-characters-as-there-may-be", "held", 12_345_678, 1, 9_000.0, 12_345, reason=reason)
+    ]
     problems = [Problem(Severity.ERROR, f"wiki is held: {reason}")]
     letters = DeadLetters([Reason(reason, 3, 0)])
     status = msgspec.structs.replace(STATUS, apps=apps, apps_left_out=0, problems=problems, dead_letters=letters)

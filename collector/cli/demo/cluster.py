@@ -177,7 +177,7 @@ class _Show:
                 state = "up"
                 waiting.append(int(samples["collector_waiting_events"]))
                 self._delivered[collector.name] = int(samples["collector_delivered_events_total"])
-            figures = f"delivered {self._delivered.get(collector.name, 0):,}"
+            figures = f"delivered {self._delivered.get(collector.name, 0):>6,}"
             members.append(Member(f"collector {collector.name}", state, figures))
         self.books.waiting = max(waiting, default=self.books.waiting)
         self.books.delivered = sum(self._delivered.values())
@@ -196,5 +196,5 @@ class _Show:
             state = (
                 DOWN if not server.is_up else "no copy" if copy is None else "leads" if copy.is_leader else "follows"
             )
-            members.append(Member(f"server {server.name}", state, f"messages {copy.messages:,}" if copy else ""))
+            members.append(Member(f"server {server.name}", state, f"messages  {copy.messages:>6,}" if copy else ""))
         return members

@@ -13,6 +13,8 @@ from rich.text import Text
 from collector.cli.demo.books import Books
 
 DOWN = "DOWN"
+NAMES = 23
+"""Columns for what stands at the left of a figure."""
 
 
 class Member(NamedTuple):
@@ -52,8 +54,8 @@ class Screen:
         elif elapsed >= self._next_line or state == "done":
             self._next_line = elapsed + 1.0
             figures = [f"{name} {value:>6,}" for name, value in self._figures()]
-            line = "  ".join(figures + [f"{member.name} {member.state}" for member in members])
-            click.echo(f"{elapsed:5.1f} s  {state:<15}  {line}")
+            line = "  ".join(figures + [f"{member.name} {member.state:<7}" for member in members])
+            click.echo(f"{elapsed:5.1f} s  {state:<17}  {line}".rstrip())
 
     def _figures(self) -> list[tuple[str, int]]:
         books = self._books
@@ -67,19 +69,21 @@ class Screen:
         ]
 
     def _panel(self, elapsed: float, state: str, members: Sequence[Member]) -> Group:
-        table = Table.grid(padding=(0, 2))
+        table, each = Table.grid(padding=(0, 2)), Table.grid(padding=(0, 2))
+        table.add_column(min_width=NAMES)
+        each.add_column(min_width=NAMES)
         for name, value in self._figures():
             table.add_row(name, Text(f"{value:,}", justify="right"))
-        each = Table.grid(padding=(0, 2))
         for member in members:
             colour = "red" if member.state == DOWN else "green"
             each.add_row(member.name, Text(member.state, style=colour), Text(member.figures, style="dim"))
         colour = "red" if DOWN in state else "yellow" if state == "draining" else "green"
         head = Text.assemble((f"{elapsed:5.1f} s  ", "dim"), (state, f"bold {colour}"))
-        backlog = Text("backlog  ", style="dim") + Text(_sparkline(self._backlog), style=colour)
+        backlog = Text("backlog  ", style="dim")
+        backlog.append(_sparkline(list(self._backlog)[len(backlog) - self._console.width :]), style=colour)
         return Group(head, table, *([each] if members else []), backlog)
 
 
-def _sparkline(values: deque[int]) -> str:
+def _sparkline(values: Sequence[int]) -> str:
     top = max(values, default=0) or 1
     return "".join(" ▁▂▃▄▅▆▇█"[min(8, -(-8 * value // top))] for value in values)
