@@ -27,7 +27,7 @@ def command() -> None:
     """Send usage events of an app."""
 
 
-@command.command("push")
+@command.command("push", short_help="Send the events of FILE to APP.")
 @config_option
 @format_option
 @dry_run_option

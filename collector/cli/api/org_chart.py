@@ -22,7 +22,7 @@ def command() -> None:
     """Send people of the org chart."""
 
 
-@command.command("push")
+@command.command("push", short_help="Merge the people of FILE into the org chart.")
 @config_option
 @format_option
 @dry_run_option

@@ -18,7 +18,7 @@ def command() -> None:
     """Send spend on an app."""
 
 
-@command.command("push")
+@command.command("push", short_help="Send the spend records of FILE to APP.")
 @config_option
 @format_option
 @dry_run_option

@@ -29,7 +29,7 @@ def command() -> None:
     """Replace, list or delete the users of an app."""
 
 
-@command.command("push")
+@command.command("push", short_help="Make the users of FILE the users of APP.")
 @config_option
 @format_option
 @dry_run_option
@@ -80,7 +80,7 @@ def list_(config_file: Path | None, output_format: str | None, app_id: str) -> N
     write_rows(users, ProvisionedUser, output_format)
 
 
-@command.command("delete")
+@command.command("delete", short_help="Take users from APP.")
 @config_option
 @format_option
 @dry_run_option

@@ -26,7 +26,7 @@ def list_(config_file: Path | None, output_format: str | None) -> None:
     write_rows(workflows, Workflow, output_format)
 
 
-@command.command("executions")
+@command.command("executions", short_help="The executions of a workflow in a range of time.")
 @config_option
 @format_option
 @click.argument("workflow_id", metavar="ID", type=TextType())
@@ -46,7 +46,7 @@ def executions(
     write_rows(rows, ExecutionSummary, output_format)
 
 
-@command.command("execution")
+@command.command("execution", short_help="One execution with its outcome for each user.")
 @config_option
 @format_option
 @click.argument("workflow_id", metavar="ID", type=TextType())

@@ -41,7 +41,7 @@ def choosing(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-@command.command("list")
+@command.command("list", short_help="Number, burial, app and reason of each.")
 @choosing
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Most letters shown.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -59,7 +59,7 @@ def list_letters(config_file: Path | None, limit: int, as_json: bool, **chosen: 
         click.echo(f"{total:,} dead letters")
 
 
-@command.command("show")
+@command.command("show", short_help="Everything about dead letter NUMBER, as JSON.")
 @config_option
 @click.argument("number", type=click.IntRange(1))
 def show(config_file: Path | None, number: int) -> None:
@@ -72,7 +72,7 @@ def show(config_file: Path | None, number: int) -> None:
     raise Unusable(f"there is no dead letter {number}; see collector queue dead list")
 
 
-@command.command("retry")
+@command.command("retry", short_help="Put dead letters back to wait.")
 @choosing
 @click.option("--number", type=click.IntRange(1), help="Only this one.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
@@ -82,7 +82,7 @@ def retry(config_file: Path | None, as_json: bool, **chosen: Any) -> None:
         _say(letters.retry(_choice(chosen)), "dead letters wait again", "retried", as_json=as_json)
 
 
-@command.command("export")
+@command.command("export", short_help="Write dead letters as NDJSON.")
 @choosing
 @OUTPUT
 def export(config_file: Path | None, output: str, **chosen: Any) -> None:

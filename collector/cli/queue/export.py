@@ -21,7 +21,7 @@ OUTPUT = click.option(
 )
 
 
-@click.command("export")
+@click.command("export", short_help="Write events as lines for `collector push`.")
 @config_option
 @click.option(
     "--what",

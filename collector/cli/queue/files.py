@@ -34,7 +34,7 @@ def check(config_file: Path | None, as_json: bool) -> None:
     sys.exit(1 if problems else 0)
 
 
-@click.command("recover")
+@click.command("recover", short_help="Set a damaged file aside and salvage what can be read.")
 @config_option
 @click.option("--always", is_flag=True, help="Also where the check finds nothing wrong.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
@@ -55,7 +55,7 @@ def recover(config_file: Path | None, always: bool, as_json: bool) -> None:
             click.echo(f"{name.replace('_', ' '):<24}{value:>12,}" if isinstance(value, int) else f"{name}: {value}")
 
 
-@click.command("backup")
+@click.command("backup", short_help="Copy the queue to DIRECTORY as it is at this instant.")
 @config_option
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 def backup(config_file: Path | None, directory: Path) -> None:

@@ -11,7 +11,7 @@ from collector.queue.backend import at_rest
 from collector.queue.base import QueueStats
 
 
-@click.command("stats")
+@click.command("stats", short_help="What waits, what is dead, how large the files are.")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(config_file: Path | None, as_json: bool) -> None:
