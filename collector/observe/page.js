@@ -109,13 +109,13 @@ function showUpstream(upstream, nowMs) {
 
 function showApps(status) {
   const head = row(...["App", "State"].map((text) => make("span", "", text)),
-    ...["Waiting", "Oldest"].map(number), make("span", "number dead-count", "Dead"));
+    ...["Waiting", "Oldest", "Dead"].map(number));
   head.classList.add("head");
   const rows = status.apps.map((app) => {
     const state = make("span", "");
     state.append(make("span", `pill ${app.state}`, app.state));
     const node = row(make("span", "", app.appId), state, number(count(app.waitingEvents)),
-      number(brief(app.oldestAgeSeconds)), make("span", "number dead-count", count(app.deadEvents)));
+      number(brief(app.oldestAgeSeconds)), number(count(app.deadEvents)));
     if (app.reason !== null) {
       const next = `For ${duration(app.sinceSeconds)}, next attempt ${ahead(app.againInSeconds)}`;
       node.append(make("span", "why", app.state === "held" ? `${next}: ${app.reason}` : next));

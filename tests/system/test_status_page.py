@@ -106,5 +106,6 @@ async def test_it_fits_every_screen_and_both_schemes(tmp_path: Path, tab: Tab) -
             for width in (1280, 400, 320):
                 await tab.look_like(scheme=scheme, width=width)
                 assert await tab.value("document.documentElement.scrollWidth") <= width, f"{width} scrolls sideways"
+                assert "Dead" in await tab.value("document.getElementById('apps').innerText"), f"{width} hides it"
             colours[scheme] = await tab.value("getComputedStyle(document.body).backgroundColor")
         assert colours == {"light": "rgb(246, 246, 244)", "dark": "rgb(16, 19, 22)"}
