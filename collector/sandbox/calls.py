@@ -56,7 +56,7 @@ def unknown_app(app_id: str, status: int = 400) -> Refusal:
 
 def answer(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """`content` as JSON."""
-    return web.Response(body=_encode(content), status=status, headers=headers, content_type=_JSON)
+    return web.Response(body=_encode(content) + b"\n", status=status, headers=headers, content_type=_JSON)
 
 
 def read_parameters(operation: Operation[Any], request: web.Request) -> dict[str, Any]:

@@ -253,7 +253,7 @@ class HttpSource:
         report = report or Report()
         report.errors = [*report.errors, Rejection(str(refusal))]
         self._metrics.refusals.labels(SOURCE, refusal.label).inc()
-        return Answer(refusal.status, _encode(report), JSON_TYPE + header_lines(refusal.headers))
+        return Answer(refusal.status, _line(report), JSON_TYPE + header_lines(refusal.headers))
 
     def _route(self, request: Request) -> Handler:
         path = request.path
@@ -303,7 +303,7 @@ class HttpSource:
         self._count(report)
         self._metrics.acknowledgement_seconds.observe(time.perf_counter() - started)
         if report.rejected:
-            return Answer(400, _encode(report), JSON_TYPE)
+            return Answer(400, _line(report), JSON_TYPE)
         return _all_taken(report.accepted, report.duplicates)
 
     def _count(self, report: Report) -> None:
@@ -313,13 +313,13 @@ class HttpSource:
         return Body(request, _encoding(request.headers), self._limits, self._memory)
 
     async def _healthz(self, _request: Request, _report: Report) -> Answer:
-        return Answer(200, b'{"status":"ok"}', JSON_TYPE)
+        return Answer(200, b'{"status":"ok"}\n', JSON_TYPE)
 
     async def _readyz(self, _request: Request, _report: Report) -> Answer:
         reason = self._why_unready()
         if reason is not None:
             raise Refusal(503, reason, "unready", _retry_after(None))
-        return Answer(200, b'{"status":"ready"}', JSON_TYPE)
+        return Answer(200, b'{"status":"ready"}\n', JSON_TYPE)
 
     async def _expose_metrics(self, _request: Request, _report: Report) -> Answer:
         return Answer(200, self._metrics.exposition(), METRICS_TYPE)
@@ -343,9 +343,14 @@ def _post(path: str) -> Post | None:
     return Post(PUSH_FORMATS, path_name(match[1])) if match is not None else None
 
 
+def _line(report: Report) -> bytes:
+    """The report as JSON, with a line end for who reads it in a terminal."""
+    return _encode(report) + b"\n"
+
+
 @functools.lru_cache(maxsize=64)
 def _all_taken(accepted: int, duplicates: int) -> Answer:
-    return Answer(200, _encode(Report(accepted, duplicates)), JSON_TYPE)
+    return Answer(200, _line(Report(accepted, duplicates)), JSON_TYPE)
 
 
 def _encoding(headers: Mapping[str, str]) -> str:

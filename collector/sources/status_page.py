@@ -47,4 +47,4 @@ class StatusPage:
 
     async def document(self) -> Answer:
         """The document as it is now."""
-        return Answer(200, self._encode(await self._read_status()), self._document_headers)
+        return Answer(200, self._encode(await self._read_status()) + b"\n", self._document_headers)

@@ -47,6 +47,7 @@ class Client:
     async def request(self, method: str, path: str, **more: Any) -> tuple[int, dict[str, Any], dict[str, str]]:
         url = f"http://{self.collector.http_address}{path}"
         async with self._session.request(method, url, **more) as response:
+            assert (await response.read()).endswith(b"}\n"), "a line, for who reads it in a terminal"
             return response.status, await response.json(), dict(response.headers)
 
     async def get_text(self, path: str) -> str:
@@ -477,8 +478,8 @@ async def test_kept_fields_reach_upstream_and_others_are_counted(tmp_path: Path,
 
 
 async def test_health_readiness_and_metrics_are_said(client: Client) -> None:
-    assert await client.get_text("/healthz") == '{"status":"ok"}'
-    assert await client.get_text("/readyz") == '{"status":"ready"}'
+    assert await client.get_text("/healthz") == '{"status":"ok"}\n'
+    assert await client.get_text("/readyz") == '{"status":"ready"}\n'
     await client.post("/v1/events", [event(1), event(1), event(2, email="")])
     metrics = await client.get_text("/metrics")
     for verdict in ("accepted", "duplicate", "rejected"):
