@@ -17,13 +17,13 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from collector.backoff import delay_seconds
 from collector.cli.loop import run
-from collector.cli.options import GZIP_MAGIC
-from collector.cli.reach import first_token
-from collector.errors import Unusable
+from collector.cli.options import GZIP_MAGIC, config_option
+from collector.cli.reach import first_token, place
+from collector.config import load
+from collector.errors import Retryable, Unusable
 from collector.intake import Report
 from collector.upstream.transport import why_unconnected
 
-DEFAULT_URL = "http://127.0.0.1:8787"
 LINES_PER_REQUEST = 5000
 BYTES_PER_REQUEST = 2**19
 ERRORS_SHOWN = 20
@@ -49,15 +49,14 @@ class Totals(msgspec.Struct):
 
 
 @click.command("push", short_help="Send events from NDJSON files to a running collector.")
+@config_option
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option(
     "--to",
     "url",
-    default=DEFAULT_URL,
-    show_default=True,
     metavar="URL",
-    callback=lambda _context, _option, url: _checked(url),
-    help="The collector: http://HOST:PORT or unix:PATH.",
+    callback=lambda _context, _option, url: url and _checked(url),
+    help="The collector: http://HOST:PORT or unix:PATH. Default: where the configuration has it listen.",
 )
 @click.option(
     "--token-file",
@@ -72,13 +71,24 @@ class Totals(msgspec.Struct):
     help="Seconds to retry while the collector cannot take a request.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Totals as one JSON object.")
-def command(files: Sequence[str], url: str, token_file: Path | None, patience: float, as_json: bool) -> None:
+def command(
+    config_file: Path | None,
+    files: Sequence[str],
+    url: str | None,
+    token_file: Path | None,
+    patience: float,
+    as_json: bool,
+) -> None:
     """Send events from FILES to a running collector: one JSON object a line, also gzipped; "-" is standard input.
 
     Interrupted or failed, simply run it again: what the collector has already is counted as duplicate and not stored
-    twice. Exit code 0 if every event was accepted or known, 1 otherwise.
+    twice. Exit code 0 if every event was accepted or known, 1 if any was rejected, 75 where no collector takes them.
     """
-    totals = run(_push_all(files, url.rstrip("/"), first_token(token_file), patience))
+    token = first_token(token_file)
+    if url is None:
+        there = place(None, token_file, lambda: load(config_file, with_credentials=False))
+        url, token = str(there), there.token
+    totals = run(_push_all(files, url.rstrip("/"), token, patience))
     if as_json:
         click.echo(msgspec.json.encode(totals).decode())
     else:
@@ -190,7 +200,7 @@ class _Sender:
         self._has_waited = False
 
     async def send(self, file: str, chunk: Sequence[Line]) -> None:
-        """Adds what became of the chunk to the totals, and says which lines were rejected. Raises Unusable."""
+        """Adds what became of the chunk to the totals, says which lines were rejected. Raises Unusable, Retryable."""
         body = b"\n".join(line.text for line in chunk)
         status, answer = await self._post(body)
         if status == 413 and len(chunk) > 1:
@@ -216,7 +226,7 @@ class _Sender:
                 click.echo("further rejected events are counted, not shown", err=True)
 
     async def _post(self, body: bytes) -> tuple[int, bytes]:
-        """Status and body of the first answer that is not "later". Raises Unusable when patience is over."""
+        """Status and body of the first answer that is not "later". Raises Retryable when patience is over."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self._patience_seconds
         attempt = 0
@@ -243,7 +253,7 @@ class _Sender:
                 retry_after_seconds=retry_after,
             )
             if loop.time() + delay > give_up_at:
-                raise Unusable(
+                raise Retryable(
                     f"{self._url} cannot take events: {why}; {self._totals.sent:,} were sent. "
                     "Run the same command again to go on."
                 )

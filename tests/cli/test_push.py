@@ -17,10 +17,10 @@ EVENTS = [
 NDJSON = b"".join(msgspec.json.encode(event) + b"\n" for event in [*EVENTS, *EVENTS[:34]])
 
 
-async def push(*words: str, folder: Path, stdin: bytes = b"") -> tuple[int, str, str]:
+async def push(*words: str, folder: Path, stdin: bytes = b"", **settings: str) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
         *command("push", *words),
-        env=environment(folder, NOWHERE),
+        env=environment(folder, NOWHERE, **settings),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -68,10 +68,17 @@ async def test_a_broken_archive_is_said_and_what_came_before_it_stays(tmp_path: 
 )
 async def test_where_there_is_no_collector_it_says_so_and_how_to_go_on(tmp_path: Path, url: str, said: str) -> None:
     status, _, err = await push("-", "--to", url, "--patience", "0.5", folder=tmp_path, stdin=NDJSON)
-    assert status == 1
+    assert status == 75
     first, last = err.splitlines()
     assert first == f"{url} cannot take events yet: cannot connect: {said}; tried again for 0.5 s"
     assert last.endswith(f"cannot connect: {said}; 0 were sent. Run the same command again to go on.")
+
+
+async def test_without_an_address_it_goes_where_the_configuration_has_the_collector_listen(tmp_path: Path) -> None:
+    async with running(tmp_path, NOWHERE) as daemon:
+        there = daemon.url.removeprefix("http://")
+        status, out, _ = await push("-", folder=tmp_path, stdin=NDJSON, http__listen=there)
+    assert (status, out) == (0, "sent 12,034  accepted 12,000  duplicates 34  rejected 0\n")
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://", "http://a..b", "http://h:99999", "ftp://h", "h:8787"])
