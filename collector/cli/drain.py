@@ -9,6 +9,7 @@ import msgspec
 
 from collector.cli.options import DurationType, place_options
 from collector.cli.reach import Unreachable
+from collector.cli.screen import events
 from collector.cli.status import EXIT_NOT_RUNNING, look, say_unreachable
 
 LOOK_SECONDS = 0.5
@@ -51,7 +52,7 @@ def command(
         click.echo(msgspec.json.encode({"isRunning": status.is_running, "waitingEvents": waiting}))
     else:
         place = f"{where}" if status.is_running else f"no collector answers at {where}; by the queue's files"
-        click.echo(f"{place}: {waiting:,} events wait" if waiting else f"{place}: everything is delivered")
+        click.echo(f"{place}: {events(waiting)} waiting" if waiting else f"{place}: everything is delivered")
     if not status.is_running:
         sys.exit(EXIT_NOT_RUNNING)
     sys.exit(EXIT_NOT_EMPTY if waiting else 0)

@@ -6,6 +6,7 @@ import click
 import msgspec
 
 from collector.cli.options import TimeType, config_option
+from collector.cli.screen import events
 from collector.clock import Clock
 from collector.config import load
 from collector.queue.backend import letters as letters_of
@@ -27,10 +28,12 @@ def command(
     Only what is still kept: queue.keep_delivered says how long, and is off by default. An event is known to upstream by
     its timestamp, email and eventName, so that sending it again adds nothing where it had arrived.
     """
+    config = load(config_file, with_credentials=False)
     choice = Choice(app_id, since_ms=since, until_ms=Clock().now_ms() if until is None else until)
-    with letters_of(load(config_file, with_credentials=False), for_writing=not dry_run) as letters:
-        events = letters.count_delivered(choice) if dry_run else letters.replay(choice)
+    with letters_of(config, for_writing=not dry_run) as letters:
+        count = letters.count_delivered(choice) if dry_run else letters.replay(choice)
     if as_json:
-        click.echo(msgspec.json.encode({"events": events, "dryRun": dry_run}))
+        click.echo(msgspec.json.encode({"events": count, "dryRun": dry_run}))
     else:
-        click.echo(f"{events:,} events {'would wait' if dry_run else 'wait'} again")
+        why = "" if count or config.queue.keep_delivered else "; queue.keep_delivered is off, so none is kept"
+        click.echo(f"{events(count)} {'would wait' if dry_run else 'waiting'} again{why}")

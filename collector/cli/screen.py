@@ -69,7 +69,7 @@ def _figures(status: Status, columns: int | None, *, bars: int) -> Iterator[str]
         top = max([*rates.accepted, *rates.delivered], default=0.0)
         yield curve("in", f"{rates.accepted_now:,.1f} events/s", rates.accepted, top)
         yield curve("out", f"{rates.delivered_now:,.1f} events/s", rates.delivered, top)
-    yield curve("waiting", f"{queue.waiting_events:,} events", rates.waiting, max(rates.waiting, default=0))
+    yield curve("waiting", events(queue.waiting_events), rates.waiting, max(rates.waiting, default=0))
     if queue.waiting_events:
         yield figure("", f"{size(queue.waiting_bytes)}, the oldest for {_age(queue.oldest_age_seconds)}")
     again = "" if upstream.again_in_seconds is None else f", again in {duration(upstream.again_in_seconds)}"
@@ -147,6 +147,11 @@ def duration(seconds: float) -> str:
     if whole < 86_400:
         return f"{whole // 3600} h {whole % 3600 // 60} min"
     return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
+
+
+def events(count: int) -> str:
+    """So many."""
+    return f"{count:,} event{'' if count == 1 else 's'}"
 
 
 def size(count: float) -> str:

@@ -35,7 +35,7 @@ async def test_at_its_deadline_it_says_what_still_waits(tmp_path: Path) -> None:
     async with running(tmp_path, NOWHERE) as daemon:
         await post(daemon)
         ended = await run("drain", "--url", daemon.url, "--deadline", "10ms")
-        assert (ended.status, ended.out) == (75, f"{daemon.url}: 20 events wait\n")
+        assert (ended.status, ended.out) == (75, f"{daemon.url}: 20 events waiting\n")
         ended = await run("drain", "--url", daemon.url, "--deadline", "0s", "--json")
         assert (ended.status, ended.out) == (75, '{"isRunning":true,"waitingEvents":20}\n')
 

@@ -172,7 +172,7 @@ async def test_delivered_events_are_replayed_and_what_is_exported_can_be_pushed(
     again = ("replay", "--since", "-1h", "--app", "wiki")
     assert await desk.answer(*again, "--dry-run") == {"events": 997, "dryRun": True}
     assert await desk.answer(*again, "--until", "-30m") == {"events": 0, "dryRun": False}
-    assert await desk.ask(*again) == "997 events wait again\n"
+    assert await desk.ask(*again) == "997 events waiting again\n"
     output = tmp_path / "waiting.ndjson"
     await desk.ask("queue", "export", "--output", str(output))
     assert len(keys(output.read_text())) == 997
@@ -184,6 +184,14 @@ async def test_delivered_events_are_replayed_and_what_is_exported_can_be_pushed(
     async with running(tmp_path, upstream.url) as daemon:
         assert await daemon.stop() == 0
     assert (await desk.answer("queue", "stats"))["waitingEvents"] == 0
+
+
+async def test_where_nothing_that_was_delivered_is_kept_a_replay_says_why_it_finds_none(
+    tmp_path: Path, desk: Desk, upstream: Sandbox
+) -> None:
+    async with running(tmp_path, upstream.url):
+        said = await desk.ask("replay", "--since", "-1h")
+    assert said == "0 events waiting again; queue.keep_delivered is off, so none is kept\n"
 
 
 @pytest.mark.parametrize("time", ["yesterday", "7d", "-7", "-7w", "2026-13-01", ""])

@@ -4,7 +4,7 @@ import click
 import msgspec
 import pytest
 
-from collector.cli.screen import duration, screen, size
+from collector.cli.screen import duration, events, screen, size
 from collector.observe.status import (
     AppStatus,
     DeadLetters,
@@ -92,3 +92,8 @@ def test_durations_have_their_two_largest_units(seconds: float, said: str) -> No
 )
 def test_sizes_are_short(count: int, said: str) -> None:
     assert size(count) == said
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, "0 events"), (1, "1 event"), (1234, "1,234 events")])
+def test_one_is_no_plural(count: int, said: str) -> None:
+    assert events(count) == said
