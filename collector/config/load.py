@@ -83,10 +83,10 @@ def load(
     known = {key.dotted: key for key in keys()}
     problems: list[Problem] = []
     from_environment = _from_environment(environment, known, problems)
-    raw = _from_file(file, known, problems) | from_environment
+    from_file = _from_file(file, known, problems)
 
     values: dict[str, Any] = {}
-    for dotted, value in raw.items():
+    for dotted, value in ((from_file or {}) | from_environment).items():
         kind = known[dotted].kind
         origin = f"; it was set by {known[dotted].variable}" if dotted in from_environment else ""
         try:
@@ -96,6 +96,9 @@ def load(
         except (ValueError, TypeError, OverflowError):
             shown = "(not shown)" if dotted in SECRETS else repr(value)
             problems.append(Problem(dotted, shown, f"allowed: {kind.allowed}{origin}"))
+
+    if from_file is None:  # what seems to be missing may be in it
+        raise _invalid(problems)
 
     sections = {
         section: section_type(
@@ -114,8 +117,12 @@ def load(
             listed = ", ".join(config.gateway.operations)
             problems.append(Problem("gateway.operations", listed, "cannot be passed on without upstream's credentials"))
     if problems:
-        raise ConfigInvalid("\n".join(map(str, problems)))
+        raise _invalid(problems)
     return config
+
+
+def _invalid(problems: list[Problem]) -> ConfigInvalid:
+    return ConfigInvalid("\n".join(map(str, problems)))
 
 
 def _with_credentials(config: Config, environment: Mapping[str, str], problems: list[Problem]) -> Config:
@@ -150,17 +157,18 @@ def _with_credentials(config: Config, environment: Mapping[str, str], problems: 
     )
 
 
-def _from_file(file: Path | None, known: Mapping[str, Key], problems: list[Problem]) -> dict[str, Any]:
+def _from_file(file: Path | None, known: Mapping[str, Key], problems: list[Problem]) -> dict[str, Any] | None:
+    """Its values; None where it cannot be read."""
     if file is None:
         return {}
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         problems.append(Problem(str(file), f"cannot be read ({error.strerror})"))
-        return {}
+        return None
     except (ValueError, RecursionError) as error:
         problems.append(Problem(str(file), f"is not TOML: {error}"))
-        return {}
+        return None
     sections = {key.section for key in known.values()}
     found: dict[str, Any] = {}
     for section, content in document.items():
