@@ -360,7 +360,7 @@ is_over = False
 def busy(first):
     for number in itertools.count(first):
         if is_over:
-            print(number - first, flush=True)
+            print(f"{number - first}\\n", end="", flush=True)  # one write: two threads do not mix their lines
             return
         record(number)
 
