@@ -52,7 +52,7 @@ def command(path: Path | None, systemd: bool, split: bool, dry_run: bool, yes: b
     that is there is never replaced. Units that are there are, after they were shown.
 
     \b
-    collector init                                  a file to edit
+    collector init                                      a file to edit
     sudo /opt/collector/bin/collector init --systemd    a daemon that starts with the machine
     """  # noqa: D301 - click keeps the lines after \b as they are
     if split and not systemd:

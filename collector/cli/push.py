@@ -61,7 +61,7 @@ class Totals(msgspec.Struct):
 @click.option(
     "--token-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="File whose first token is shown to the collector.",
+    help="File whose first token is shown to the collector; without --to, default: access.tokens_file.",
 )
 @click.option(
     "--patience",
