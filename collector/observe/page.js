@@ -96,7 +96,7 @@ function showState(state, status) {
 }
 
 function showUpstream(upstream, nowMs) {
-  const words = { ok: "ok", failing: "failing", unknown: "not tried yet" };
+  const words = { ok: "ok", failing: "failing", unknown: "nothing delivered yet" };
   at("upstream-state").className = `pill ${upstream.state}`;
   say("upstream-state", words[upstream.state]);
   say("upstream-url", upstream.url);

@@ -60,7 +60,7 @@ class QueueStatus(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class UpstreamStatus(msgspec.Struct, frozen=True, rename="camel"):
-    """How delivery goes: `failing` is no answer, or "later"; `unknown` is that nothing was sent yet."""
+    """How delivery goes: `failing` is no answer, or "later"; `unknown` is that nothing was delivered yet."""
 
     url: str
     state: Literal["unknown", "ok", "failing"]
