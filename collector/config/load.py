@@ -137,7 +137,7 @@ def _with_credentials(config: Config, environment: Mapping[str, str], problems: 
     )
     if forward.url is None:
         if secret is None and not any(problem.key in _PLACES_OF_SECRET for problem in problems):
-            remedy = "give it here, in client_secret_file, or as a systemd credential"
+            remedy = "give it in the environment, client_secret_file or a systemd credential"
             problems.append(Problem("upstream.client_secret", "missing", remedy))
         if upstream.client_id is None and not _named("upstream.client_id", problems):
             problems.append(Problem("upstream.client_id", "missing", "give the OAuth2 client ID that Productiv issued"))

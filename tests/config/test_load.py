@@ -202,7 +202,7 @@ def test_every_problem_is_told_at_once_with_key_value_and_what_is_allowed(write:
             'log.level: \'loud\'; allowed: one of "debug", "info", "warning", "error"',
             f"stop.deadline: 'soon'; {durations}; it was set by COLLECTOR_STOP__DEADLINE",
             "COLLECTOR_QUEUE__PTAH: unknown; did you mean COLLECTOR_QUEUE__PATH?",
-            "upstream.client_secret: missing; give it here, in client_secret_file, or as a systemd credential",
+            "upstream.client_secret: missing; give it in the environment, client_secret_file or a systemd credential",
             "upstream.client_id: missing; give the OAuth2 client ID that Productiv issued",
         ]
     )
@@ -356,7 +356,7 @@ def test_a_secret_that_cannot_be_read_is_a_problem_with_its_place(tmp_path: Path
     place = repr(str(tmp_path / "client_secret"))
     assert said(None) == [
         f"{place} cannot be read (No such file or directory); allowed: a readable file",
-        "missing; give it here, in client_secret_file, or as a systemd credential",
+        "missing; give it in the environment, client_secret_file or a systemd credential",
     ]
     assert said(b"") == [f"{place} is empty; allowed: a file that holds the secret"] * 2
     assert said(b"\n") == [f"{place} is empty; allowed: a file that holds the secret"] * 2
