@@ -15,7 +15,7 @@ from collector.queue.backend import at_rest, backend
 from collector.queue.base import Burial
 
 
-@click.command("bury")
+@click.command("bury", short_help="Make dead letters of all that waits of an app.")
 @config_option
 @click.option("--app", "app_id", required=True, help="The app.")
 @click.option("--reason", required=True, help="Why, for whoever reads the dead letters.")
