@@ -20,6 +20,7 @@ from collector.queue.base import Burial, Lease, Queue, Verdict
 from collector.queue.jetstream import connection, figures
 from collector.queue.jetstream.connection import Connection
 from collector.queue.jetstream.figures import purge_keys
+from collector.queue.jetstream.lanes import EPOCH, MessageId
 from collector.queue.jetstream.queue import JetStreamQueue
 from collector.queue.jetstream.stream import Streams, app_token
 from tests import nats
@@ -180,6 +181,40 @@ async def test_a_message_that_was_acknowledged_and_not_deleted_is_delivered_agai
     assert other.waiting_events == 0
 
 
+async def test_what_is_settled_after_the_stream_was_made_anew_is_never_what_has_got_the_same_numbers(
+    open_queue: Opener, settings: JetStream
+) -> None:
+    one = await open_queue()
+    await one.put([batch("wiki", range(10))])
+    old = await lease(one, "wiki")
+    await one._connection.request(f"STREAM.DELETE.{settings.stream}")
+    other = await open_queue()
+    await other.put([batch("wiki", range(10, 20))])
+    await other.put([batch("wiki", range(20, 30))])
+    await one.refresh()
+    new = await lease(one, "wiki")
+    assert numbers_of(new) == list(range(10, 20))
+    await one.settle(old)
+    await one.settle(new, returned=range(10))
+    assert (await other.stats()).waiting_events == 20
+    await one.close()
+    first = await leased_at_last(other, "wiki")
+    assert sorted(numbers_of(first, *await lease_all(other, "wiki"))) == list(range(10, 30))
+
+
+async def test_what_was_leased_before_the_consumer_was_made_anew_is_settled_at_once(
+    open_queue: Opener, settings: JetStream
+) -> None:
+    queue = await open_queue()
+    await queue.put([batch("wiki", range(10))])
+    held = await lease(queue, "wiki")
+    await queue._connection.request(f"CONSUMER.DELETE.{settings.stream}.wiki")
+    await queue.refresh()
+    await queue.settle(held)
+    assert (await queue.stats()).waiting_events == 0
+    assert await queue.lease("wiki", BATCH_EVENTS) is None
+
+
 async def test_two_leases_that_share_a_message_are_settled_at_once_and_nothing_of_it_stays(open_queue: Opener) -> None:
     queue = await open_queue()
     await queue.put([batch("wiki", range(5))])
@@ -294,7 +329,7 @@ async def test_a_stream_that_is_gone_is_said_in_our_own_words_and_keeps_nobody_f
 async def test_a_dead_letter_of_a_stream_that_was_made_anew_is_another_one(open_queue: Opener) -> None:
     queue = await open_queue()
     for line in (b'{"a":1}', b'{"a":2}', b'{"a":2}'):
-        await queue._bury("wiki", [(Burial(0, "no such day"), (7, 0, line))])
+        await queue._bury("wiki", [(Burial(0, "no such day"), (MessageId(7, EPOCH), 0, line))])
     assert (await queue.stats()).dead_events == 2
 
 

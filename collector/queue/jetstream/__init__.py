@@ -12,7 +12,9 @@ was *found* makes a duplicate: a refusal alone might be due to another batch tha
 is found names the batch it came with, so that whoever asks again after an answer was lost knows its own.
 
 Delivery: one durable pull consumer an app, explicit acks. A collector that holds messages says so in time; where it
-dies, the server hands them to another after `jetstream.lease_timeout`. What was delivered is acknowledged and deleted.
+dies, the server hands them to another after `jetstream.lease_timeout`. What was delivered is deleted, which settles it
+with its consumer too: by its number, and only where the server's stamp is that of the message which was delivered, for
+a stream that was made anew, or whose end all servers have lost, gives its numbers again.
 Keys are purged once `queue.dedup_retention` has passed since their receipt, by the servers' clock; a message that still
 waits is never purged, however old it is: the stream has no max_age. Dead letters are in a stream of their own.
 

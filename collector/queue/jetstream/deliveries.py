@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -10,8 +10,8 @@ import msgspec
 from collector.errors import QueueUnavailable
 from collector.queue.base import Burial
 from collector.queue.jetstream.connection import Connection, ServerError, decoded
-from collector.queue.jetstream.figures import LetterBody, Stored, first_message
-from collector.queue.jetstream.lanes import Message, Place
+from collector.queue.jetstream.figures import LetterBody, Stored, first_message, time_of
+from collector.queue.jetstream.lanes import Message, MessageId, Place
 from collector.queue.jetstream.stream import WRONG_LAST_SEQUENCE, Streams, app_token
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FETCH_SECONDS = 2.0
 NO_REPLY = ""
 """Of a message that no consumer has given."""
-MESSAGE_NOT_FOUND = frozenset({10037, 10043, 10057})
+MESSAGE_NOT_FOUND = frozenset({10037, 10043})
 
 
 class Deliveries:
@@ -61,10 +61,10 @@ class Deliveries:
 
     async def bury(self, app_id: str, letters: Iterable[tuple[Burial, Place]], now_ms: int) -> None:
         """These events, each by its message, position and line, are dead letters; each once, also when repeated."""
-        for burial, (sequence, position, line) in letters:
+        for burial, (message, position, line) in letters:
             body = LetterBody(app_id, burial.reason, now_ms, msgspec.Raw(line))
             # With a digest: in a stream that was made anew the numbers begin again, and old letters are still there.
-            place = f"{sequence}.{position}.{hashlib.blake2b(line, digest_size=8).hexdigest()}"
+            place = f"{message.sequence}.{position}.{hashlib.blake2b(line, digest_size=8).hexdigest()}"
             subject = f"{self._streams.dead}.{app_token(app_id)}.{place}"
             once = {"Nats-Expected-Last-Subject-Sequence": "0"}
             try:
@@ -73,25 +73,26 @@ class Deliveries:
                 if error.err_code not in WRONG_LAST_SEQUENCE:  # else an earlier attempt has buried it
                     raise QueueUnavailable(f"JetStream does not store a dead letter: {error}") from error
 
-    async def finish(self, messages: Sequence[Message]) -> None:
-        """These messages are acknowledged, which the server has confirmed, and deleted. Raises QueueUnavailable."""
-        if not messages:
-            return
+    async def finish(self, messages: Iterable[MessageId]) -> None:
+        """These messages are deleted, which settles them with their consumer too. Raises QueueUnavailable.
 
-        async def finish(message: Message) -> None:
-            if message.reply != NO_REPLY:
-                await self._connection.ask(message.reply, b"+ACK")
-            try:
-                body: dict[str, Any] = {"seq": message.sequence, "no_erase": True}
-                await self._connection.request(f"STREAM.MSG.DELETE.{self._streams.events}", body)
-            except ServerError as error:
-                if error.err_code not in MESSAGE_NOT_FOUND:  # else it was deleted before, and the answer was lost
-                    raise QueueUnavailable(f"JetStream does not delete what was delivered: {error}") from error
-
-        results = await asyncio.gather(*map(finish, messages), return_exceptions=True)
+        What the stream has under the number of one of them and is another message stays. Nothing but a stream that is
+        made anew and filled up to this number between the look and the deletion could confuse the two.
+        """
+        results = await asyncio.gather(*map(self._delete, messages), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+
+    async def _delete(self, message: MessageId) -> None:
+        number: dict[str, Any] = {"seq": message.sequence}
+        try:
+            found = await self._connection.request(f"STREAM.MSG.GET.{self._streams.events}", number)
+            if time_of(found["message"]["time"]) == message.stored:
+                await self._connection.request(f"STREAM.MSG.DELETE.{self._streams.events}", number | {"no_erase": True})
+        except ServerError as error:
+            if error.err_code not in MESSAGE_NOT_FOUND:  # else it was deleted before, and the answer was lost
+                raise QueueUnavailable(f"JetStream does not delete what was delivered: {error}") from error
 
     async def extend(self, messages: Iterable[Message]) -> None:
         """The servers know that this collector is alive and holds these."""

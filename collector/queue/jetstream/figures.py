@@ -49,7 +49,7 @@ async def first_message(connection: Connection, stream: str, *, after: int = 0, 
     return Stored(
         int(headers["Nats-Sequence"]),
         headers["Nats-Subject"],
-        _time(headers["Nats-Time-Stamp"]),
+        time_of(headers["Nats-Time-Stamp"]),
         message.data,
     )
 
@@ -64,7 +64,7 @@ async def stats(connection: Connection, streams: Streams) -> QueueStats:
         token = subject.removeprefix(streams.dead + ".").split(".")[0]
         buried[token] = buried.get(token, 0) + 1
     apps = await streams.apps(connection)
-    now = _time(info["ts"])
+    now = time_of(info["ts"])
     rows = []
     for token in sorted(waiting.keys() | buried.keys()):
         first = await first_message(connection, streams.events, subject=f"{streams.data}.{token}.>")
@@ -110,8 +110,8 @@ async def purge_keys(connection: Connection, streams: Streams, retention_seconds
     By the time of the servers, who stamp what they receive. Raises QueueUnavailable, ServerError.
     """
     info = await streams.info(connection, streams.events, f"{streams.data}.>")
-    before = _time(info["ts"]) - timedelta(seconds=retention_seconds)
-    if not info["state"]["messages"] or _time(info["state"]["first_ts"]) >= before:
+    before = time_of(info["ts"]) - timedelta(seconds=retention_seconds)
+    if not info["state"]["messages"] or time_of(info["state"]["first_ts"]) >= before:
         return
     young = await _first_since(connection, streams, before, info["state"])
     waiting = await first_message(connection, streams.events, subject=f"{streams.data}.>")
@@ -146,7 +146,7 @@ async def _first_since(connection: Connection, streams: Streams, since: datetime
     return int(low)
 
 
-def _time(text: str) -> datetime:
+def time_of(text: str) -> datetime:
     """A time of the server's, to the microsecond."""
     whole, _, rest = text.rstrip("Z").partition(".")
     return datetime.fromisoformat(whole).replace(tzinfo=UTC) + timedelta(microseconds=int(rest[:6].ljust(6, "0") or 0))

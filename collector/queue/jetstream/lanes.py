@@ -3,18 +3,38 @@
 import asyncio
 from bisect import insort
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from collector.errors import QueueUnavailable
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class MessageId(NamedTuple):
+    """Which message it is: its number in the stream, and when the server stored it, to the microsecond.
+
+    The number alone does not tell: a stream that was made anew, or has lost its end, gives numbers a second time.
+    """
+
+    sequence: int
+    stored: datetime
+
+    @classmethod
+    def of(cls, reply: str) -> "MessageId":
+        """That of a message which a consumer has given, by the subject for its acknowledgement."""
+        tokens = reply.split(".")  # $JS.ACK[.domain.account].stream.consumer.times.sequence.number.stored_ns.waiting
+        at = 5 if len(tokens) == 9 else 7
+        return cls(int(tokens[at]), EPOCH + timedelta(microseconds=int(tokens[at + 2]) // 1000))
 
 
 class Message:
     """A message with the lines of several events, which is done with once nothing of it is open."""
 
-    __slots__ = ("events", "open_events", "reply", "sequence", "since")
+    __slots__ = ("events", "id", "open_events", "reply", "since")
 
-    def __init__(self, sequence: int, reply: str, events: int, since: float) -> None:
-        self.sequence = sequence
+    def __init__(self, message_id: MessageId, reply: str, events: int, since: float) -> None:
+        self.id = message_id
         self.reply = reply
         self.events = self.open_events = events
         self.since = since
@@ -28,13 +48,13 @@ class Message:
 class Slice(NamedTuple):
     """Events of one message: their positions in it, and their lines."""
 
-    sequence: int
+    message: MessageId
     positions: tuple[int, ...]
     lines: tuple[bytes, ...]
 
 
-Place = tuple[int, int, bytes]
-"""Where an event of a lease comes from: its message's number, its position in there, and its line."""
+Place = tuple[MessageId, int, bytes]
+"""Where an event of a lease comes from: its message, its position in there, and its line."""
 
 
 class Lane:
@@ -56,7 +76,7 @@ class Lane:
         self.waiting_since = 0.0
         self.ready: list[Slice] = []
         """Fetched or returned, and leased by nobody; in order."""
-        self.messages: dict[int, Message] = {}
+        self.messages: dict[MessageId, Message] = {}
         self.arrivals: dict[int, float] = {}
         """When messages that were put here were stored, by number."""
 
@@ -74,18 +94,18 @@ class Lane:
 
     def oldest_since(self) -> float:
         """Since when the oldest event that is not leased waits."""
-        known = [self.messages[piece.sequence].since for piece in self.ready[:1]]
+        known = [self.messages[piece.message].since for piece in self.ready[:1]]
         known += [since for _, since in zip(range(1), self.arrivals.values(), strict=False)]
         return min(known, default=self.waiting_since)
 
     def add(self, message: Message, lines: Sequence[bytes]) -> None:
         """Takes in a message that the server has given. One that is held here already was sent again."""
-        held = self.messages.get(message.sequence)
+        held = self.messages.get(message.id)
         if held is not None:
             held.reply = message.reply
             return
-        self.messages[message.sequence] = message
-        insort(self.ready, Slice(message.sequence, tuple(range(len(lines))), tuple(lines)))
+        self.messages[message.id] = message
+        insort(self.ready, Slice(message.id, tuple(range(len(lines))), tuple(lines)))
 
     def take(self, max_events: int) -> list[Slice]:
         """The first events that are ready, up to a number; a message may be cut for that."""
@@ -93,9 +113,9 @@ class Lane:
         while self.ready and max_events:
             piece = self.ready.pop(0)
             if len(piece.lines) > max_events:
-                rest = Slice(piece.sequence, piece.positions[max_events:], piece.lines[max_events:])
+                rest = Slice(piece.message, piece.positions[max_events:], piece.lines[max_events:])
                 self.ready.insert(0, rest)
-                piece = Slice(piece.sequence, piece.positions[:max_events], piece.lines[:max_events])
+                piece = Slice(piece.message, piece.positions[:max_events], piece.lines[:max_events])
             taken.append(piece)
             max_events -= len(piece.lines)
         self.leased_events += sum(len(piece.lines) for piece in taken)
@@ -106,9 +126,9 @@ class Lane:
         for piece in pieces:
             insort(self.ready, piece)
 
-    def message(self, sequence: int) -> Message:
+    def message(self, message_id: MessageId) -> Message:
         """A message that is held. Raises QueueUnavailable."""
         try:
-            return self.messages[sequence]
+            return self.messages[message_id]
         except KeyError:
             raise QueueUnavailable("a message that is not held cannot be settled") from None

@@ -1,7 +1,7 @@
 """What this collector has leased, and what it holds in order to: from messages that are fetched to their settlement.
 
-A lease is made of slices of messages, first to last. A message is acknowledged once nothing of it is open; before that
-it is held, leased or not, until it is given back to whoever asks first.
+A lease is made of slices of messages, first to last. A message is deleted once nothing of it is open; before that it is
+held, leased or not, until it is given back to whoever asks first.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from collector.clock import Clock
 from collector.observe.logs import get_logger
 from collector.queue.base import Lease
 from collector.queue.jetstream.deliveries import NO_REPLY, Deliveries
-from collector.queue.jetstream.lanes import Lane, Message, Place, Slice
+from collector.queue.jetstream.lanes import Lane, Message, MessageId, Place, Slice
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -60,7 +60,7 @@ class Leases:
     def places(self, lease: Lease) -> list[Place]:
         """Where each event of a lease comes from, by its position."""
         return [
-            (piece.sequence, position, line)
+            (piece.message, position, line)
             for piece in self._leases[lease.first]
             for position, line in zip(piece.positions, piece.lines, strict=True)
         ]
@@ -68,20 +68,20 @@ class Leases:
     async def settle(self, lane: Lane, lease: Lease, back: set[int]) -> None:
         """The lease has ended: what is at the positions of `back` can be leased again, the rest is gone.
 
-        Of a message some of whose events wait on, nothing is acknowledged: after a crash all of them are sent again,
+        Of a message some of whose events wait on, nothing is settled there: after a crash all of them are sent again,
         which upstream's own key absorbs. Raises QueueUnavailable with nothing changed here. One at a time of a lane.
         """
         places = self.places(lease)
-        rest, open_events = _rest(places, back), dict[int, int]()
-        for number, (sequence, _, _) in enumerate(places):
+        rest, open_events = _rest(places, back), dict[MessageId, int]()
+        for number, (message, _, _) in enumerate(places):
             if number not in back:
-                open_events[sequence] = open_events.get(sequence, lane.message(sequence).open_events) - 1
-        done = [sequence for sequence, events in open_events.items() if not events]
-        await self._deliveries.finish([lane.message(sequence) for sequence in done])
-        for sequence, events in open_events.items():
-            lane.message(sequence).open_events = events
-        for sequence in done:
-            del lane.messages[sequence]
+                open_events[message] = open_events.get(message, lane.message(message).open_events) - 1
+        done = [message for message, events in open_events.items() if not events]
+        await self._deliveries.finish(done)
+        for message, events in open_events.items():
+            lane.message(message).open_events = events
+        for message in done:
+            del lane.messages[message]
         settled = len(places) - len(back)
         lane.waiting_events = max(0, lane.waiting_events - settled)
         size = sum(len(line) + 1 for number, (_, _, line) in enumerate(places) if number not in back)
@@ -90,7 +90,7 @@ class Leases:
         del self._leases[lease.first]
         if rest:
             for piece in rest:
-                lane.message(piece.sequence).since = min(lane.message(piece.sequence).since, self._clock.monotonic())
+                lane.message(piece.message).since = min(lane.message(piece.message).since, self._clock.monotonic())
             lane.give_back(rest)
             self._arrivals.set()
 
@@ -99,25 +99,26 @@ class Leases:
 
         Those would be sent again as a whole.
         """
-        kept = {piece.sequence for pieces in self._leases.values() for piece in pieces}
+        kept = {piece.message for pieces in self._leases.values() for piece in pieces}
         free: list[Message] = []
         for lane in lanes:
-            left = [each for each in lane.messages.values() if each.sequence not in kept]
+            left = [each for each in lane.messages.values() if each.id not in kept]
             free += (given := [each for each in left if each.is_whole or not whole_only])
             for message in given:
-                del lane.messages[message.sequence]
-            lane.ready = [piece for piece in lane.ready if piece.sequence in lane.messages]
+                del lane.messages[message.id]
+            lane.ready = [piece for piece in lane.ready if piece.message in lane.messages]
         await self._deliveries.give_back(free)
 
     async def adopt(self, lane: Lane) -> None:
-        """Takes in messages that the consumer takes for acknowledged, and that were not deleted.
+        """Takes in messages that are there, and that the consumer takes for acknowledged.
 
-        Whoever acknowledged one has died before it was deleted, or the servers have; that it was delivered is likely,
-        and not certain. It is delivered again, which upstream absorbs.
+        A server that has lost the end of a stream gives its numbers again, and perhaps not the consumer's state. Where
+        one was delivered all the same, it is delivered again, which upstream absorbs.
         """
         for stored in await self._deliveries.left_over(lane.app_id, FETCH_MESSAGES):
             lines = stored.data.split(b"\n")
-            lane.add(Message(stored.sequence, NO_REPLY, len(lines), self._clock.monotonic()), lines)
+            message_id = MessageId(stored.sequence, stored.when)
+            lane.add(Message(message_id, NO_REPLY, len(lines), self._clock.monotonic()), lines)
         log.warning("queue.messages_adopted", app=lane.app_id, messages=len(lane.messages))
         self._arrivals.set()
 
@@ -137,23 +138,22 @@ class Leases:
 
     def _hold(self, lane: Lane, message: "Msg") -> None:
         """Takes in what the server gave; since when it waits is known here, or by the server's stamp."""
-        metadata = message.metadata
-        sequence = metadata.sequence.stream
+        message_id = MessageId.of(message.reply)
         lines = message.data.split(b"\n")
-        since = lane.arrivals.pop(sequence, None)
+        since = lane.arrivals.pop(message_id.sequence, None)
         if since is None:
-            age = self._clock.now_us() / 1e6 - metadata.timestamp.timestamp()
+            age = self._clock.now_us() / 1e6 - message_id.stored.timestamp()
             since = self._clock.monotonic() - max(0.0, age)
-        lane.add(Message(sequence, message.reply, len(lines), since), lines)
+        lane.add(Message(message_id, message.reply, len(lines), since), lines)
 
 
 def _rest(places: Sequence[Place], back: set[int]) -> list[Slice]:
     """Those of the places that wait on, by message."""
-    by_message: dict[int, list[tuple[int, bytes]]] = {}
+    by_message: dict[MessageId, list[tuple[int, bytes]]] = {}
     for number in sorted(back):
-        sequence, position, line = places[number]
-        by_message.setdefault(sequence, []).append((position, line))
+        message, position, line = places[number]
+        by_message.setdefault(message, []).append((position, line))
     return [
-        Slice(sequence, tuple(position for position, _ in events), tuple(line for _, line in events))
-        for sequence, events in by_message.items()
+        Slice(message, tuple(position for position, _ in events), tuple(line for _, line in events))
+        for message, events in by_message.items()
     ]

@@ -308,8 +308,8 @@ class JetStreamQueue:
         if lane.orphan_looks >= ORPHAN_LOOKS:
             await self._leases.adopt(lane)
         reached = found["delivered"]["stream_seq"]
-        while lane.arrivals and (first := next(iter(lane.arrivals))) <= reached and first not in lane.messages:
-            del lane.arrivals[first]
+        while lane.arrivals and (not pending or next(iter(lane.arrivals)) <= reached):
+            del lane.arrivals[next(iter(lane.arrivals))]
 
     async def _ensure_app(self, app_id: str) -> None:
         token = app_token(app_id)
