@@ -1,5 +1,6 @@
 """How a collector shows a NATS server who it is: nkeys, credentials files, certificates; and what is said otherwise."""
 
+import asyncio
 import base64
 import gc
 import hashlib
@@ -23,6 +24,7 @@ from collector.queue.base import Verdict
 from collector.queue.jetstream import connection
 from collector.queue.jetstream.queue import JetStreamQueue
 from tests import nats
+from tests.patience import until
 from tests.queue.samples import batch
 
 # nats-py leaves the sockets of attempts to connect that failed to the garbage collector.
@@ -94,6 +96,27 @@ async def test_an_nkey_opens_the_queue_and_another_one_does_not(open_queue: Open
         with pytest.raises(CredentialsRefused, match="nkey_file") as refused:
             await open_queue(JetStream(servers=(one.url,), nkey_file=secret_file(tmp_path, "wrong", wrong.seed)))
         assert wrong.seed.decode() not in str(refused.value)
+
+
+async def test_a_file_that_holds_no_key_at_the_moment_of_a_reconnect_is_read_again(
+    open_queue: Opener, tmp_path: Path
+) -> None:
+    right = Key(nkeys.PREFIX_BYTE_USER)
+    file = secret_file(tmp_path, "right", right.seed)
+    with nats.server(tmp_path, f"authorization {{ users: [ {{ nkey: {right.public} }} ] }}\n") as one:
+        queue = await open_queue(JetStream(servers=(one.url,), nkey_file=file))
+        tending = asyncio.create_task(queue.maintain())
+        try:
+            one.kill()
+            file.write_bytes(b"SUA")
+            one.start()
+            await until(lambda: "nkey_file" in str(queue.trouble))
+            file.write_bytes(right.seed)
+            await until(lambda: queue.trouble is None)
+            assert await queue.put([batch("wiki", [1, 2])]) == [Verdict(1, (0,))]
+        finally:
+            tending.cancel()
+            await asyncio.wait([tending])
 
 
 async def test_a_credentials_file_opens_the_queue_and_one_of_a_stranger_does_not(

@@ -115,7 +115,9 @@ class Connection:
 
     async def revive(self) -> None:
         """Connects anew where the client has given up, as after refused credentials. Raises what `open` raises."""
-        if self._client is None or self._client.is_closed:
+        if self._client is None or has_given_up(self._client):
+            await self.close()
+            self._client = None
             await self.open()
 
     async def request(self, subject: str, body: Any = None, *, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
@@ -199,6 +201,15 @@ class Connection:
     async def _found(self) -> None:
         self._said = ""
         log.info("jetstream.reconnected", servers=self.place)
+
+
+def has_given_up(client: "Client") -> bool:
+    """Whether it will not connect any more. nats-py dies of a key that it cannot read just when it needs it."""
+    attempts = client._reconnection_task  # noqa: SLF001 - nothing else tells
+    has_died = (
+        attempts is not None and attempts.done() and not attempts.cancelled() and attempts.exception() is not None
+    )
+    return client.is_closed or has_died
 
 
 def describe(error: BaseException) -> str:
