@@ -241,6 +241,11 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
     ] = Seconds(0.0)
 
 
+JETSTREAM_MESSAGE_BYTES = MiB - 16 * 1024
+"""Lines in one message, with their ends: what nats-server takes unless it is told otherwise, with headers, or with an
+app's name and the reason in a dead letter."""
+
+
 class JetStream(msgspec.Struct, frozen=True, kw_only=True):
     """Where the queue is with queue.backend = "jetstream": nats-server 2.12 or newer, with JetStream."""
 

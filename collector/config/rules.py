@@ -9,7 +9,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from collector.config.kinds import Address, UnixUrl
-from collector.config.model import Config
+from collector.config.model import JETSTREAM_MESSAGE_BYTES, Config, Events
 from collector.config.tokens import read_tokens
 from collector.errors import ConfigInvalid
 
@@ -32,6 +32,10 @@ def queue_problems(config: Config) -> list[Problem]:
     ours, found = config.jetstream, []
     if config.queue.backend == "jetstream" and config.queue.keep_delivered:
         found.append(Problem("queue.keep_delivered", 'not with queue.backend = "jetstream"', 'allowed there: "0s"'))
+    if config.queue.backend == "jetstream" and (longest := _longest_line(config.events)) > JETSTREAM_MESSAGE_BYTES:
+        limits = "with max_email_chars, max_event_name_chars and keep_fields an event may take"
+        allowed = f'allowed with queue.backend = "jetstream": {JETSTREAM_MESSAGE_BYTES}'
+        found.append(Problem("events.max_kept_bytes", f"{limits} {longest} bytes", allowed))
     if ours.password is not None and ours.user is None:
         found.append(Problem("jetstream.user", "missing", "jetstream.password needs it"))
     ways = [name for name in ("user", "credentials_file", "nkey_file") if getattr(ours, name) is not None]
@@ -41,6 +45,12 @@ def queue_problems(config: Config) -> list[Problem]:
     if ours.key_file is not None and ours.certificate_file is None:
         found.append(Problem("jetstream.certificate_file", "missing", "jetstream.key_file needs it"))
     return found
+
+
+def _longest_line(events: Events) -> int:
+    """Bytes that an event's line may take in the queue, at six a character, as JSON writes control characters."""
+    texts = events.max_email_chars + events.max_event_name_chars + sum(map(len, events.keep_fields))
+    return 6 * texts + events.max_kept_bytes + 100 + 4 * len(events.keep_fields)
 
 
 def way_out_problems(config: Config) -> list[Problem]:

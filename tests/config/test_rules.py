@@ -37,6 +37,15 @@ def refused(environment: dict[str, str]) -> list[str]:
             {"QUEUE__KEEP_DELIVERED": "1h", "QUEUE__BACKEND": "jetstream"},
             'queue.keep_delivered: not with queue.backend = "jetstream"; allowed there: "0s"',
         ),
+        ({"EVENTS__MAX_KEPT_BYTES": "1MiB"}, None),
+        ({"EVENTS__MAX_KEPT_BYTES": "1000KiB", "QUEUE__BACKEND": "jetstream"}, None),
+        (
+            {"EVENTS__MAX_KEPT_BYTES": "1MiB", "QUEUE__BACKEND": "jetstream"},
+            (
+                "events.max_kept_bytes: with max_email_chars, max_event_name_chars and keep_fields an event may take "
+                '1056740 bytes; allowed with queue.backend = "jetstream": 1032192'
+            ),
+        ),
         ({"JETSTREAM__USER": "collector", "JETSTREAM__PASSWORD": SECRET}, None),
         ({"JETSTREAM__PASSWORD": SECRET}, "jetstream.user: missing; jetstream.password needs it"),
         (

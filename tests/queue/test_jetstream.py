@@ -16,8 +16,8 @@ from collector.config.kinds import Seconds, Secret
 from collector.config.model import JetStream
 from collector.errors import CredentialsRefused, DeadLettersFull, QueueFull, QueueUnavailable, Unusable
 from collector.observe.metrics import Metrics
-from collector.queue.base import Burial, Lease, Queue, Verdict
-from collector.queue.jetstream import connection, figures
+from collector.queue.base import Batch, Burial, Lease, Queue, Verdict
+from collector.queue.jetstream import connection, figures, publication
 from collector.queue.jetstream.connection import Connection
 from collector.queue.jetstream.figures import purge_keys
 from collector.queue.jetstream.lanes import EPOCH, MessageId
@@ -56,6 +56,7 @@ async def open_queue(settings: JetStream, clock: FakeClock) -> AsyncIterator[Ope
     async def open_one(
         *,
         max_bytes: int = 10**6,
+        max_uncommitted_bytes: int = 10**6,
         max_dead_bytes: int = 10**6,
         retention_seconds: float = 86_400,
         clock: Clock = clock,
@@ -65,7 +66,7 @@ async def open_queue(settings: JetStream, clock: FakeClock) -> AsyncIterator[Ope
             settings,
             batch_events=BATCH_EVENTS,
             max_bytes=max_bytes,
-            max_uncommitted_bytes=10**6,
+            max_uncommitted_bytes=max_uncommitted_bytes,
             max_dead_bytes=max_dead_bytes,
             dedup_retention_seconds=retention_seconds,
             clock=clock,
@@ -283,6 +284,13 @@ async def test_thousands_of_events_in_one_put_are_all_stored_and_come_in_full_ba
     leases = [await queue.lease("wiki", 1000) for _ in range(3)]
     assert [held.events for held in leases if held] == [1000, 1000, 1000]
     assert sorted(numbers_of(*filter(None, leases))) == list(range(3000))
+
+
+async def test_large_events_are_more_than_one_transaction(open_queue: Opener) -> None:
+    queue = await open_queue(max_bytes=10**8, max_uncommitted_bytes=10**8)
+    small = batch("wiki", range(publication.MAX_KEYS))
+    large = b"\n".join(b'{"note":"%s"}' % (b"x" * 66_000) for _ in range(small.events))
+    assert await queue.put([Batch("wiki", small.keys, large)]) == [Verdict(small.events)]
 
 
 async def test_keys_are_forgotten_after_the_retention_but_no_event_that_waits(open_queue: Opener) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from collector.clock import Clock
+from collector.config.model import JETSTREAM_MESSAGE_BYTES
 from collector.errors import QueueFull, QueueUnavailable, Unusable
 from collector.queue.base import Batch, Verdict
 from collector.queue.jetstream.connection import ANSWER_SECONDS, Connection, ServerError, decoded
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
 MAX_MESSAGES = 1000
 """In one atomic batch; the server's limit."""
 MAX_KEYS = 940
-"""In one transaction. The rest of the messages are for lines: a megabyte each, 20 MB for the largest events."""
+"""In one transaction. The rest of its messages are for lines: of a megabyte, less where the next line is too long."""
 MAX_APPS = 20
+MAX_BYTES = 20 * JETSTREAM_MESSAGE_BYTES
+"""Of lines in one transaction. Two messages of an app that follow each other are longer than one, so that these are 40
+messages at most and one more for each app."""
 IN_FLIGHT = 4
 """Transactions at one time. The server allows 50 over all collectors."""
 PATIENCE_SECONDS = 12.0
@@ -129,13 +133,15 @@ class Publication:
             events: dict[bytes, tuple[_Event, _Place]] = {}
             places: list[_Place] = []
             apps: set[str] = set()
+            size = 0
             while self._waiting and len(events) < MAX_KEYS:
                 event, place = self._waiting[0]
                 if place.put.done.done():  # another part of it has failed
                     self._waiting.popleft()
                     continue
                 apps.add(event.app_id)
-                if len(apps) > MAX_APPS:
+                size += len(event.line) + 1
+                if len(apps) > MAX_APPS or size > MAX_BYTES:
                     break
                 self._waiting.popleft()
                 if event.token in events:
@@ -279,9 +285,8 @@ class Publication:
         by_app: dict[str, list[bytes]] = {}
         for event in events:
             by_app.setdefault(event.app_id, []).append(event.line)
-        limit = self._connection.client.max_payload - 1024
         return itertools.chain.from_iterable(
-            ((app_id, part) for part in cut(lines, limit)) for app_id, lines in by_app.items()
+            ((app_id, part) for part in cut(lines, JETSTREAM_MESSAGE_BYTES)) for app_id, lines in by_app.items()
         )
 
     async def _find(self, tokens: Sequence[bytes]) -> dict[bytes, str]:
