@@ -314,7 +314,9 @@ async def test_dead_letters_are_stored_once_however_often_they_are_buried_and_ha
     await queue.put([batch("wiki", range(10))])
     held = await lease(queue, "wiki")
     await queue._bury("wiki", [(Burial(3, "no such day"), queue._leases.places(held)[3])])
+    size = queue._dead_bytes
     await queue.settle(held, buried=[Burial(3, "no such day")])
+    assert queue._dead_bytes == size
     stats = await queue.stats()
     assert (stats.dead_events, stats.waiting_events, stats.apps[0].dead_events) == (1, 0, 1)
     [reason] = (await queue.dead_letters()).reasons

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from collector.errors import QueueUnavailable
-from collector.queue.base import Burial
 from collector.queue.jetstream.connection import Connection, ServerError, decoded
 from collector.queue.jetstream.figures import LetterBody, Stored, first_message, time_of
 from collector.queue.jetstream.lanes import Message, MessageId, Place
@@ -59,19 +58,21 @@ class Deliveries:
             found.append(stored)
         return found
 
-    async def bury(self, app_id: str, letters: Iterable[tuple[Burial, Place]], now_ms: int) -> None:
-        """These events, each by its message, position and line, are dead letters; each once, also when repeated."""
-        for burial, (message, position, line) in letters:
-            body = LetterBody(app_id, burial.reason, now_ms, msgspec.Raw(line))
-            # With a digest: in a stream that was made anew the numbers begin again, and old letters are still there.
-            place = f"{message.sequence}.{position}.{hashlib.blake2b(line, digest_size=8).hexdigest()}"
-            subject = f"{self._streams.dead}.{app_token(app_id)}.{place}"
-            once = {"Nats-Expected-Last-Subject-Sequence": "0"}
-            try:
-                decoded((await self._connection.ask(subject, msgspec.json.encode(body), headers=once)).data)
-            except ServerError as error:
-                if error.err_code not in WRONG_LAST_SEQUENCE:  # else an earlier attempt has buried it
-                    raise QueueUnavailable(f"JetStream does not store a dead letter: {error}") from error
+    async def bury(self, app_id: str, reason: str, place: Place, now_ms: int) -> bool:
+        """An event is a dead letter, once however often this is repeated; whether this call has made it one."""
+        message, position, line = place
+        body = LetterBody(app_id, reason, now_ms, msgspec.Raw(line))
+        # With a digest: in a stream that was made anew the numbers begin again, and old letters are still there.
+        name = f"{message.sequence}.{position}.{hashlib.blake2b(line, digest_size=8).hexdigest()}"
+        subject = f"{self._streams.dead}.{app_token(app_id)}.{name}"
+        once = {"Nats-Expected-Last-Subject-Sequence": "0"}
+        try:
+            decoded((await self._connection.ask(subject, msgspec.json.encode(body), headers=once)).data)
+        except ServerError as error:
+            if error.err_code in WRONG_LAST_SEQUENCE:
+                return False
+            raise QueueUnavailable(f"JetStream does not store a dead letter: {error}") from error
+        return True
 
     async def finish(self, messages: Iterable[MessageId]) -> None:
         """These messages are deleted, which settles them with their consumer too. Raises QueueUnavailable.

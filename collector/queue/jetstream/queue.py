@@ -341,8 +341,9 @@ class JetStreamQueue:
         size = sum(len(line) + len(burial.reason) for burial, (_, _, line) in letters)
         if self._dead_bytes + size > self._limits.max_dead_bytes:
             raise self._limits.dead_letters_full(self._dead_bytes, [burial for burial, _ in letters])
-        await self._deliveries.bury(app_id, letters, self._clock.now_ms())
-        self._dead_bytes += size
+        for burial, place in letters:
+            if await self._deliveries.bury(app_id, burial.reason, place, self._clock.now_ms()):
+                self._dead_bytes += len(place[2]) + len(burial.reason)
 
     def _lane(self, app_id: str) -> Lane:
         lane = self._lanes.get(app_id)
