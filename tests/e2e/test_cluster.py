@@ -1,6 +1,7 @@
 """A fleet on three real JetStream servers: leaders die, nodes vanish, collectors are killed, and the books are even."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from collector.config.model import JetStream
+from collector.errors import QueueUnavailable
 from collector.queue.jetstream.connection import Connection
 from tests import nats
+from tests.e2e.books import APPS
 from tests.e2e.oracle import Oracle, new_seed, oracle_in
 
 NUMBERS = itertools.count()
@@ -93,6 +96,24 @@ async def test_a_server_that_nobody_hears_from_any_more_is_done_without(
         finally:
             lost.thaw()
         await oracle.until_acknowledged(ENOUGH)
+    await oracle.close_books()
+
+
+async def test_leaders_of_the_stream_and_of_its_consumers_step_down_again_and_again_under_load(
+    servers: list[nats.Server], oracle: Oracle
+) -> None:
+    stream = oracle.settings["jetstream__stream"]
+    subjects = [f"STREAM.LEADER.STEPDOWN.{stream}", *(f"CONSUMER.LEADER.STEPDOWN.{stream}.{app}" for app in APPS)]
+    async with AsyncExitStack() as stack:
+        for _ in range(2):
+            daemon = await stack.enter_async_context(oracle.running())
+            await stack.enter_async_context(oracle.load(daemon, clients=2, may_be_refused=True))
+        await oracle.until_acknowledged(ENOUGH)
+        connection = await stack.enter_async_context(connected(servers))
+        for subject in subjects * 2:
+            with contextlib.suppress(QueueUnavailable):  # the leader of before is not followed by another one yet
+                await connection.request(subject)
+            await oracle.until_acknowledged(ENOUGH // 10, seconds=ELECTION_SECONDS)
     await oracle.close_books()
 
 
