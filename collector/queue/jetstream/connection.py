@@ -21,6 +21,8 @@ log = get_logger(__name__)
 CONNECT_SECONDS = 5.0
 """How long all servers together may take to be found at the start."""
 RECONNECT_SECONDS = 0.25
+PING_SECONDS = 2
+"""A server that is silent, its connection still open, is left after three times as long."""
 ANSWER_SECONDS = 3.0
 """How long the server may take for an answer. A new leader is elected within about five; who asks tries again."""
 
@@ -82,7 +84,7 @@ class Connection:
                     connect_timeout=2,
                     reconnect_time_wait=RECONNECT_SECONDS,  # type: ignore[arg-type]  # for a sleep
                     max_reconnect_attempts=-1,
-                    ping_interval=5,
+                    ping_interval=PING_SECONDS,
                     max_outstanding_pings=2,
                     error_cb=self._note,
                     disconnected_cb=self._lost,
