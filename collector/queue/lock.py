@@ -20,16 +20,42 @@ from collector.queue.forks import let_go_in_child
 PRESENCE = "open.lock"
 
 
-class RoleLock:
-    """The lock of one role, as `<role>.lock` in the directory. The file stays; only the kernel's lock on it counts.
+class _FileLock:
+    """A lock on a file of the directory. The file stays; only the kernel's lock on it counts."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._file = directory / name
+        self._descriptor: int | None = None
+
+    def release(self) -> None:
+        """Gives the lock up; harmless where it is not held."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _open(self) -> int:
+        """The file, made if need be. Raises Unusable or QueueUnavailable."""
+        try:
+            self._file.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            return os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            raise _no_lock(self._file, error) from error
+
+    def _keep(self, descriptor: int) -> None:
+        """The lock on the open file is held, until `release` or the death of this process alone."""
+        self._descriptor = descriptor
+        let_go_in_child(self)
+
+
+class RoleLock(_FileLock):
+    """The lock of one role, as `<role>.lock` in the directory.
 
     It is the role that is locked, not the queue: any process may put events; only one may deliver them.
     """
 
     def __init__(self, directory: Path, role: str) -> None:
-        self._file = directory / f"{role}.lock"
+        super().__init__(directory, f"{role}.lock")
         self._role = role
-        self._descriptor: int | None = None
 
     @property
     def is_held(self) -> bool:
@@ -38,11 +64,7 @@ class RoleLock:
 
     def acquire(self) -> None:
         """Holds the role until `release` or death. Raises QueueInUse with the holder's process number."""
-        try:
-            self._file.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-            descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        except OSError as error:
-            raise no_lock(self._file, error) from error
+        descriptor = self._open()
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -59,33 +81,21 @@ class RoleLock:
         with contextlib.suppress(OSError):  # a full disk: the number is for people, the lock holds without it
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
-        self._descriptor = descriptor
-        let_go_in_child(self)
-
-    def release(self) -> None:
-        """Gives the role up; harmless where it is not held."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
+        self._keep(descriptor)
 
 
-class Presence:
+class Presence(_FileLock):
     """This connection's share of `open.lock`, from `enter` until `release` or death."""
 
     def __init__(self, directory: Path) -> None:
-        self._file = directory / PRESENCE
-        self._descriptor: int | None = None
+        super().__init__(directory, PRESENCE)
 
     def enter(self, *, alone: Callable[[], None], patience_seconds: float) -> None:
         """Present. Where nobody else was, `alone` has run before, and nobody else came meanwhile.
 
         Raises QueueUnavailable where another process is alone for longer than that.
         """
-        try:
-            self._file.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-            descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        except OSError as error:
-            raise no_lock(self._file, error) from error
+        descriptor = self._open()
         try:
             if _waited_for(descriptor, self._file.parent, patience_seconds):
                 alone()
@@ -96,14 +106,7 @@ class Presence:
         except BaseException:
             os.close(descriptor)
             raise
-        self._descriptor = descriptor
-        let_go_in_child(self)
-
-    def release(self) -> None:
-        """Not present any more; harmless where it was not."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
+        self._keep(descriptor)
 
 
 @contextlib.contextmanager
@@ -141,7 +144,7 @@ def _waited_for(descriptor: int, directory: Path, patience_seconds: float) -> bo
         time.sleep(0.01)
 
 
-def no_lock(file: Path, error: OSError) -> CollectorError:
+def _no_lock(file: Path, error: OSError) -> CollectorError:
     """Why a lock's file cannot be opened."""
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return forbidden(file if os.access(file, os.F_OK) else file.parent)
