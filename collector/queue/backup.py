@@ -5,13 +5,12 @@ SQLite's backup in a single step: it reads one snapshot, so commits go on beside
 cannot be folded up meanwhile and grows by what is committed in that time.
 """
 
-import os
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 
 from collector.errors import QueueBroken
-from collector.queue.database import FILE_NAME, open_reader, translate
+from collector.queue.database import FILE_NAME, open_reader, sync, translate
 
 
 def back_up(directory: Path, to: Path) -> int:
@@ -30,9 +29,9 @@ def back_up(directory: Path, to: Path) -> int:
         making.touch(0o640)  # SQLite would not say why it cannot
         with closing(open_reader(directory)) as source, closing(sqlite3.connect(making)) as copy:
             source.backup(copy, pages=-1)
-        _sync(making)
+        sync(making)
         making.rename(target)
-        _sync(to)
+        sync(to)
         return target.stat().st_size
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise QueueBroken(f"{error.filename}: {error.strerror}; name a directory that can be written") from error
@@ -41,11 +40,3 @@ def back_up(directory: Path, to: Path) -> int:
             with suppress(OSError):
                 name.unlink()
         raise translate(error, target) from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

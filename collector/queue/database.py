@@ -86,7 +86,12 @@ def make_file(file: Path) -> None:
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         migrate(connection, file)
-    descriptor = os.open(file, os.O_RDONLY)
+    sync(file)
+
+
+def sync(path: Path) -> None:
+    """What is in a file, or the names in a directory, are on disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -206,10 +211,7 @@ def migrate(connection: sqlite3.Connection, file: Path, migrations: tuple[str, .
     try:
         version = _version(connection, file)
         if version > len(migrations):
-            raise QueueBroken(
-                f"{file} has schema version {version}, newer than this collector's {len(migrations)}; "
-                "install the version that wrote it, or set queue.path to another directory"
-            )
+            raise newer(file, version, len(migrations))
         for script in migrations[version:]:
             for statement in _split(script):
                 connection.execute(statement)
@@ -252,8 +254,16 @@ def _split(script: str) -> list[str]:
     return statements
 
 
+def newer(file: Path, version: int, latest: int = len(MIGRATIONS)) -> QueueBroken:
+    """That the file is of a version after `latest`, and what is to be done."""
+    return QueueBroken(
+        f"{file} has schema version {version}, newer than this collector's {latest}; "
+        "install the version that wrote it, or set queue.path to another directory"
+    )
+
+
 def damaged(file: Path, what: str) -> QueueDamaged:
-    """The error that says so, and what is to be done."""
+    """That the file is damaged, and what is to be done."""
     return QueueDamaged(
         f"{file} is damaged or not a database ({what}); start the collector, which sets a damaged queue aside and "
         "salvages what can be read, or do it by hand: collector queue recover"

@@ -21,10 +21,20 @@ from pathlib import Path
 
 from collector.errors import DiskFull, QueueBroken
 from collector.observe.logs import get_logger
-from collector.queue.database import APPLICATION_ID, FILE_NAME, MIGRATIONS, make_file, schema_of, take_over, translate
+from collector.queue.database import (
+    APPLICATION_ID,
+    FILE_NAME,
+    MIGRATIONS,
+    make_file,
+    newer,
+    schema_of,
+    sync,
+    take_over,
+    translate,
+)
 from collector.queue.lock import forbidden
 from collector.queue.reserve import Reserve
-from collector.queue.salvage import COMPLETE, MAKING, Salvaged, put_in_place, salvage, sync
+from collector.queue.salvage import COMPLETE, MAKING, Salvaged, put_in_place, salvage
 from collector.queue.soundness import problems
 from collector.queue.write_ahead_log import read_log
 
@@ -134,7 +144,7 @@ def problems_of(file: Path, *, whole: bool = True) -> list[str]:
         try:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > len(MIGRATIONS):
-                raise QueueBroken(newer(file, version))
+                raise newer(file, version)
             return problems(connection, schema_of(version), whole=whole) if version else ["it has no schema"]
         finally:
             connection.close()
@@ -142,14 +152,6 @@ def problems_of(file: Path, *, whole: bool = True) -> list[str]:
         if isinstance(translate(error, file), QueueBroken):
             return [str(error)]
         raise
-
-
-def newer(file: Path, version: int) -> str:
-    """Why a file of a newer version is refused."""
-    return (
-        f"{file} has schema version {version}, newer than this collector's {len(MIGRATIONS)}; "
-        "install the version that wrote it, or set queue.path to another directory"
-    )
 
 
 def _header_damage(header: bytes, file: Path) -> str | None:
@@ -165,7 +167,7 @@ def _header_damage(header: bytes, file: Path) -> str | None:
         raise QueueBroken(f"{file} is {whose}; set queue.path to another directory, or move the file away")
     version = int.from_bytes(header[60:64])
     if version > len(MIGRATIONS):
-        raise QueueBroken(newer(file, version))
+        raise newer(file, version)
     return None if header.startswith(MAGIC) else "its first bytes are not those of a database"
 
 

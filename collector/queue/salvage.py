@@ -11,7 +11,6 @@
 """
 
 import contextlib
-import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ import msgspec
 
 from collector.events import KEY_BYTES, split_keys
 from collector.queue.bare_file import copy_with_log, leaves_of, open_bare, roots_of
-from collector.queue.database import FILE_NAME, FIRST_MICROSECOND, make_file
+from collector.queue.database import FILE_NAME, FIRST_MICROSECOND, make_file, sync
 from collector.queue.soundness import is_proven, key_of, letter_crc, lines_crc
 from collector.queue.walk import Row, Table, readable_rows
 
@@ -124,16 +123,6 @@ def put_in_place(file: Path) -> Path:
     complete.rename(file)
     sync(file.parent)
     return aside
-
-
-def sync(path: Path) -> None:
-    """What is in a file, or the names in a directory, are on disk; harmless where there is none."""
-    if path.exists():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class _Salvage:

@@ -93,7 +93,7 @@ async def test_a_copy_that_fails_leaves_nothing(
     def full(_: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(backup, "_sync", full)
+    monkeypatch.setattr(backup, "sync", full)
     with pytest.raises(DiskFull):
         back_up(tmp_path / "queue", tmp_path / "copy")
     assert list((tmp_path / "copy").iterdir()) == []
