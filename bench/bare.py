@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from collector.events import event_key
-from collector.queue.database import open_writer
+from collector.queue.database import FILE_NAME, make_file, open_writer
 
 BATCH = 1000
 INSERT = "INSERT OR IGNORE INTO seen (key, stamp) VALUES " + ", ".join(["(?, ?)"] * BATCH)
@@ -33,6 +33,7 @@ def main() -> None:
         ]
         batches.append([value for key in keys for value in (key, stamp)])
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        make_file(Path(folder, FILE_NAME))
         connection = open_writer(Path(folder))
         started, cpu_started = time.perf_counter(), sum(os.times()[:2])
         for values in batches:

@@ -22,7 +22,7 @@ from bench.load import BEGIN_MS
 from bench.loads import BATCHES, SINGLES, Posts, by_datagram, by_http
 from bench.processes import python
 from bench.rows import Sample, summary, table
-from collector.queue.database import FILE_NAME, MAX_FRESH_KEYS, SQL, open_writer
+from collector.queue.database import FILE_NAME, MAX_FRESH_KEYS, SQL, make_file, open_writer
 
 RESULTS = Path(__file__).parent / "results" / "flat.json"
 DAY_MS = 86_400_000
@@ -33,6 +33,8 @@ REMEMBER = "INSERT INTO seen (key, stamp) SELECT substr(?1, at, 24), ?2 FROM pla
 
 def remember(folder: Path, count: int) -> None:
     """So many keys are in the queue's file, as if their events had been delivered."""
+    folder.mkdir(parents=True, exist_ok=True)
+    make_file(folder / FILE_NAME)
     connection = open_writer(folder)
     connection.execute("PRAGMA synchronous = OFF")
     stamp, digests = int(time.time()), struct.Struct(f"={'16s' * MAX_FRESH_KEYS}")

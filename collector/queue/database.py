@@ -17,12 +17,14 @@ Pragmas, and why:
 - `trusted_schema=OFF`, `cell_size_check=ON`: a damaged or foreign file is noticed earlier.
 """
 
+import contextlib
 import errno
 import functools
 import os
 import re
 import sqlite3
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from importlib import resources
 from pathlib import Path
@@ -107,27 +109,25 @@ def schema_of(version: int) -> tuple[tuple[str, str], ...]:
 
 
 def open_writer(directory: Path) -> Connection:
-    """The queue's file in `directory`, made if there is none, open for writing.
+    """The queue's file in `directory`, made ready by ready.py, open for writing.
 
-    Raises QueueBroken where the file is not a queue or is newer, QueueUnavailable where it is older or the disk does
-    not let us. An older one is taken over only by who is alone (see ready.py): what a process of its version writes to
-    it, or forgets, goes by other rules.
+    Raises QueueBroken where the file is not a queue or is newer, QueueUnavailable where it is missing or older, or the
+    disk does not let us. An older one is taken over only by who is alone (see ready.py): what a process of its version
+    writes to it, or forgets, goes by other rules.
     """
     file = directory / FILE_NAME
-    connection: Connection | None = None
-    try:
-        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-        connection = sqlite3.connect(
-            file, isolation_level=None, timeout=BUSY_TIMEOUT_MS / 1000, factory=Connection, check_same_thread=False
-        )
+    with _opening(file, "rw") as connection:
         version = _version(connection, file)  # a stranger's file is left as it is
-        if 0 < version < len(MIGRATIONS):
+        if version > len(MIGRATIONS):
+            raise newer(file, version)
+        if version < len(MIGRATIONS):
             raise QueueUnavailable(
                 f"{file} has schema version {version}, and this collector writes {len(MIGRATIONS)}; stop every process "
                 "that has it open, then start the daemon of this version: it takes the file over"
             )
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect only before the first table
         _log_ahead(connection)
+        # Reads the schema: where WAL mode is new, CREATE TEMP TABLE would, and would leave a transaction open.
+        connection.execute("SELECT count(*) FROM app").fetchall()
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA secure_delete = OFF")
         connection.execute("PRAGMA trusted_schema = OFF")
@@ -137,17 +137,8 @@ def open_writer(directory: Path) -> Connection:
         connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         connection.execute("PRAGMA temp_store = MEMORY")  # there may be no folder to write to
-        migrate(connection, file)
         for statement in _split(WRITER):
             connection.execute(statement)
-    except (sqlite3.Error, OSError) as error:
-        if connection is not None:
-            connection.close()
-        raise translate(error, file) from error
-    except CollectorError:
-        if connection is not None:
-            connection.close()
-        raise
     return connection
 
 
@@ -164,31 +155,31 @@ def open_reader(directory: Path) -> Connection:
         log = read_log(file.with_name(FILE_NAME + "-wal")) if is_left_behind else EMPTY
     if log.is_damaged:
         raise damaged(file, log.damage)
-    connection: Connection | None = None
-    try:
-        connection = sqlite3.connect(
-            f"{file.absolute().as_uri()}?mode=ro",
-            uri=True,
-            isolation_level=None,
-            timeout=BUSY_TIMEOUT_MS / 1000,
-            factory=Connection,
-            check_same_thread=False,
-        )
+    with _opening(file, "ro") as connection:
         version = _version(connection, file)
         if version != len(MIGRATIONS):
             raise QueueBroken(
                 f"{file} has schema version {version}, this collector reads {len(MIGRATIONS)}; "
                 "start the daemon of this version once to migrate it"
             )
-    except (sqlite3.Error, OSError) as error:
-        if connection is not None:
-            connection.close()
-        raise translate(error, file) from error
-    except CollectorError:
-        if connection is not None:
-            connection.close()
-        raise
     return connection
+
+
+@contextlib.contextmanager
+def _opening(file: Path, mode: str) -> Iterator[Connection]:
+    """A connection that is closed where what is done with it in the block fails; errors as in `translated`."""
+    with translated(file), contextlib.ExitStack() as failing:
+        connection = sqlite3.connect(
+            f"{file.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            isolation_level=None,
+            timeout=BUSY_TIMEOUT_MS / 1000,
+            factory=Connection,
+            check_same_thread=False,
+        )
+        failing.callback(connection.close)
+        yield connection
+        failing.pop_all()
 
 
 def _log_ahead(connection: sqlite3.Connection) -> None:
@@ -232,7 +223,7 @@ def take_over(file: Path) -> None:
 
 def _version(connection: sqlite3.Connection, file: Path) -> int:
     """The file's schema version; 0 is a new file. Raises QueueBroken where it belongs to some other program."""
-    # One statement sees one commit: another process may be making the file at this moment.
+    # One statement sees one commit: another process may be taking the file over at this moment.
     version, application_id, tables = connection.execute(
         "SELECT user_version, application_id, (SELECT count(*) FROM sqlite_schema)"
         " FROM pragma_user_version, pragma_application_id"
@@ -268,6 +259,15 @@ def damaged(file: Path, what: str) -> QueueDamaged:
         f"{file} is damaged or not a database ({what}); start the collector, which sets a damaged queue aside and "
         "salvages what can be read, or do it by hand: collector queue recover"
     )
+
+
+@contextlib.contextmanager
+def translated(file: Path) -> Iterator[None]:
+    """The errors of SQLite and of the system leave the block as ours."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise translate(error, file) from error
 
 
 def translate(error: sqlite3.Error | OSError, file: Path) -> CollectorError:

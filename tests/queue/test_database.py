@@ -12,7 +12,7 @@ from collector.queue.database import (
     APPLICATION_ID,
     FILE_NAME,
     MIGRATIONS,
-    RETRY_AFTER_SECONDS,
+    make_file,
     migrate,
     open_reader,
     open_writer,
@@ -27,6 +27,13 @@ Opener = Callable[[Path], sqlite3.Connection]
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / FILE_NAME
+
+
+@pytest.fixture
+def directory(file: Path) -> Path:
+    """One in which a file was made."""
+    make_file(file)
+    return file.parent
 
 
 @pytest.fixture
@@ -62,16 +69,23 @@ def tables(connection: sqlite3.Connection) -> set[str]:
     ],
 )
 def test_a_pragma_is_in_force_in_a_new_file_and_in_one_opened_again(
-    tmp_path: Path, name: str, value: object, is_new: bool
+    directory: Path, name: str, value: object, is_new: bool
 ) -> None:
     if not is_new:
-        open_writer(tmp_path).close()
-    with closing(open_writer(tmp_path)) as connection:
+        open_writer(directory).close()
+    with closing(open_writer(directory)) as connection:
         assert pragma(connection, name) == value
 
 
-def test_a_new_file_gets_the_latest_schema_in_a_directory_made_for_it(tmp_path: Path) -> None:
-    directory = tmp_path / "of" / "several"
+@pytest.mark.parametrize("is_new", [True, False])
+def test_the_writer_is_amid_no_transaction_that_would_keep_a_checkpoint_off(directory: Path, is_new: bool) -> None:
+    if not is_new:
+        open_writer(directory).close()
+    with closing(open_writer(directory)) as connection:
+        assert connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone() == (0, 0, 0)
+
+
+def test_a_new_file_has_the_latest_schema(directory: Path) -> None:
     with closing(open_writer(directory)) as connection:
         assert pragma(connection, "user_version") == len(MIGRATIONS)
         assert tables(connection) >= {"app", "segment", "seen", "pruned", "dead"}
@@ -79,10 +93,10 @@ def test_a_new_file_gets_the_latest_schema_in_a_directory_made_for_it(tmp_path: 
     assert (directory / FILE_NAME).read_bytes()[68:72] == APPLICATION_ID.to_bytes(4, "big")
 
 
-def test_opening_again_leaves_what_is_there(tmp_path: Path) -> None:
-    with closing(open_writer(tmp_path)) as connection:
+def test_opening_again_leaves_what_is_there(directory: Path) -> None:
+    with closing(open_writer(directory)) as connection:
         connection.execute("INSERT INTO seen VALUES (x'01', 7)")
-    with closing(open_writer(tmp_path)) as connection:
+    with closing(open_writer(directory)) as connection:
         assert connection.execute("SELECT key, stamp FROM seen").fetchall() == [(b"\x01", 7)]
         assert connection.execute("SELECT keys FROM pruned").fetchall() == [(0,)]
 
@@ -149,13 +163,13 @@ def test_a_newer_file_is_refused_by_migrate_and_stays_as_it_is(connection: sqlit
     ],
 )
 def test_a_newer_file_is_refused_with_its_name_and_a_remedy(
-    tmp_path: Path, file: Path, open_file: Opener, remedy: str
+    directory: Path, file: Path, open_file: Opener, remedy: str
 ) -> None:
     newer = len(MIGRATIONS) + 1
-    with closing(open_writer(tmp_path)) as connection:
+    with closing(open_writer(directory)) as connection:
         connection.execute(f"PRAGMA user_version = {newer}")
     with pytest.raises(QueueBroken) as refusal:
-        open_file(tmp_path)
+        open_file(directory)
     for part in (str(file), f"version {newer}", remedy):
         assert part in str(refusal.value)
     with closing(sqlite3.connect(file)) as connection:
@@ -166,6 +180,20 @@ def test_the_reader_refuses_a_file_that_is_not_migrated_yet(tmp_path: Path, file
     file.touch()
     with pytest.raises(QueueBroken, match="start the daemon of this version once to migrate it"):
         open_reader(tmp_path)
+
+
+def test_the_writer_makes_no_file(tmp_path: Path, file: Path) -> None:
+    with pytest.raises(QueueUnavailable) as refusal:
+        open_writer(tmp_path)
+    assert str(file) in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_writer_refuses_an_empty_file_and_leaves_it_empty(tmp_path: Path, file: Path) -> None:
+    file.touch()
+    with pytest.raises(QueueUnavailable, match="start the daemon of this version: it takes the file over"):
+        open_writer(tmp_path)
+    assert file.read_bytes() == b""
 
 
 def test_the_reader_refuses_a_directory_without_a_file_and_makes_none(tmp_path: Path, file: Path) -> None:
@@ -214,30 +242,22 @@ def test_what_is_no_database_is_refused_and_left_alone(
 @pytest.mark.parametrize(
     "statement", ["INSERT INTO seen VALUES (x'01', 1)", "DELETE FROM segment", "PRAGMA user_version = 9"]
 )
-def test_the_reader_cannot_write(tmp_path: Path, statement: str) -> None:
+def test_the_reader_cannot_write(directory: Path, statement: str) -> None:
     with (
-        closing(open_writer(tmp_path)),
-        closing(open_reader(tmp_path)) as reader,
+        closing(open_writer(directory)),
+        closing(open_reader(directory)) as reader,
         pytest.raises(sqlite3.OperationalError, match="readonly"),
     ):
         reader.execute(statement)
 
 
-def test_the_reader_sees_what_the_writer_has_committed_and_nothing_before(tmp_path: Path) -> None:
-    with closing(open_writer(tmp_path)) as writer, closing(open_reader(tmp_path)) as reader:
+def test_the_reader_sees_what_the_writer_has_committed_and_nothing_before(directory: Path) -> None:
+    with closing(open_writer(directory)) as writer, closing(open_reader(directory)) as reader:
         writer.execute("BEGIN IMMEDIATE")
         writer.execute("INSERT INTO seen VALUES (x'01', 1)")
         assert reader.execute("SELECT count(*) FROM seen").fetchone() == (0,)
         writer.execute("COMMIT")
         assert reader.execute("SELECT count(*) FROM seen").fetchone() == (1,)
-
-
-def test_a_directory_that_cannot_be_made_is_unavailable_not_broken(tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("by a file")
-    with pytest.raises(QueueUnavailable) as refusal:
-        open_writer(tmp_path / "taken" / "queue")
-    assert str(tmp_path / "taken" / "queue" / FILE_NAME) in str(refusal.value)
-    assert refusal.value.retry_after_seconds == RETRY_AFTER_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -264,9 +284,13 @@ def test_an_error_of_sqlite_becomes_what_the_caller_must_do(file: Path, code: in
 OPEN_AND_PUT = """
 import pathlib, sys
 from collector.queue.database import open_writer
+from collector.queue.lock import Presence
+from collector.queue.ready import make_ready
+directory = pathlib.Path(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
-connection = open_writer(pathlib.Path(sys.argv[1]))
+Presence(directory).enter(alone=lambda: make_ready(directory), patience_seconds=10)
+connection = open_writer(directory)
 connection.execute("INSERT INTO seen VALUES (?, 1)", (sys.argv[2].encode(),))
 connection.close()
 print("done", flush=True)
