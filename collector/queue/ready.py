@@ -31,6 +31,7 @@ from collector.queue.database import (
     sync,
     take_over,
     translate,
+    translated,
 )
 from collector.queue.lock import forbidden
 from collector.queue.reserve import Reserve
@@ -57,37 +58,33 @@ def make_ready(directory: Path) -> None:
     QueueBroken or QueueUnavailable, with the file as it was.
     """
     file = directory / FILE_NAME
-    reserves = [Reserve(directory)]
-    while True:
+    try:
+        _make_ready(file)
+    except DiskFull:
+        Reserve(directory).give()
         try:
             _make_ready(file)
-        except (sqlite3.Error, OSError) as error:
-            failure = translate(error, file)
-            if not isinstance(failure, DiskFull):
-                raise failure from error
-            if not reserves:
-                raise QueueBroken(
-                    f"{file}: there is no room on its disk to open it, or to make another where it is new or damaged; "
-                    "it was left as it was. Salvaging takes up to twice its size: free that and start again"
-                ) from error
-            reserves.pop().give()
-        else:
-            return
+        except DiskFull as error:
+            raise QueueBroken(
+                f"{file}: there is no room on its disk to open it, or to make another where it is new or damaged; "
+                "it was left as it was. Salvaging takes up to twice its size: free that and start again"
+            ) from error
 
 
 def _make_ready(file: Path) -> None:
-    finish_interrupted(file)
-    doubted = file.with_name(DOUBTED)
-    found = damage(file, whole=doubted.exists() or _bytes(file) <= CHECKED_WHOLE_BYTES)
-    if found:
-        log.error("queue.file_damaged", file=str(file), problems=found)
-        report(file, salvage(file))
-    doubted.unlink(missing_ok=True)
-    if not file.exists():
-        make_file(file.with_name(MAKING))
-        file.with_name(MAKING).replace(file)
-        sync(file.parent)
-    take_over(file)
+    with translated(file):
+        finish_interrupted(file)
+        doubted = file.with_name(DOUBTED)
+        found = damage(file, whole=doubted.exists() or _bytes(file) <= CHECKED_WHOLE_BYTES)
+        if found:
+            log.error("queue.file_damaged", file=str(file), problems=found)
+            report(file, salvage(file))
+        doubted.unlink(missing_ok=True)
+        if not file.exists():
+            make_file(file.with_name(MAKING))
+            file.with_name(MAKING).replace(file)
+            sync(file.parent)
+        take_over(file)
 
 
 def doubt(directory: Path) -> None:
