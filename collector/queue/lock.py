@@ -93,7 +93,8 @@ class Presence(_FileLock):
     def enter(self, *, alone: Callable[[], None], patience_seconds: float) -> None:
         """Present. Where nobody else was, `alone` has run before, and nobody else came meanwhile.
 
-        Raises QueueUnavailable where another process is alone for longer than that.
+        Raises QueueUnavailable where another process is alone for longer than that, and what `alone` raises, which is
+        no OSError.
         """
         descriptor = self._open()
         try:

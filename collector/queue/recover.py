@@ -3,37 +3,46 @@
 from pathlib import Path
 
 from collector.errors import QueueBroken, QueueInUse
-from collector.queue.database import BUSY_TIMEOUT_MS, FILE_NAME
+from collector.queue.database import BUSY_TIMEOUT_MS, FILE_NAME, translated
 from collector.queue.lock import Presence, RoleLock, is_there
 from collector.queue.ready import damage, finish_interrupted, problems_of
 from collector.queue.salvage import COMPLETE, Salvaged, salvage
 
 
 def examine(directory: Path) -> list[str]:
-    """What is wrong with the file; nothing where it is sound. Raises QueueBroken where there is none, or not ours."""
+    """What is wrong with the file; nothing where it is sound.
+
+    Raises QueueBroken where there is none or it is not ours, and QueueUnavailable where it cannot be read.
+    """
     file = _existing(directory)
     found: list[str] | None = None
 
     def look() -> None:
         nonlocal found
-        found = damage(file)
+        with translated(file):
+            found = damage(file)
 
     presence = Presence(directory)
     presence.enter(alone=look, patience_seconds=BUSY_TIMEOUT_MS / 1000)
     try:
-        return problems_of(file) if found is None else found
+        with translated(file):
+            return problems_of(file) if found is None else found
     finally:
         presence.release()
 
 
 def recover(directory: Path, *, always: bool) -> Salvaged | None:
-    """What was salvaged; None where nothing had to be. Raises QueueInUse where another process has the file open."""
+    """What was salvaged; None where nothing had to be.
+
+    Raises QueueInUse where another process has the file open, and QueueUnavailable (DiskFull) with the file as it was.
+    """
     file = _existing(directory)
     done: list[Salvaged | None] = []
 
     def mend() -> None:
-        finish_interrupted(file)
-        done.append(salvage(file) if damage(file) or always else None)
+        with translated(file):
+            finish_interrupted(file)
+            done.append(salvage(file) if damage(file) or always else None)
 
     role, presence = RoleLock(directory, "flusher"), Presence(directory)
     role.acquire()

@@ -1,5 +1,6 @@
 """However the queue's files are broken, a start ends with a sound queue and true numbers, or with a clear refusal."""
 
+import errno
 import logging
 import os
 import random
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.errors import QueueBroken, QueueDamaged, QueueInUse, QueueUnavailable
+from collector.errors import DiskFull, QueueBroken, QueueDamaged, QueueInUse, QueueUnavailable
 from collector.events import split_keys
 from collector.queue.bare_file import leaves_of, roots_of
 from collector.queue.database import APPLICATION_ID, FILE_NAME, MIGRATIONS, make_file, migrate
@@ -429,6 +430,32 @@ def test_a_file_that_others_have_open_is_not_replaced(tmp_path: Path) -> None:
 
 
 # The log, as SQLite sees it
+
+
+def full() -> sqlite3.Error:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    return error
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), full()], ids=["system", "sqlite"]
+)
+@pytest.mark.parametrize(
+    ("step", "attempt"), [("damage", examine), ("salvage", lambda directory: recover(directory, always=True))]
+)
+def test_a_disk_that_gets_in_the_way_by_hand_is_said_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, step: str, attempt: Callable[[Path], object]
+) -> None:
+    start(tmp_path)
+
+    def fail(_: Path) -> None:
+        raise failure
+
+    monkeypatch.setattr(f"collector.queue.recover.{step}", fail)
+    with pytest.raises(DiskFull) as refusal:
+        attempt(tmp_path)
+    assert str(refusal.value) == f"{tmp_path / FILE_NAME}: no room on the disk"
 
 
 def test_a_sound_log_is_read_as_sqlite_reads_it(tmp_path: Path, files: Files) -> None:
