@@ -7,13 +7,12 @@ its maintenance looks at anyway and which reads no page.
 
 import contextlib
 import itertools
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from collector.clock import Clock
-from collector.queue.database import BUSY_TIMEOUT_MS, FILE_NAME, SQL, damaged, open_reader, open_writer, translate
+from collector.queue.database import BUSY_TIMEOUT_MS, FILE_NAME, SQL, damaged, open_reader, open_writer, translated
 from collector.queue.lock import Presence
 from collector.queue.soundness import letter_crc, lines_crc
 
@@ -152,13 +151,13 @@ class Letters:
                     parts.append(letter)
 
     def _one(self, statement: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        with self._translated():
+        with translated(self._file):
             row: tuple[Any, ...] = self._connection.execute(statement, values).fetchone()
             return row
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._translated():
+        with translated(self._file):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -167,18 +166,11 @@ class Letters:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
 
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise translate(error, self._file) from error
-
     def _paged(self, query: Callable[[int], tuple[str, tuple[Any, ...]]]) -> Iterator[Letter]:
         """Rows after number 0, then after the last one; nothing stays open in between."""
         after = 0
         while True:
-            with self._translated():
+            with translated(self._file):
                 page = list(self._sound(self._connection.execute(*query(after))))
             if not page:
                 return

@@ -1,6 +1,8 @@
 """What is read from the queue's file, beside the writer and without disturbing it (synchronous; one thread's)."""
 
+import contextlib
 import sqlite3
+from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from collector.clock import Clock
 from collector.errors import QueueUnavailable
 from collector.observe.status import REASON_LETTERS, SHOWN_LETTERS, SHOWN_REASONS, DeadLetters, Letter, Reason
 from collector.queue.base import AppStats, QueueStats
-from collector.queue.database import FILE_NAME, SQL, damaged, open_reader, translate
+from collector.queue.database import FILE_NAME, SQL, damaged, open_reader, translated
 from collector.queue.run import LEASE_BATCHES, Segment
 from collector.queue.soundness import lines_crc
 
@@ -33,32 +35,34 @@ class View:
             self._connection = open_reader(self._file.parent)
         return self._connection.execute(*statement)
 
+    @contextlib.contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """All that is read in the block is of the same commit; errors as in `translated`."""
+        with translated(self._file):
+            self._execute("BEGIN")
+            try:
+                yield
+            finally:
+                if self._connection.in_transaction:  # after some errors SQLite has ended it by itself
+                    self._execute("COMMIT")
+
     def next_segments(self, app_id: str, after: int, batch_events: int) -> list[Segment]:
         """The app's next segments after number `after`: all that a lease can choose from, and some for those to come.
 
         Reads no more than these and the sizes of a few, however many wait.
         """
-        try:
-            # One transaction, so that all reads see the same commit.
-            self._execute("BEGIN")
-            try:
-                start, end = self._bounds(app_id)
-                numbers = self._reach(max(after, start), end, batch_events)
-                return self._segments(app_id, numbers[0], numbers[-1]) if numbers else []
-            finally:
-                self._execute("COMMIT")
-        except sqlite3.Error as error:
-            raise translate(error, self._file) from error
+        with self._snapshot():
+            start, end = self._bounds(app_id)
+            numbers = self._reach(max(after, start), end, batch_events)
+            return self._segments(app_id, numbers[0], numbers[-1]) if numbers else []
 
     def segments(self, app_id: str, first: int, last: int, events: int) -> list[Segment]:
         """What an earlier lease covered, of which so many events were given back.
 
         Raises QueueUnavailable where it is gone.
         """
-        try:
+        with translated(self._file):
             segments = self._segments(app_id, first, last)
-        except sqlite3.Error as error:
-            raise translate(error, self._file) from error
         if not segments:
             raise QueueUnavailable(
                 f"{self._file}: segments {first} to {last} are gone; has another process flushed this queue?"
@@ -106,26 +110,19 @@ class View:
 
     def dead_letters(self) -> DeadLetters:
         """Why events became dead letters, and the latest. Costs the same however many there are."""
-        try:
+        with translated(self._file):
             reasons = self._execute(SQL["dead_reasons"], (REASON_LETTERS, SHOWN_REASONS)).fetchall()
             latest = self._execute(SQL["latest_dead"], (SHOWN_LETTERS,)).fetchall()
-        except sqlite3.Error as error:
-            raise translate(error, self._file) from error
         return DeadLetters([Reason(*row) for row in reasons], [Letter(*row) for row in latest])
 
     def stats(self, clock: Clock) -> QueueStats:
         """The queue at this instant. Costs the same however many events wait or are remembered."""
-        try:
-            self._execute("BEGIN")
-            try:
-                rows = self._execute(SQL["app_stats"]).fetchall()
-                (remembered,) = self._execute(SQL["remembered"]).fetchone()
-            finally:
-                self._execute("COMMIT")
+        with self._snapshot():
+            rows = self._execute(SQL["app_stats"]).fetchall()
+            (remembered,) = self._execute(SQL["remembered"]).fetchone()
+        with translated(self._file):
             wal = self._file.with_name(FILE_NAME + "-wal")
             file_bytes, wal_bytes = self._file.stat().st_size, wal.stat().st_size if wal.exists() else 0
-        except (sqlite3.Error, OSError) as error:
-            raise translate(error, self._file) from error
         now_us = clock.now_us()
         apps = [
             AppStats(
