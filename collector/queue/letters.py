@@ -25,7 +25,10 @@ FOREVER_MS = 2**63 - 1
 
 
 class Choice(NamedTuple):
-    """Which dead letters, or delivered events, are meant; by default all. Times are milliseconds since the epoch."""
+    """Which dead letters, or delivered events, are meant; by default all. Times are milliseconds since the epoch.
+
+    In the order in which the statements about dead letters take it.
+    """
 
     app_id: str | None = None
     reason: str | None = None
@@ -33,11 +36,6 @@ class Choice(NamedTuple):
     since_ms: int = 0
     until_ms: int = FOREVER_MS
     number: int | None = None
-
-    @property
-    def of_letters(self) -> tuple[str | None, str | None, int, int, int | None]:
-        """As the statements about dead letters take it."""
-        return self.app_id, self.reason, self.since_ms, self.until_ms, self.number
 
 
 class Letter(NamedTuple):
@@ -54,6 +52,18 @@ class Letter(NamedTuple):
     def events(self) -> int:
         """How many events it is."""
         return self.lines.count(b"\n") + 1
+
+
+class _Kind(NamedTuple):
+    """Rows that can be taken away: the statements for that, and how many go in one transaction."""
+
+    newest: str
+    drop: str
+    step_rows: int
+
+
+DEAD = _Kind(SQL["newest_letter"], SQL["drop_letter"], STEP_ROWS)
+DELIVERED = _Kind(SQL["newest_kept"], SQL["drop_delivered"], PAGE_ROWS)
 
 
 class Letters:
@@ -84,7 +94,7 @@ class Letters:
 
     def count(self, choice: Choice) -> int:
         """How many dead letters are meant."""
-        row = self._one(SQL["count_letters"], (0, *choice.of_letters))
+        row = self._one(SQL["count_letters"], (0, *choice))
         return int(row[0])
 
     def count_delivered(self, choice: Choice) -> int:
@@ -94,7 +104,7 @@ class Letters:
 
     def dead(self, choice: Choice) -> Iterator[Letter]:
         """The dead letters, oldest first."""
-        return self._paged(lambda after: (SQL["letters"], (after, *choice.of_letters, STEP_ROWS)))
+        return self._paged(lambda after: (SQL["letters"], (after, *choice, STEP_ROWS)))
 
     def waiting(self, choice: Choice) -> Iterator[Letter]:
         """What waits, in segments, by app."""
@@ -107,48 +117,41 @@ class Letters:
 
     def retry(self, choice: Choice) -> int:
         """How many dead letters wait again."""
-        return self._taken(self.dead(choice), SQL["newest_letter"], SQL["drop_letter"], puts_back=True)
+        return self._take(DEAD, self.dead(choice), puts_back=True)
 
     def purge(self, choice: Choice) -> int:
         """How many dead letters are gone."""
-        return self._taken(self.dead(choice), SQL["newest_letter"], SQL["drop_letter"], puts_back=False)
+        return self._take(DEAD, self.dead(choice), puts_back=False)
 
     def replay(self, choice: Choice) -> int:
         """How many delivered events wait again."""
-        return self._taken(self.delivered(choice), SQL["newest_kept"], SQL["drop_delivered"], puts_back=True)
+        return self._take(DELIVERED, self.delivered(choice), puts_back=True)
 
-    def _taken(self, letters: Iterator[Letter], newest: str, drop: str, *, puts_back: bool) -> int:
-        """Takes rows away, in the transaction that puts their events back where that is asked for."""
-        (last,) = self._one(newest, ())  # what comes meanwhile, perhaps of what was put back, is not meant
+    def _take(self, kind: _Kind, letters: Iterator[Letter], *, puts_back: bool) -> int:
+        """Takes rows away, in the transaction that puts their events back where that is asked for; how many events."""
+        (last,) = self._one(kind.newest, ())  # what comes meanwhile, perhaps of what was put back, is not meant
         events = 0
-        while step := list(itertools.islice(letters, STEP_ROWS if drop == SQL["drop_letter"] else PAGE_ROWS)):
+        while step := list(itertools.islice(letters, kind.step_rows)):
             with self._transaction():
                 # Another command may have taken some of them since they were read.
-                mine = [letter for letter in step if letter.number <= last and self._drop(drop, letter)]
+                mine = [letter for letter in step if letter.number <= last and self._drop(kind, letter)]
                 if puts_back:
                     self._put_back(mine)
             events += sum(letter.events for letter in mine)
         return events
 
-    def _drop(self, drop: str, letter: Letter) -> bool:
-        return self._connection.execute(drop, (letter.number, letter.when_ms)).rowcount == 1
+    def _drop(self, kind: _Kind, letter: Letter) -> bool:
+        return self._connection.execute(kind.drop, (letter.number, letter.when_ms)).rowcount == 1
 
     def _put_back(self, letters: Sequence[Letter]) -> None:
-        """New segments for their apps. Their keys were counted when they came first, so they are not counted again."""
+        """New segments for their apps."""
         for app_id in dict.fromkeys(letter.app_id for letter in letters):
             (app,) = self._connection.execute(SQL["find_app"], (app_id,)).fetchone()
-            parts: list[Letter] = []
-            for letter in [*(letter for letter in letters if letter.app_id == app_id), None]:
-                events = sum(part.events for part in parts)
-                if parts and (letter is None or events + letter.events > SEGMENT_EVENTS):
-                    text = b"\n".join(part.lines for part in parts)
-                    row = (app, self._clock.now_us(), events, text, lines_crc(app_id, text))
-                    self._connection.execute(SQL["add_segment"], row)
-                    # Their keys are there already: what is stored again must not count as keys that are remembered.
-                    self._connection.execute(SQL["count_pruned"], (events,))
-                    parts = []
-                if letter is not None:
-                    parts.append(letter)
+            for events, lines in _filled(letter for letter in letters if letter.app_id == app_id):
+                row = (app, self._clock.now_us(), events, lines, lines_crc(app_id, lines))
+                self._connection.execute(SQL["add_segment"], row)
+                # Their keys are there already: what is stored again must not count as keys that are remembered.
+                self._connection.execute(SQL["count_pruned"], (events,))
 
     def _one(self, statement: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
         with translated(self._file):
@@ -183,3 +186,16 @@ class Letters:
             if crc not in {None, due}:
                 raise damaged(self._file, f"row {number} does not match its checksum")
             yield Letter(number, app_id, when_ms, reason, lines)
+
+
+def _filled(letters: Iterable[Letter]) -> Iterator[tuple[int, bytes]]:
+    """The events and lines of segments that letters of one app make: at most SEGMENT_EVENTS, or those of one letter."""
+    events, parts = 0, list[bytes]()
+    for letter in letters:
+        if parts and events + letter.events > SEGMENT_EVENTS:
+            yield events, b"\n".join(parts)
+            events, parts = 0, []
+        events += letter.events
+        parts.append(letter.lines)
+    if parts:
+        yield events, b"\n".join(parts)
