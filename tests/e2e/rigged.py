@@ -62,8 +62,8 @@ LITERAL_STATEMENT = re.compile(r'execute(?:script)?\(\s*f?"([A-Z][A-Za-z_]*(?: [
 MIGRATION_STATEMENT = re.compile(r"\s*(--.*\n\s*)*CREATE\b|\s*(--.*\n\s*)*INSERT INTO pruned\b")
 
 BUSTLE = {
-    "PRUNE_TICK_SECONDS": 0.02,
-    "PRUNE_MIN_KEYS": 100,
+    "TICK_SECONDS": 0.02,
+    "MIN_KEYS": 100,
     "VACUUM_PAGES": 1,
     "WAL_LIMIT_BYTES": 100_000,
     "AUTO_CHECKPOINT_PAGES": 50,
@@ -176,9 +176,10 @@ def arm(rig: Rig) -> _Rigged:
     rigged = _Rigged(rig)
     ours = [module for name, module in sys.modules.items() if name.startswith("collector.")]
     for name, value in rig.constants.items():
-        for module in ours:
-            if hasattr(module, name):
-                setattr(module, name, type(getattr(module, name))(value))
+        places = [module for module in ours if hasattr(module, name)]
+        assert places, f"no module has a constant {name}"
+        for module in places:
+            setattr(module, name, type(getattr(module, name))(value))
     real = {name: getattr(owner, attribute) for name, owner, attribute in functions()}
     for step, owner, attribute in list(functions()):
         wrapped = rigged.wrapped(step, real[step])
