@@ -70,7 +70,6 @@ def read_log(file: Path) -> Log:
     header_sum = _checksum(words, content[:24], (0, 0))
     header_is_bad = header_sum != (sum_0, sum_1) or magic | 1 != _MAGIC | 1 or page_bytes != PAGE_BYTES
     if header_is_bad:
-        words = "<" if magic & 1 == 0 else ">"
         salts = list(_FRAME.unpack_from(content, _HEADER.size)[2:4])
     frames = [_FRAME.unpack_from(content, offset) for offset in offsets]
     own = [number for number, frame in enumerate(frames) if list(frame[2:4]) == salts]
