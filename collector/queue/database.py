@@ -72,6 +72,9 @@ WRITER = _sql("writer.sql")
 MAX_FRESH_KEYS = 1000
 """Keys that one `put_fresh` takes: as many as writer.sql has places for."""
 
+APP_SHIFT = 40
+"""A segment's number is (app << 40) + n: see schema.sql."""
+
 FIRST_MICROSECOND = 10**11
 """A stamp in `seen` from this on is in microseconds: see schema_3.sql."""
 

@@ -23,7 +23,7 @@ import msgspec
 
 from collector.events import KEY_BYTES, split_keys
 from collector.queue.bare_file import copy_with_log, leaves_of, open_bare, roots_of
-from collector.queue.database import FILE_NAME, FIRST_MICROSECOND, make_file, sync
+from collector.queue.database import APP_SHIFT, FILE_NAME, FIRST_MICROSECOND, make_file, sync
 from collector.queue.soundness import is_proven, key_of, letter_crc, lines_crc
 from collector.queue.walk import Row, Table, readable_rows
 
@@ -32,7 +32,6 @@ UNSOUND = FILE_NAME + ".unsound"
 COMPANIONS = ("-wal", "-shm", "-journal")
 
 MAX_ROWID = 2**63 - 1
-SEGMENTS_AN_APP = 2**40
 ROWS_AT_ONCE = 10_000
 PIECE_BYTES = 1000
 
@@ -212,7 +211,7 @@ class _Salvage:
     def _take_segment(self, segment: int, stamp: object) -> None:
         if not self._is_first("segment", segment):
             return
-        name, sound = self._sound_lines(segment // SEGMENTS_AN_APP, *self._lines_of("segment", segment))
+        name, sound = self._sound_lines(segment >> APP_SHIFT, *self._lines_of("segment", segment))
         if name is None:
             self._refused.add(("segment", segment))
             return
@@ -325,7 +324,7 @@ class _Salvage:
             self._taken[name] = app
             self._names[app] = [name]  # no app has two
             self._new.execute(
-                "INSERT INTO app (app, name, next_segment) VALUES (?, ?, ?)", (app, name, app * SEGMENTS_AN_APP + 1)
+                "INSERT INTO app (app, name, next_segment) VALUES (?, ?, ?)", (app, name, (app << APP_SHIFT) + 1)
             )
 
     def _add_keys(self, name: str, lines: list[bytes], stamp: int) -> None:

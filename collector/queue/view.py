@@ -11,15 +11,12 @@ from collector.clock import Clock
 from collector.errors import QueueUnavailable
 from collector.observe.status import REASON_LETTERS, SHOWN_LETTERS, SHOWN_REASONS, DeadLetters, Letter, Reason
 from collector.queue.base import AppStats, QueueStats
-from collector.queue.database import FILE_NAME, SQL, damaged, open_reader, translated
+from collector.queue.database import APP_SHIFT, FILE_NAME, SQL, damaged, open_reader, translated
 from collector.queue.run import LEASE_BATCHES, Segment
 from collector.queue.soundness import lines_crc
 
 READ_BATCHES, READ_BYTES = 8, 2**20
 """Most that is read of an app's backlog at once, beyond LEASE_BATCHES: a lease needs so much to choose from."""
-
-APP_SHIFT = 40
-"""A segment's number is (app << 40) + n."""
 
 
 class View:
