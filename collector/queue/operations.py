@@ -65,7 +65,6 @@ class Done(msgspec.Struct, frozen=True, gc=False, array_like=True):
 class Waiting(msgspec.Struct, frozen=True, gc=False):
     """What waits of one app: events, bytes, and the stamp of the oldest; and what its dead letters take."""
 
-    app: int
     app_id: str
     events: int
     bytes: int

@@ -8,7 +8,7 @@ INSERT INTO app (name, next_segment) VALUES (?1, ((SELECT coalesce(max(app), 0) 
 SELECT app FROM app WHERE name = ?1;
 
 -- name: load_apps
-SELECT app, name, waiting_events, waiting_bytes,
+SELECT name, waiting_events, waiting_bytes,
        (SELECT stamp FROM segment WHERE segment > (app << 40) AND segment < ((app + 1) << 40) ORDER BY segment LIMIT 1),
        dead_bytes
 FROM app;

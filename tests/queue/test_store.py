@@ -490,9 +490,7 @@ def test_what_is_put_back_keeps_its_place_and_its_age(tmp_path: Path, store: Sto
     transact(store, settlement(store, "wiki", 4, rest=[1, 3]))
     assert waiting_numbers(tmp_path, "wiki") == [2, 4, 5, 6]
     (waiting,) = store.apps()
-    assert waiting == Waiting(
-        waiting.app, "wiki", 4, batch("wiki", [2, 4]).bytes + batch("wiki", [5, 6]).bytes, START_MS * 1000, 0
-    )
+    assert waiting == Waiting("wiki", 4, batch("wiki", [2, 4]).bytes + batch("wiki", [5, 6]).bytes, START_MS * 1000, 0)
 
 
 def test_the_apps_are_known_with_what_waits_and_since_when(open_store: Opener, wall_clock: WallClock) -> None:
