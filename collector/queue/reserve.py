@@ -69,5 +69,5 @@ class Reserve:
 
     def clear_up(self, connection: sqlite3.Connection) -> None:
         """What delivery has freed inside the database and its log is given back to the file system."""
-        connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")  # see Store.shrink
+        connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")  # see Store._vacuum
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

@@ -112,11 +112,12 @@ class Store:
                 if self.trouble is not None and any(each.bytes for each in done):  # known events alone write nothing
                     self._forget_trouble()
                 return done
-        return self._settle_alone(operations, self.trouble or QueueUnavailable("the disk has refused"))
+        return self._transact_settlements(operations, self.trouble or QueueUnavailable("the disk has refused"))
 
-    def _settle_alone(
+    def _transact_settlements(
         self, operations: Sequence[Operation], failure: CollectorError
     ) -> Sequence[Done | CollectorError]:
+        """What became of each where puts fail for that reason: settlements are tried without them."""
         settlements = [operation for operation in operations if isinstance(operation, Settle)]
         is_full = isinstance(failure, DiskFull)
         if settlements and (is_full or len(settlements) < len(operations)):
