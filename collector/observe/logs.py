@@ -89,15 +89,20 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """No field whose name speaks of a secret keeps its value, and no text a person's address."""
+    """No field whose name speaks of a secret keeps its value, and no text a person's address, also inside of others."""
     for name, value in event.items():
-        if any(word in name.lower() for word in SECRET_WORDS):
-            event[name] = "***"
-        elif isinstance(value, str):
-            event[name] = without_addresses(value)
-        elif isinstance(value, dict):
-            event[name] = redact(_logger, _method, dict(value))
+        event[name] = "***" if any(word in name.lower() for word in SECRET_WORDS) else _redacted(value)
     return event
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_addresses(value)
+    if isinstance(value, list):
+        return [_redacted(each) for each in value]
+    if isinstance(value, dict):
+        return redact(None, "", dict(value))
+    return value
 
 
 def without_addresses(text: str) -> str:

@@ -229,6 +229,7 @@ def test_without_a_terminal_the_format_is_json_unless_it_was_asked_to_be_readabl
 def test_no_text_keeps_a_persons_address_or_a_token(value: str, kept: str) -> None:
     assert redact(None, "info", {"error": value}) == {"error": kept}
     assert redact(None, "info", {"held_apps": {"wiki": value}}) == {"held_apps": {"wiki": kept}}
+    assert redact(None, "info", {"problems": [value, {"of": [value]}]}) == {"problems": [kept, {"of": [kept]}]}
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
