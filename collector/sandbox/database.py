@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,12 +51,14 @@ class Database:
     async def transaction(self) -> AsyncIterator[aiosqlite.Connection]:
         """What is done in the block is committed when it ends, or not done at all."""
         async with self._lock:
-            await self._connection.execute("BEGIN")
             try:
+                await self._connection.execute("BEGIN")
                 yield self._connection
                 await self._connection.execute("COMMIT")
             except BaseException:
-                await self._connection.execute("ROLLBACK")
+                # Of who is cancelled amid a statement it is done all the same: also BEGIN, and also COMMIT.
+                with suppress(sqlite3.OperationalError):
+                    await self._connection.execute("ROLLBACK")
                 raise
 
     async def execute(self, statement: str, parameters: Iterable[Any] = ()) -> int:

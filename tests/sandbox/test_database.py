@@ -1,5 +1,7 @@
 """The file of a sandbox is read by the version that made it."""
 
+import asyncio
+import contextlib
 import sqlite3
 from pathlib import Path
 
@@ -42,5 +44,27 @@ async def test_what_fails_in_a_transaction_is_undone_and_the_next_goes_on(tmp_pa
             await fail()
         assert not list(await database.rows("SELECT * FROM request"))
         assert await database.execute("INSERT INTO request VALUES ('a', 1)") == 1
+    finally:
+        await database.close()
+
+
+@pytest.mark.parametrize("turns", range(1, 9))
+async def test_a_transaction_that_is_cancelled_anywhere_leaves_none_open(turns: int) -> None:
+    database = await Database.open(None)
+
+    async def change() -> None:
+        async with database.transaction() as connection:
+            await connection.execute("INSERT INTO request VALUES ('a', 1)")
+
+    try:
+        changing = asyncio.create_task(change())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        changing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await changing
+        async with database.transaction() as connection:
+            await connection.execute("INSERT INTO request VALUES ('b', 1)")
+        assert [app_id for app_id, _ in await database.rows("SELECT * FROM request")][-1] == "b"
     finally:
         await database.close()
