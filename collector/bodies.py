@@ -42,7 +42,7 @@ COMMAS_PER_EVENT = 8
 """A body that is not clean is cut into its events before any of them is looked at. One of nothing but commas would make
 eight million of 16 MiB: more than so many for each event that a request may hold, and it is not cut up at all."""
 
-REQUIRED = {"timestamp", "email", "eventName"}
+REQUIRED = ("timestamp", "email", "eventName")
 """An object with these is an event, also where it has a field `events`."""
 
 
@@ -176,7 +176,7 @@ class BodyParser:
             if body_format is JSON and len(row := self._raw.decode_lines(body)) > 1:
                 return row
             fields = self._raw_fields.decode(body)
-            is_event = body_format is JSON and fields.keys() >= REQUIRED
+            is_event = body_format is JSON and fields.keys() >= {*REQUIRED}
             if "events" in fields and not is_event:
                 return self._raw_list.decode(fields["events"])
         except msgspec.ValidationError as error:
@@ -223,7 +223,7 @@ class BodyParser:
             return f"{shown(candidate)}; expected an object"
         except UNPARSABLE as unparsable:
             return _unreadable(unparsable)
-        missing = [name for name in ("timestamp", "email", "eventName") if name not in fields]
+        missing = [name for name in REQUIRED if name not in fields]
         if missing:
             return "; ".join(f"{name}: missing; expected {self.expected[name]}" for name in missing)
         field = str(error).rpartition("`$.")[2].rstrip("`")

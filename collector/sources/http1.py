@@ -145,7 +145,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """See asyncio.Protocol. Stays open for the answers to requests that are complete."""
         if self._receiving is not None:
-            self._receiving.fail(ClientGone("the client closed the connection before the end of its request"))
+            self._receiving.fail(ClientGone())
         self._is_deaf = self._has_ended = True
         return self._serving is not None
 
@@ -153,7 +153,7 @@ class Connection(asyncio.Protocol):
         """See asyncio.BaseProtocol. What is being stored is stored all the same."""
         self._is_deaf = True
         if self._receiving is not None:
-            self._receiving.fail(ClientGone("the client closed the connection before the end of its request"))
+            self._receiving.fail(ClientGone())
         self.resume_writing()
         if self._serving is None:
             self._server.closed(self)

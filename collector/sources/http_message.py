@@ -9,6 +9,8 @@ from urllib.parse import unquote
 
 import msgspec
 
+from collector.bodies import DOT_SEGMENTS
+
 WITHOUT_CONTENT = {204, 304}
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
@@ -94,7 +96,7 @@ def path_name(quoted: str) -> str:
         name = unquote(quoted, errors="strict")
     except UnicodeDecodeError as error:
         raise Refusal(400, f"{quoted[:80]} in the path is not UTF-8", "malformed") from error
-    if name in {".", ".."}:
+    if name in DOT_SEGMENTS:
         raise Refusal(400, f"{quoted[:80]} cannot stand in a path", "malformed")
     return name
 
