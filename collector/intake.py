@@ -225,7 +225,7 @@ class Intake:
     def _batches(
         self, events: list[UsageEvent | None], default_app: str | None, rejections: list[Rejection]
     ) -> list[Batch]:
-        """The events by app, in batches, with their keys; rejects what belongs to no app or is nobody's."""
+        """The events by app, in batches, with their keys. Adds to `rejections` what `_one_by_one` does."""
         by_app = None if rejections else _at_once(events, default_app)
         if by_app is None:
             by_app = self._one_by_one(events, default_app, rejections)
@@ -253,6 +253,7 @@ class Intake:
     def _one_by_one(
         self, events: Sequence[UsageEvent | None], default_app: str | None, rejections: list[Rejection]
     ) -> Keyed:
+        """The events by app, each looked at by itself; rejects what belongs to no app or is nobody's."""
         by_app: Keyed = {}
         for index, event in enumerate(events):
             if event is None:
@@ -290,9 +291,9 @@ def _few_lines(body: bytes) -> Iterator[bytes]:
 
 
 def _at_once(events: list[Any], app_id: str | None) -> Keyed | None:
-    """The same for events that name no app and are all sound, as most are; None where they are not.
+    """All events as one app's, where they name none and all are sound, as most are; None where that is not so.
 
-    Half the time of looking at each.
+    Takes half the time of `Intake._one_by_one`.
     """
     if not events or not app_id or app_id_problem(app_id) or any(map(_app_id_of, events)):
         return None
