@@ -149,8 +149,7 @@ class State:
 
     async def events(self) -> Iterable[tuple[str, bytes]]:
         """App and JSON of every event kept, in key order."""
-        rows = await self._database.rows("SELECT app_id, json FROM event")
-        return [(app_id, json) for app_id, json in rows]
+        return await self._database.rows("SELECT app_id, json FROM event")
 
     async def last_timestamp(self, app_id: str) -> int | None:
         """The newest event's timestamp, in milliseconds since the epoch; None without events."""
