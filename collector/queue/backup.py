@@ -17,26 +17,27 @@ def back_up(directory: Path, to: Path) -> int:
     """The queue as it was at one instant is in the directory `to`, whole and on disk; returns the copy's bytes.
 
     Everything acknowledged before the call is in it. Raises QueueBroken where there is no queue, or one in `to`, or
-    that is no place to write to; QueueUnavailable and DiskFull with nothing of it left.
+    that is no place to write to; QueueUnavailable and DiskFull. Nothing of a copy that failed is left.
     """
     target = to / FILE_NAME
     making = to / (FILE_NAME + ".backup")
-    try:
-        if target.exists():
-            raise QueueBroken(f"{target} is there already; name a directory without a queue")
-        to.mkdir(mode=0o750, parents=True, exist_ok=True)
-        making.unlink(missing_ok=True)
-        making.touch(0o640)  # SQLite would not say why it cannot
-        with closing(open_reader(directory)) as source, closing(sqlite3.connect(making)) as copy:
-            source.backup(copy, pages=-1)
-        sync(making)
-        making.rename(target)
-        sync(to)
-        return target.stat().st_size
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise QueueBroken(f"{error.filename}: {error.strerror}; name a directory that can be written") from error
-    except (sqlite3.Error, OSError) as error:
-        for name in (making, making.with_name(making.name + "-wal"), making.with_name(making.name + "-shm")):
-            with suppress(OSError):
-                name.unlink()
-        raise translate(error, target) from error
+    with closing(open_reader(directory)) as source:
+        try:
+            if target.exists():
+                raise QueueBroken(f"{target} is there already; name a directory without a queue")
+            to.mkdir(mode=0o750, parents=True, exist_ok=True)
+            making.unlink(missing_ok=True)
+            making.touch(0o640)  # SQLite would not say why it cannot
+            with closing(sqlite3.connect(making)) as copy:
+                source.backup(copy, pages=-1)
+            sync(making)
+            making.rename(target)
+            sync(to)
+            return target.stat().st_size
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise QueueBroken(f"{error.filename}: {error.strerror}; name a directory that can be written") from error
+        except (sqlite3.Error, OSError) as error:
+            for name in (making, making.with_name(making.name + "-wal"), making.with_name(making.name + "-shm")):
+                with suppress(OSError):
+                    name.unlink()
+            raise translate(error, target) from error

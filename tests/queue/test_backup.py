@@ -83,6 +83,7 @@ async def test_a_copy_goes_nowhere_where_a_queue_is(queue: SqliteQueue, tmp_path
 def test_without_a_queue_there_is_nothing_to_copy(tmp_path: Path) -> None:
     with pytest.raises(QueueBroken, match="does not exist"):
         back_up(tmp_path / "queue", tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
 
 
 async def test_a_copy_that_fails_leaves_nothing(
