@@ -19,7 +19,7 @@ class Fates:
         self.bytes = [len(batch.lines) + 1 if batch.keys else 0 for batch in batches]
         """Of the lines that are new."""
         self.segments: list[int] | None = None
-        """Where some are told: the segment that a batch is in as a whole, or 0."""
+        """By batch, the number of the segment that holds what is new of it, or 0; None where none is told."""
 
     def done(self, puts: Sequence[Put]) -> list[Done]:
         """The same by the puts that the batches came in."""

@@ -17,7 +17,7 @@ Verdicts = asyncio.Future[Sequence[Verdict]]
 
 
 class GroupCommit:
-    """The callers of operations that were given to a writer by `give`, which makes them hear by `heard`.
+    """Gives operations to a writer by `give`, and lets their callers wait until `heard` is told of the commit.
 
     `applied` is called with the operations of a commit that were done, in the order of commits and before any of their
     callers wakes, also for those that were cancelled: a cancelled caller never cancels a commit. `failed` hears of each

@@ -59,7 +59,7 @@ class Done(msgspec.Struct, frozen=True, gc=False, array_like=True):
     verdicts: Sequence[Verdict]
     bytes: int
     segments: Sequence[int] = ()
-    """For each batch the segment that what was new of it is in, beside others'; 0 or empty where unknown."""
+    """By batch, the number of the segment that holds what was new of it; 0 where unknown, empty where all are."""
 
 
 class Waiting(msgspec.Struct, frozen=True, gc=False):

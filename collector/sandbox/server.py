@@ -127,7 +127,7 @@ class Sandbox:
     async def _operate(self, operation: Operation[Any], handle: Handler, request: web.Request) -> web.StreamResponse:
         """Who asks is judged first, then what is asked; nothing is made or changed before both are right.
 
-        What a fault does it does then: it is told apart by what is in the request.
+        Only then faults act: which requests they hit is told by what these hold.
         """
         served = _served.get()
         served.what = operation.id

@@ -60,7 +60,7 @@ class Guard:
         """Raises Refusal for who may not post, and so may not see names and reasons either.
 
         A browser asks its user for the token, as a password with any name. It sends that password again by itself, also
-        where another site makes it: so it serves for looking only.
+        with a request that a page of another site makes: so the password serves for looking only.
         """
         authorization = headers.get("authorization", "")
         if self._digests and not self._knows(_bearer_of_basic(authorization) or authorization):

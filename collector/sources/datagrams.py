@@ -58,10 +58,9 @@ STOP_SECONDS = 2.0
 
 SO_MEMINFO, SK_MEMINFO_DROPS = 55, 8  # of Linux: what a socket has of memory, and has dropped (sock_diag(7))
 _MEMORY = struct.Struct("=9I")
-_let_others_run = getattr(os, "sched_yield", lambda: None)  # which is on this processor, if the sender is
+_let_others_run = getattr(os, "sched_yield", lambda: None)  # such as a sender who has to share this processor
 SO_RCVBUFFORCE = 33  # of Linux: as SO_RCVBUF, above the limit, for who may administer the network (socket(7))
 MAX_RECEIVE_BUFFER_BYTES = 2**30 - 1  # of Linux: it keeps twice the size in an int, and gives who asks for more this
-
 
 UNIX_QUEUE_LIMIT = Path("/proc/sys/net/unix/max_dgram_qlen")
 UNIX_QUEUE_DATAGRAMS = 512

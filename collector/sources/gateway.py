@@ -91,9 +91,10 @@ class Gateway:
         return None
 
     async def answer(self, route: Route, query: str, body: bytes) -> Answer:
-        """What upstream says. Raises Refusal (502) where it says nothing, or the collector itself is refused.
+        """What upstream says.
 
-        Refused with 400 is a query that is not UTF-8: handed on it would say something else.
+        Raises Refusal: 502 where upstream says nothing, or refuses the collector itself; 400 for a query that is not
+        UTF-8, which would say something else when it is handed on.
         """
         name = route.operation.id
         try:
