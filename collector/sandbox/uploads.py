@@ -39,6 +39,7 @@ class Uploads:
         self._clock = clock
         self._signer = signer
         self._contents: dict[str, bytes] = {}
+        self._writing = asyncio.Lock()  # two of one content, sent again perhaps, would write one unfinished file
 
     def url(self, base_url: str, app_id: str, filename: str) -> UploadUrl:
         """Where the app may put this file within the next `LIFETIME_SECONDS`."""
@@ -58,7 +59,8 @@ class Uploads:
         """The file can be read. Raises Refusal with 413 where memory has no room for it."""
         sha256 = hashlib.sha256(content).hexdigest()
         if self._directory is not None:
-            await asyncio.to_thread(_write, self._directory / sha256, content)
+            async with self._writing:
+                await asyncio.to_thread(_write, self._directory / sha256, content)
         elif sum(map(len, (self._contents | {sha256: content}).values())) > MAX_MEMORY_BYTES:
             raise Refusal(
                 413, "too_large", f"all uploads together may have {MAX_MEMORY_BYTES} bytes in memory; more with --data"

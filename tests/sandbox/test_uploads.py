@@ -1,7 +1,8 @@
 """Upload URLs are signed and expire; what is PUT to them is kept as it came."""
 
+import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import aiohttp
@@ -10,9 +11,10 @@ import pytest
 from collector.contract.operations import GET_AUDIT_EVENTS, GET_BATCH_UPLOAD_URLS
 from collector.sandbox import uploads
 from collector.sandbox.faults import Fault
+from collector.sandbox.grants import Signer
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
-from collector.sandbox.uploads import LIFETIME_SECONDS
+from collector.sandbox.uploads import LIFETIME_SECONDS, Permit, Uploads
 from tests.fake_clock import FakeClock
 from tests.sandbox.client import APP, Answer, Client, opened, serving
 
@@ -145,3 +147,23 @@ async def test_files_survive_in_their_directory(session: aiohttp.ClientSession, 
                 await uploader.put(await uploader.url())
             assert await uploader.listed() == [ROW]
             assert (await uploader.request("GET", f"/_sandbox/uploads/{SHA256}")).body == CONTENT
+
+
+async def test_one_file_is_written_at_a_time(tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two that are the same, sent again perhaps, one would take the other's unfinished file to its place."""
+    writing, most = 0, 0
+
+    async def counted(write: Callable[..., None], *arguments: object) -> None:
+        nonlocal writing, most
+        writing += 1
+        most = max(most, writing)
+        await asyncio.sleep(0)
+        write(*arguments)
+        writing -= 1
+
+    monkeypatch.setattr(asyncio, "to_thread", counted)
+    files = Uploads(tmp_path / "uploads", clock, Signer())
+    kept = await asyncio.gather(*(files.keep(Permit("wiki", name, 0.0), b"the same") for name in ("a.csv", "b.csv")))
+    assert most == 1
+    assert [path.read_bytes() for path in (tmp_path / "uploads").iterdir()] == [b"the same"]
+    assert len({upload.sha256 for upload in kept}) == 1
