@@ -196,8 +196,10 @@ class Collector:
     async def stop(self) -> StopReport:
         """Nothing runs any more: what was received is answered and on disk, and delivery went on up to `stop.deadline`.
 
-        Returns what is left for the next start. Stopping again is harmless.
+        Returns what is left for the next start. Stopping again is harmless, and so is it in a forked child.
         """
+        if self._process != os.getpid():
+            return StopReport(0, {})
         self._stopping = True
         self._supervision.end()
         flushing = self._supervision.tasks.get("flusher.run")

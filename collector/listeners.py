@@ -3,10 +3,15 @@
 Either they are opened as they are configured, or their sockets are passed in, bound already: then these and no others
 are served. Passed sockets stay open with whoever passes them; what a stop leaves in them, connections and datagrams,
 the next process finds there.
+
+A forked child has none of what was opened here, nor the connections: nobody would answer there, and the port would be
+taken beyond its parent's end. Of passed sockets it has what its parent has: to pass them on is a reason to fork.
 """
 
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+import os
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from socket import AF_UNIX, SOCK_DGRAM, SOCK_STREAM, SocketKind, socket
 
@@ -20,6 +25,7 @@ from collector.intake import Intake
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.status import Status
+from collector.queue.forks import let_go_in_child, no_fork
 from collector.sources.access import Guard
 from collector.sources.datagrams import DatagramSource, bind_udp, say_if_short, say_if_small
 from collector.sources.gateway import Gateway
@@ -73,21 +79,32 @@ class Listeners:
             why_unready=why_unready,
             read_status=read_status,
         )
+        self._descriptors: list[Callable[[], Iterable[int]]] = [self.http.descriptors]  # of what was opened here
 
     async def open(self) -> None:
         """All listen. Raises Unusable or ConfigInvalid, with none left that does."""
         self._check_doors(self._config.access)
         self._use_tokens(_tokens(self._config))
+        let_go_in_child(self)
         async with contextlib.AsyncExitStack() as opened:
             if self._passed:
                 await self._open_passed(opened)
             else:
-                await self._open_configured(opened)
+                with no_fork():  # a child would have what is not noted yet
+                    await self._open_configured(opened)
             self._opened = opened.pop_all()
 
     async def close(self) -> None:
         """Nothing is accepted any more, and what was received is answered and on disk. Harmless to repeat."""
         await self._opened.aclose()
+
+    def release(self) -> None:
+        """This process, a child, has nothing open any more of what its parent opened; its loop must not run again."""
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for descriptor in chain.from_iterable(read() for read in self._descriptors):
+            if descriptor != -1:
+                os.dup2(nothing, descriptor, inheritable=False)  # the number stays taken, for who may close it yet
+        os.close(nothing)
 
     def reload(self, config: Config) -> None:
         """From now on this holds, but for what is said of the sockets; the tokens' file is read again.
@@ -131,10 +148,11 @@ class Listeners:
             await self.http.serve(stream)
         if config.udp.listen is not None:
             try:
-                bound = bind_udp(config.udp.listen, receive_buffer_bytes=config.udp.receive_buffer)
+                udp = bind_udp(config.udp.listen, receive_buffer_bytes=config.udp.receive_buffer)
             except OSError as error:
                 raise Unusable(f"udp.listen: cannot listen on {config.udp.listen}: {error.strerror}") from error
-            self._start_datagrams("udp", bound, opened, is_lent=False)
+            self._descriptors.append(lambda: [udp.fileno()])
+            self._start_datagrams("udp", udp, opened, is_lent=False)
         if config.unix.datagram is not None:
             bound = self._unix_socket(config.unix.datagram, SOCK_DGRAM, opened)
             say_if_short()
@@ -155,7 +173,13 @@ class Listeners:
 
     def _unix_socket(self, path: Path, kind: SocketKind, opened: contextlib.AsyncExitStack) -> socket:
         made = UnixSocket(path, kind, mode=self._config.unix.mode, owner=self._config.unix.owner)
-        opened.callback(made.close)
+        self._descriptors.append(made.descriptors)
+
+        def close() -> None:
+            with no_fork():
+                made.close()
+
+        opened.callback(close)
         return made.socket
 
     def _start_datagrams(self, name: str, bound: socket, opened: contextlib.AsyncExitStack, *, is_lent: bool) -> None:

@@ -47,7 +47,7 @@ class SyncCollector:
     """`with SyncCollector(config) as collector:`; or its first event starts it, and the interpreter's end stops it.
 
     Every method may be called from any thread, `record_nowait`, `flush` and `stop` also from a handler of signals.
-    `listens` and `delivery` are as for `Collector`.
+    `listens` and `delivery` are as for `Collector`; a child that was forked while its parent listened does not listen.
     """
 
     def __init__(self, config: Config, *, listens: bool = False, delivery: Delivery = Delivery.ELECTED) -> None:
@@ -178,6 +178,7 @@ class SyncCollector:
         never_free(self._storing)
         self._make_locks()
         self._is_starting = False
+        self._listens = self._listens and self._life is None  # else its parent does
         self._life = self._storing = None
 
     def _make_locks(self) -> None:

@@ -1,7 +1,6 @@
 """The collector inside an asyncio program: events recorded by calls, on the program's own loop."""
 
 import asyncio
-import os
 import signal
 import sqlite3
 import sys
@@ -165,10 +164,3 @@ async def test_it_does_not_touch_the_program_around_it(tmp_path: Path) -> None:
         )
         with pytest.raises(errors.Unusable):
             _ = collector.http_address  # it does not listen
-
-
-async def test_a_forked_child_is_told_that_the_collector_is_its_parents(tmp_path: Path) -> None:
-    async with recording(tmp_path) as collector:
-        collector._process = os.getppid()
-        with pytest.raises(errors.Unusable, match="fork"):
-            collector.record_nowait(email="user@example.com", event_name="saved")

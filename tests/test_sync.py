@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
@@ -17,8 +16,7 @@ import pytest
 from collector import QueueFull, Recorded, Rejected, SyncCollector, Unusable, UsageEvent
 from collector.sync import _Storing
 from tests.embedded import config
-
-NOWHERE = "http://127.0.0.1:9"
+from tests.programs import NOWHERE, ended, program, waiting
 
 
 def collector_of(folder: Path, **settings: str) -> SyncCollector:
@@ -29,16 +27,6 @@ def collector_of(folder: Path, **settings: str) -> SyncCollector:
 def collector(tmp_path: Path) -> Iterator[SyncCollector]:
     with collector_of(tmp_path) as collector:
         yield collector
-
-
-def waiting(folder: Path) -> int:
-    """Events in the queue's file."""
-    connection = sqlite3.connect(folder / "queue" / "queue.sqlite3")
-    try:
-        (events,) = connection.execute("SELECT coalesce(sum(waiting_events), 0) FROM app").fetchone()
-        return int(events)
-    finally:
-        connection.close()
 
 
 def test_an_event_is_on_disk_when_record_returns(tmp_path: Path, collector: SyncCollector) -> None:
@@ -207,51 +195,6 @@ def test_a_collector_that_has_died_is_followed_by_another(tmp_path: Path, collec
 
 
 # -- whole programs ----------------------------------------------------------------------------------------------------
-
-PROGRAM = """
-import os, sys, time
-from pathlib import Path
-from collector import SyncCollector
-from collector.config import load
-
-collector = SyncCollector(load(environment=dict(os.environ)))
-
-def record(number):
-    return collector.record(email="user@example.com", event_name="saved", timestamp_ms=number)
-
-def record_nowait(number):
-    assert collector.record_nowait(email="user@example.com", event_name="saved", timestamp_ms=number)
-"""
-
-
-def program(folder: Path, source: str, upstream_url: str = NOWHERE, **settings: str) -> subprocess.Popen[str]:
-    """A Python program with a collector in it."""
-    defaults = {
-        "apps__default": "wiki",
-        "queue__path": str(folder / "queue"),
-        "upstream__base_url": upstream_url,
-        "upstream__token_url": f"{upstream_url}/oauth2/token",
-        "upstream__client_id": "sandbox",
-        "upstream__client_secret": "sandbox",
-        "flush__linger": "20ms",
-        "stop__deadline": "500ms",
-    }
-    environment = {f"COLLECTOR_{name}".upper(): value for name, value in (defaults | settings).items()}
-    return subprocess.Popen(
-        # Python 3.12.0 to 3.12.3 took ?1 for a name.
-        [sys.executable, "-W", "error", "-W", "ignore:Binding:DeprecationWarning", "-c", PROGRAM + source],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def ended(process: subprocess.Popen[str]) -> str:
-    """What it printed, once it has ended well and complained of nothing."""
-    said, complained = process.communicate(timeout=60)
-    assert (process.returncode, complained) == (0, "")
-    return said
 
 
 def test_the_end_of_the_program_stores_what_it_recorded(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""What is done about locks and about SQLite where a program forks.
+"""What is done about locks, about sockets and about SQLite where a program forks.
 
-- A lock of flock(2) belongs to parent and child together: the child would hold it beyond its parent's death. It closes
-  its own descriptor, which leaves the parent's lock as it is.
+- A lock of flock(2) belongs to parent and child together, and so does a socket: the child would hold the lock, and the
+  port, beyond its parent's end. It closes its own descriptors, which leaves what the parent has as it is.
 - No connection to SQLite is open while a process forks. A child must not touch its parent's
   (https://sqlite.org/howtocorrupt.html, 2.6), and one of its own would be no better: which files are open and locked
   SQLite remembers for the whole process, and a child inherits that without the kernel's locks. It would take none, so
@@ -23,11 +23,11 @@ Use = Any
 """A threading.RLock, which is no type."""
 
 
-class Lock(Protocol):
-    """A lock that the kernel keeps with an open file."""
+class Held(Protocol):
+    """What the kernel keeps as long as somebody has it open: a lock, or sockets that listen."""
 
     def release(self) -> None:
-        """The file is closed."""
+        """This process has it open no more."""
         ...
 
 
@@ -49,7 +49,7 @@ class Connection(sqlite3.Connection):
             _connections.add(self)
 
 
-_locks: weakref.WeakSet[Lock] = weakref.WeakSet()
+_held_alone: weakref.WeakSet[Held] = weakref.WeakSet()
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 _uses: weakref.WeakSet[Use] = weakref.WeakSet()
 _inherits_connections = False
@@ -65,10 +65,10 @@ def no_fork() -> contextlib.AbstractContextManager[object]:
     return _forking
 
 
-def let_go_in_child(lock: Lock) -> None:
-    """From now on a child releases the lock as its first act."""
+def let_go_in_child(held: Held) -> None:
+    """From now on a child releases it as its first act."""
     with _registering:
-        _locks.add(lock)
+        _held_alone.add(held)
 
 
 def use_of_connections() -> Use:
@@ -114,9 +114,9 @@ def _after_fork_in_child() -> None:
     while _held:
         _let_go()
     _forking, _registering = threading.RLock(), threading.RLock()
-    for lock in list(_locks):
+    for held in list(_held_alone):
         with contextlib.suppress(OSError):
-            lock.release()
+            held.release()
     for connection in list(_connections):  # what forks without Python does not do what comes before
         _inherits_connections = True
         never_free(connection)

@@ -15,7 +15,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -120,6 +120,7 @@ class HttpSource:
         }
         self._server = Server(self, connection_limits)
         self._listeners: list[asyncio.Server] = []
+        self._listener: asyncio.Server | None = None  # the one whose sockets are its own
         self.address: Address | None = None
         self._memory = Memory(body_limits.held_bytes)
 
@@ -128,6 +129,7 @@ class HttpSource:
         loop = asyncio.get_running_loop()
         listener = await loop.create_server(self._server.connect, self._listen.host, self._listen.port, backlog=BACKLOG)
         self._listeners.append(listener)
+        self._listener = listener
         self.address = Address(*listener.sockets[0].getsockname()[:2])
 
     async def serve(self, bound: socket.socket) -> None:
@@ -153,6 +155,12 @@ class HttpSource:
         for listener in self._listeners:
             listener.close()
         await self._server.stop(STOP_GRACE_SECONDS)
+
+    def descriptors(self) -> Iterator[int]:
+        """Those of all that it has opened by itself: what listens on its address, and the connections."""
+        if self._listener is not None:
+            yield from (listening.fileno() for listening in self._listener.sockets)
+        yield from self._server.descriptors()
 
     @property
     def connections(self) -> int:

@@ -101,6 +101,11 @@ class Connection(asyncio.Protocol):
         self._unaccounted_bytes = 0  # since the parser has last made something of them
         self._step_bytes = 0
 
+    @property
+    def descriptor(self) -> int:
+        """Its socket's; -1 where it is being closed."""
+        return -1 if self._transport.is_closing() else self._transport.get_extra_info("socket").fileno()
+
     # What the transport calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -1,6 +1,7 @@
 """All connections of the HTTP source: who may still come, who is overdue, and how they all end."""
 
 import asyncio
+from collections.abc import Iterator
 from email.utils import formatdate
 
 from collector.sources.http1 import LINGER_SECONDS, Connection
@@ -34,6 +35,10 @@ class Server:
     def connections(self) -> int:
         """Connections that are open."""
         return len(self._connections)
+
+    def descriptors(self) -> Iterator[int]:
+        """Those of the connections."""
+        return (connection.descriptor for connection in list(self._connections))
 
     def connect(self) -> Connection:
         """A protocol for a new connection over the network."""

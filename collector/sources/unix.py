@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ class UnixSocket:
         except BaseException:
             os.close(self._lock)
             raise
+
+    def descriptors(self) -> Iterator[int]:
+        """Those of the socket and of its lock, as long as they are open."""
+        if self.socket.fileno() != -1:
+            yield from (self.socket.fileno(), self._lock)
 
     def close(self) -> None:
         """The socket is closed, and its file gone if it still is ours."""
