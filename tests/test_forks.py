@@ -151,3 +151,38 @@ with SyncCollector(config(), listens=True) as collector:
     files = {"unix__stream": str(tmp_path / "stream.sock")}
     ended(program(tmp_path, HEAD + source, http__listen="127.0.0.1:0", **files))
     assert waiting(tmp_path) == 2
+
+
+def test_a_handler_of_signals_may_fork_amid_a_fork(tmp_path: Path) -> None:
+    source = """
+def fork():
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+def fork_amid_a_fork(instruction):
+    left = instruction
+
+    def trace(frame, event, _):
+        nonlocal left
+        frame.f_trace_opcodes = frame.f_code.co_filename != "<string>"
+        if event == "opcode":
+            left -= 1
+            if left == 0:
+                fork()  # as a handler would
+        return trace
+
+    sys.settrace(trace)
+    fork()
+    sys.settrace(None)
+    return left <= 0
+
+forks = 0
+while fork_amid_a_fork(1 + 3 * forks):  # all of them would take three times as long
+    forks += 1
+    record(forks)
+print(forks)
+"""
+    forks = int(ended(program(tmp_path, source)))
+    assert waiting(tmp_path) == forks > 30

@@ -15,7 +15,8 @@ import os
 import sqlite3
 import threading
 import weakref
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any, Generic, Protocol, TypeVar
 
 from collector.errors import QueueBroken
 
@@ -45,18 +46,39 @@ class Connection(sqlite3.Connection):
             )
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]  # as sqlite3.connect passes them
         self.was_closed_by_fork = False
-        with _registering:
-            _connections.add(self)
+        _connections.add(self)
 
 
-_held_alone: weakref.WeakSet[Held] = weakref.WeakSet()
-_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
-_uses: weakref.WeakSet[Use] = weakref.WeakSet()
+T = TypeVar("T")
+
+
+class _Alive(Generic[T]):
+    """Things, for as long as others have them.
+
+    To add one, and to copy all, is one step for the interpreter: neither another thread nor a handler of signals comes
+    in between, as they do with a WeakSet.
+    """
+
+    def __init__(self) -> None:
+        self._references: set[weakref.ref[T]] = set()
+
+    def add(self, thing: T) -> None:
+        self._references.add(weakref.ref(thing, self._references.discard))
+
+    def remove(self, thing: T) -> None:
+        self._references.discard(weakref.ref(thing))
+
+    def __iter__(self) -> Iterator[T]:
+        return (thing for reference in self._references.copy() if (thing := reference()) is not None)
+
+
+_held_alone: _Alive[Held] = _Alive()
+_connections: _Alive[Connection] = _Alive()
+_uses: _Alive[Use] = _Alive()
 _inherits_connections = False
 
-# All of them reentrant: a handler of signals may fork amid a fork.
+# A handler of signals may fork amid a fork.
 _forking = threading.RLock()  # from before a fork until after it
-_registering = threading.RLock()  # only while one of the sets changes or is copied
 _held: list[list[Use]] = []  # by the forks that are under way, one inside the other
 
 
@@ -67,8 +89,7 @@ def no_fork() -> contextlib.AbstractContextManager[object]:
 
 def let_go_in_child(held: Held) -> None:
     """From now on a child releases it as its first act."""
-    with _registering:
-        _held_alone.add(held)
+    _held_alone.add(held)
 
 
 def use_of_connections() -> Use:
@@ -88,15 +109,13 @@ def _before_fork() -> None:
     _forking.acquire()
     held: list[Use] = []
     _held.append(held)
-    for use in list(_uses):
+    for use in _uses:
         use.acquire()
         held.append(use)
-    with _registering:
-        connections = list(_connections)
-        _connections.clear()
-    for connection in connections:
+    for connection in _connections:
         connection.close()
         connection.was_closed_by_fork = True
+        _connections.remove(connection)
 
 
 def _let_go() -> None:
@@ -110,17 +129,17 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _forking, _registering, _inherits_connections  # noqa: PLW0603 - the process's
+    global _forking, _inherits_connections  # noqa: PLW0603 - the process's
     while _held:
         _let_go()
-    _forking, _registering = threading.RLock(), threading.RLock()
-    for held in list(_held_alone):
+    _forking = threading.RLock()
+    for held in _held_alone:
         with contextlib.suppress(OSError):
             held.release()
-    for connection in list(_connections):  # what forks without Python does not do what comes before
+    for connection in _connections:  # what forks without Python does not do what comes before
         _inherits_connections = True
         never_free(connection)
-    _connections.clear()
+        _connections.remove(connection)
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
