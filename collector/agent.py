@@ -137,6 +137,7 @@ class Collector:
         self._supervision = Supervision()
         self._open = contextlib.AsyncExitStack()
         self._has_begun = self._stopping = False
+        self._changing = asyncio.Lock()  # held by a start and by a stop, which may come amid a start
         self._observer = Observer(
             config,
             queue=self._queue,
@@ -154,11 +155,11 @@ class Collector:
         Raises QueueInUse, QueueBroken, QueueUnavailable or Unusable, with nothing left running. Starts once.
         """
         self._check_process()
-        if self._has_begun:
-            raise Unusable("this Collector was started before; make another one")
+        if self._has_begun or self._stopping:
+            raise Unusable("this Collector was started or stopped before; make another one")
         self._has_begun = True
         self._supervision.begin()
-        async with contextlib.AsyncExitStack() as opened:
+        async with self._changing, contextlib.AsyncExitStack() as opened:
             opened.callback(self._supervision.tasks.clear)
             opened.callback(self._election.resign)
             self._election.stand()
@@ -196,11 +197,16 @@ class Collector:
     async def stop(self) -> StopReport:
         """Nothing runs any more: what was received is answered and on disk, and delivery went on up to `stop.deadline`.
 
-        Returns what is left for the next start. Stopping again is harmless, and so is it in a forked child.
+        Returns what is left for the next start. Waits for a start that is under way, and stops what that has started.
+        Stopping again is harmless, and so is it in a forked child.
         """
         if self._process != os.getpid():
             return StopReport(0, {})
         self._stopping = True
+        async with self._changing:
+            return await self._stop()
+
+    async def _stop(self) -> StopReport:
         self._supervision.end()
         flushing = self._supervision.tasks.get("flusher.run")
         if flushing is None:
@@ -208,19 +214,17 @@ class Collector:
         is_lost = self._supervision.tasks["queue.maintain"].done()  # nothing can be stored or settled any more
         seconds = 0.0 if is_lost else self._config.stop.deadline
         deadline = self._clock.monotonic() + seconds
-        await self._listeners.close()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._recorder.flush(), seconds)
-        self._flusher.drain()
-        self._election.withdraw()
-        log.info("agent.draining", waiting_events=self._queue.waiting_events, deadline_seconds=seconds)
-        await asyncio.wait([flushing], timeout=max(0.0, deadline - self._clock.monotonic()))
-        try:
+        async with self._open:  # is closed also where the stop is cancelled
+            await self._listeners.close()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._recorder.flush(), seconds)
+            self._flusher.drain()
+            self._election.withdraw()
+            log.info("agent.draining", waiting_events=self._queue.waiting_events, deadline_seconds=seconds)
+            await asyncio.wait([flushing], timeout=max(0.0, deadline - self._clock.monotonic()))
             with contextlib.suppress(CollectorError, TimeoutError):  # of other processes' puts not all is known yet
                 await asyncio.wait_for(self._queue.refresh(), LAST_LOOK_SECONDS)
             report = StopReport(self._queue.waiting_events, self._flusher.held, self._recorder.waiting_events)
-        finally:
-            await self._open.aclose()
         log.info("agent.stopped", waiting_events=report.waiting_events, held_apps=report.held_apps)
         if report.lost_events:
             log.error("agent.events_lost", events=report.lost_events, reason="recorded without waiting, never stored")

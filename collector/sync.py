@@ -14,7 +14,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from queue import Empty, SimpleQueue
 from typing import Any, Self, TypeVar
 
@@ -58,7 +58,7 @@ class SyncCollector:
         self._max_waiting = config.events.max_recorded
         self._life: _Life | None = None
         self._storing: _Storing | None = None
-        self._is_starting = False
+        self._is_starting = self._must_stop = False
         self._make_locks()
         _all.add(self)
 
@@ -118,8 +118,14 @@ class SyncCollector:
     def stop(self) -> StopReport:
         """Everything recorded is on disk, and delivery went on, up to `stop.deadline` each. Harmless to repeat.
 
-        What is not delivered by then is left for the next start, or for the processes that still run.
+        What is not delivered by then is left for the next start, or for the processes that still run. Waits for a start
+        that is under way. A handler of signals that has interrupted the start cannot: that then ends as Unusable, with
+        everything stopped.
         """
+        with self._lock:
+            if self._is_starting:
+                self._must_stop = True
+                return StopReport(0, {})
         with self._storing_lock:
             storing, self._storing = self._storing, None
         lost = 0 if storing is None else storing.stop(self._config.stop.deadline)
@@ -140,16 +146,21 @@ class SyncCollector:
     def _running(self) -> "_Life":
         life = self._life
         if life is None or life.is_over:
+            must_stop = False
             with self._lock:
                 life = self._life
                 if self._is_starting:
                     raise Unusable("a handler of signals has interrupted the start of the SyncCollector that it needs")
                 if life is None or life.is_over:
-                    self._is_starting = True
+                    self._is_starting, self._must_stop = True, False
                     try:
-                        life = self._life = _Life(self._new_collector)
+                        life = self._life = _Life(self._new_collector).begun()
                     finally:
                         self._is_starting = False
+                    must_stop = self._must_stop
+            if must_stop:
+                self.stop()
+                raise Unusable("this SyncCollector was stopped amid its start")
         return life
 
     def _new_collector(self) -> Collector:
@@ -177,7 +188,7 @@ class SyncCollector:
         never_free(self._life)
         never_free(self._storing)
         self._make_locks()
-        self._is_starting = False
+        self._is_starting = self._must_stop = False
         self._listens = self._listens and self._life is None  # else its parent does
         self._life = self._storing = None
 
@@ -187,18 +198,27 @@ class SyncCollector:
 
 
 class _Life:
-    """A collector that runs in a thread with a loop, from its start to its stop. Raises what the start raises."""
+    """A collector that runs in a thread with a loop, from its start to its stop."""
 
     def __init__(self, new_collector: Callable[[], Collector]) -> None:
         self.collector: Collector
         self._new_collector = new_collector
         self._loop: asyncio.AbstractEventLoop
-        self._stop_asked: asyncio.Event
         self._started: Future[None] = Future()
+        self._stop_asked: Future[None] = Future()
         self._ended: Future[StopReport] = Future()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._live()), name="collector", daemon=True)
-        self._thread.start()
-        self._started.result()
+
+    def begun(self) -> Self:
+        """The collector runs. Raises what its start raises, or a handler of signals meanwhile; then it ends again."""
+        try:
+            self._thread.start()
+            self._started.result()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self.stop()
+            raise
+        return self
 
     @property
     def is_over(self) -> bool:
@@ -222,13 +242,13 @@ class _Life:
 
     def stop(self) -> StopReport:
         """What remains. Raises what the collector has died of."""
-        with contextlib.suppress(RuntimeError):  # the loop has closed
-            self._loop.call_soon_threadsafe(self._stop_asked.set)
+        with contextlib.suppress(InvalidStateError):  # it was asked before, or has died
+            self._stop_asked.set_result(None)
         self._thread.join()
         return self._ended.result()
 
     async def _live(self) -> None:
-        self._loop, self._stop_asked = asyncio.get_running_loop(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         try:
             self.collector = self._new_collector()
             await self.collector.start()
@@ -237,7 +257,7 @@ class _Life:
             self._started.set_exception(error)
             return
         self._started.set_result(None)
-        ends = [asyncio.create_task(self._stop_asked.wait()), asyncio.create_task(self.collector.failed())]
+        ends = [asyncio.wrap_future(self._stop_asked), asyncio.create_task(self.collector.failed())]
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         try:
             report = await self.collector.stop()

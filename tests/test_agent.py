@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 from collector.agent import Collector
+from collector.election import Delivery
 from collector.errors import QueueUnavailable, Unusable
 from collector.queue.store import Store
 from collector.sandbox.faults import Fault
@@ -17,6 +18,7 @@ from collector.sandbox.state import State
 from tests.e2e.books import settled
 from tests.embedded import config, embedded, metric
 from tests.patience import until
+from tests.programs import NOWHERE
 
 
 @pytest.fixture
@@ -97,7 +99,7 @@ async def test_a_part_that_dies_is_the_end_of_the_agent_and_it_says_so(
 
 async def test_it_starts_once_and_a_start_that_fails_leaves_nothing_to_stop(tmp_path: Path, upstream: Sandbox) -> None:
     async with embedded(tmp_path, upstream.url) as collector:
-        with pytest.raises(Unusable, match="was started before"):
+        with pytest.raises(Unusable, match="make another one"):
             await collector.start()
         taken = str(collector.http_address)
         other = Collector(config(tmp_path / "other", upstream.url, http__listen=taken), listens=True)
@@ -120,6 +122,85 @@ async def test_a_start_that_fails_amid_opening_the_queue_leaves_no_thread_behind
     with pytest.raises(QueueUnavailable):
         await Collector(config(tmp_path, upstream.url)).start()
     assert threading.active_count() == before
+
+
+PARTS = ["_queue", "_transport", "_listeners"]
+"""Which a start opens, in this order."""
+
+
+@pytest.fixture(params=PARTS)
+def held_up(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Collector, asyncio.Event, asyncio.Event]:
+    """A collector whose start comes as far as one of its parts, says so and waits for a word."""
+    collector = Collector(config(tmp_path, NOWHERE), listens=True, delivery=Delivery.EXCLUSIVE)
+    come, word = asyncio.Event(), asyncio.Event()
+    part = getattr(collector, request.param)
+    opens = part.open
+
+    async def open_late() -> None:
+        come.set()
+        await word.wait()
+        await opens()
+
+    monkeypatch.setattr(part, "open", open_late)
+    return collector, come, word
+
+
+async def nothing_is_left(collector: Collector, folder: Path) -> None:
+    """It does not run, and another can have all that it had."""
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    with pytest.raises(Unusable, match="does not run"):
+        await collector.record(email="user@example.com", event_name="saved")
+    taken = collector._listeners.http.address or "127.0.0.1:0"
+    async with embedded(folder, NOWHERE, http__listen=str(taken), stop__deadline="0s"):
+        pass
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing(
+    tmp_path: Path, held_up: tuple[Collector, asyncio.Event, asyncio.Event]
+) -> None:
+    collector, come, _ = held_up
+    starting = asyncio.create_task(collector.start())
+    await come.wait()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await nothing_is_left(collector, tmp_path)
+
+
+async def test_a_stop_amid_the_start_stops_what_that_starts(
+    tmp_path: Path, held_up: tuple[Collector, asyncio.Event, asyncio.Event]
+) -> None:
+    collector, come, word = held_up
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(collector.start())
+        await come.wait()
+        stops = [tasks.create_task(collector.stop()) for _ in range(2)]
+        await asyncio.sleep(0)
+        word.set()
+    assert all(stop.result().waiting_events == 0 for stop in stops)
+    await nothing_is_left(collector, tmp_path)
+
+
+async def test_a_stop_that_is_cancelled_waits_no_more_and_leaves_nothing(tmp_path: Path) -> None:
+    collector = Collector(config(tmp_path, NOWHERE, stop__deadline="1h"), listens=True)
+    await collector.start()
+    await collector.record(email="user@example.com", event_name="saved")  # which cannot be delivered
+    stopping = asyncio.create_task(collector.stop())
+    await until(collector._election._withdrawn.is_set)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    await nothing_is_left(collector, tmp_path)
+
+
+async def test_what_was_stopped_before_it_started_does_not_start(tmp_path: Path) -> None:
+    collector = Collector(config(tmp_path, NOWHERE))
+    assert (await collector.stop()).waiting_events == 0
+    with pytest.raises(Unusable, match="make another one"):
+        await collector.start()
+    assert not (tmp_path / "queue").exists()
 
 
 async def test_a_queue_file_that_vanishes_is_the_end_of_the_agent(tmp_path: Path, upstream: Sandbox) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from collector import QueueFull, Recorded, Rejected, SyncCollector, Unusable, UsageEvent
+from collector import Collector, QueueFull, Recorded, Rejected, SyncCollector, Unusable, UsageEvent
 from collector.sync import _Storing
 from tests.embedded import config
 from tests.programs import NOWHERE, ended, program, waiting
@@ -182,16 +182,53 @@ def test_a_start_that_fails_says_why_and_the_next_one_may_succeed(tmp_path: Path
     collector.stop()
 
 
-def test_a_collector_that_has_died_is_followed_by_another(tmp_path: Path, collector: SyncCollector) -> None:
+def die(collector: SyncCollector, folder: Path) -> None:
     collector.record(email="user@example.com", event_name="saved", timestamp_ms=1)
     life = collector._life
     assert life is not None
-    for name in os.listdir(tmp_path / "queue"):  # noqa: PTH208 - names are wanted
+    for name in os.listdir(folder / "queue"):  # noqa: PTH208 - names are wanted
         if name.startswith("queue.sqlite3"):
-            (tmp_path / "queue" / name).unlink()
+            (folder / "queue" / name).unlink()
     with pytest.raises(Unusable):
         life._ended.result(timeout=10)
+
+
+def test_the_stop_of_a_collector_that_has_died_says_of_what(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    collector = collector_of(tmp_path)
+    die(collector, tmp_path)
+    with pytest.raises(Unusable, match="was removed or replaced"):
+        collector.stop()
+    assert collector.stop().waiting_events == 0
+    assert not [record for record in caplog.records if record.name == "concurrent.futures"]
+
+
+def test_a_collector_that_has_died_is_followed_by_another(tmp_path: Path, collector: SyncCollector) -> None:
+    die(collector, tmp_path)
     assert collector.record(email="user@example.com", event_name="saved", timestamp_ms=1) is Recorded.ACCEPTED
+
+
+def test_a_stop_by_another_thread_amid_the_start_stops_what_that_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    come, word = threading.Event(), threading.Event()
+    start = Collector.start
+
+    async def start_late(self: Collector) -> None:
+        come.set()
+        word.wait()
+        await start(self)
+
+    monkeypatch.setattr(Collector, "start", start_late)
+    collector = collector_of(tmp_path)
+    before = threading.active_count()
+    with ThreadPoolExecutor(2) as others:
+        starting = others.submit(collector.start)
+        come.wait()
+        stopping = others.submit(collector.stop)
+        word.set()
+        starting.result(timeout=30)
+        stopping.result(timeout=30)
+    assert threading.active_count() == before
 
 
 # -- whole programs ----------------------------------------------------------------------------------------------------
@@ -227,6 +264,45 @@ assert collector.flush(20)
 """
     ended(program(tmp_path, source))
     assert waiting(tmp_path) >= 1000
+
+
+@pytest.mark.parametrize(
+    ("handles", "ends_with"),
+    [
+        ("collector.stop()", "Unusable('this SyncCollector was stopped amid its start')"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt()"),
+    ],
+)
+def test_a_start_that_a_handler_of_signals_ends_leaves_nothing_behind(
+    tmp_path: Path, handles: str, ends_with: str
+) -> None:
+    source = f"""
+import signal, threading
+from collector import Collector, Delivery
+start, handled = Collector.start, threading.Event()
+
+async def interrupt_and_start(self):
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+    handled.wait()
+    await start(self)
+
+def handle(*_):
+    handled.set()
+    {handles}
+
+signal.signal(signal.SIGUSR1, handle)
+Collector.start = interrupt_and_start
+try:
+    collector.start()
+except BaseException as error:
+    print(repr(error))
+assert threading.active_count() == 1
+Collector.start = start
+with SyncCollector(load(environment=dict(os.environ)), delivery=Delivery.EXCLUSIVE):
+    record(1)
+"""
+    assert ended(program(tmp_path, source)) == f"{ends_with}\n"
+    assert waiting(tmp_path) == 1
 
 
 def test_a_signal_that_ends_the_program_leaves_time_for_a_flush(tmp_path: Path) -> None:
