@@ -14,7 +14,8 @@ import pytest
 from collector import Collector, QueueFull, Recorded, Rejected, UsageEvent, errors
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
-from tests.embedded import config
+from collector.sources.recorder import SAY_SECONDS
+from tests.embedded import config, metric
 from tests.fake_clock import START_MS, FakeClock
 
 APP = "wiki"
@@ -124,6 +125,22 @@ async def test_a_full_buffer_says_false_and_what_is_rejected_is_counted(tmp_path
         await collector.flush()
         assert (counted(collector, "accepted"), counted(collector, "rejected")) == (9, 1)
         assert collector.record_nowait(email="user@example.com", event_name="saved")
+
+
+async def test_what_finds_no_room_is_counted_and_said_but_not_each_time(
+    tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    collector = Collector(config(tmp_path, NOWHERE, stop__deadline="0s", events__max_recorded="1"), clock=clock)
+    await collector.start()
+    for _ in range(2):
+        taken = [collector.record_nowait(email="user@example.com", event_name="saved") for _ in range(4)]
+        assert taken == [True, False, False, False]
+        await collector.flush()
+        clock.advance(SAY_SECONDS)
+    said = [record for record in caplog.records if record.getMessage() == "recorder.refused"]
+    assert [(record.levelname, record.__dict__["events"]) for record in said] == [("ERROR", 1), ("ERROR", 3)]
+    assert metric(collector, "refusals_total", source="program", reason="overload") == 6
+    await collector.stop()
 
 
 async def test_the_stop_waits_for_what_was_recorded_without_waiting(tmp_path: Path) -> None:

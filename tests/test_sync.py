@@ -15,7 +15,7 @@ import pytest
 
 from collector import Collector, QueueFull, Recorded, Rejected, SyncCollector, Unusable, UsageEvent
 from collector.sync import _Storing
-from tests.embedded import config
+from tests.embedded import config, metric
 from tests.programs import NOWHERE, ended, program, waiting
 
 
@@ -145,6 +145,21 @@ def test_recording_without_waiting_does_not_wait_for_another_threads_start(tmp_p
     assert collector.flush(30)
     collector.stop()
     assert waiting(tmp_path) == 1
+
+
+def test_what_finds_no_room_is_counted_and_said_together(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    collector = collector_of(tmp_path, events__max_recorded="10")
+    refused = 0
+    with collector._lock:  # as while another thread starts it: nothing is stored
+        while refused < 5:
+            refused += not collector.record_nowait(email="user@example.com", event_name="saved")
+    assert collector.flush(30)
+    life = collector._life
+    assert life is not None
+    assert metric(life.collector, "refusals_total", source="program", reason="overload") == 5
+    [said] = [record for record in caplog.records if record.getMessage() == "recorder.refused"]
+    assert (said.levelname, said.__dict__["events"]) == ("ERROR", 5)
+    collector.stop()
 
 
 def test_what_is_recorded_amid_a_stop_is_not_forgotten(tmp_path: Path) -> None:

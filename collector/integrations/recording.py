@@ -36,7 +36,10 @@ Recorder = Records | RecordsNowait
 
 
 class Recording:
-    """Records what `find_usage` finds, if anything. What goes wrong is logged the first time, and goes no further."""
+    """Records what `find_usage` finds, if anything. What goes wrong is logged the first time, and goes no further.
+
+    An event for which the recorder has no room is dropped: that, the recorder itself counts and says.
+    """
 
     def __init__(self, recorder: Recorder, find_usage: Callable[..., Usage | None], app_id: str | None) -> None:
         self._record = recorder.record_nowait if isinstance(recorder, RecordsNowait) else recorder.record

@@ -7,6 +7,7 @@ from enum import Enum
 from itertools import islice
 
 import msgspec
+from prometheus_client import Counter
 
 from collector.bodies import BodyFormat
 from collector.clock import Clock
@@ -24,6 +25,9 @@ CHUNK_EVENTS = 1000
 """So many of the events that wait are stored in one go."""
 
 RETRY_SECONDS = 1.0
+
+SAY_SECONDS = 10.0
+"""What found no room is said at most this often, with counts."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -52,6 +56,30 @@ def event_of(email: object, event_name: object, timestamp_ms: object, app_id: ob
     return UsageEvent(timestamp_ms, email, event_name, str.__str__(app_id))
 
 
+class Refused:
+    """Events for which there was no room: add to `events`, then `count` and `say`, then or later and in any thread."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.events = 0
+        self._clock = clock
+        self._counted_events = self._said_events = 0
+        self._say_at = 0.0
+
+    def count(self, refusals: Counter) -> None:
+        """Those that were not counted yet are in the metrics."""
+        if events := self.events - self._counted_events:
+            self._counted_events += events
+            refusals.labels(SOURCE, "overload").inc(events)
+
+    def say(self) -> None:
+        """Those that were not said yet are in the log, at most every `SAY_SECONDS`."""
+        now, events = self._clock.monotonic(), self.events - self._said_events
+        if events and now >= self._say_at:
+            self._say_at = now + SAY_SECONDS
+            self._said_events += events
+            log.error("recorder.refused", events=events, reason="as many as events.max_recorded were waiting")
+
+
 class Recorder:
     """Takes events from the program that the collector runs in, on its loop.
 
@@ -64,6 +92,7 @@ class Recorder:
         self._clock = clock
         self._verdicts = Verdicts(metrics.events, SOURCE)
         self._refusals = metrics.refusals
+        self._refused = Refused(clock)
         self._waiting: deque[UsageEvent] = deque()
         self._offered = asyncio.Event()
         self._emptied = asyncio.Event()
@@ -97,7 +126,9 @@ class Recorder:
     def offer(self, event: UsageEvent) -> bool:
         """Whether there was room for the event. It is stored soon; until then it dies with the process."""
         if len(self._waiting) >= self._max_waiting_events:
-            self._refusals.labels(SOURCE, "overload").inc()
+            self._refused.events += 1
+            self._refused.count(self._refusals)
+            self._refused.say()
             return False
         self._waiting.append(event)
         self._emptied.clear()
@@ -125,6 +156,7 @@ class Recorder:
                 for _ in chunk:
                     self._waiting.popleft()
             self._emptied.set()
+            self._refused.say()
 
 
 def _line(event: UsageEvent) -> bytes:
