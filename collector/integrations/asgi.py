@@ -28,7 +28,7 @@ class UsageMiddleware:
         self, app: App, *, recorder: Recorder, usage: Callable[[Scope, int], Usage | None], app_id: str | None = None
     ) -> None:
         self._app = app
-        self._recording = Recording(recorder, usage, app_id)
+        self._recording = Recording(recorder, lambda scope, start: usage(scope, start["status"]), app_id)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application answers; websockets and lifespan events pass through."""
@@ -39,6 +39,6 @@ class UsageMiddleware:
         async def send_and_record(message: Message) -> None:
             await send(message)
             if message["type"] == "http.response.start":
-                self._recording.record(scope, message["status"])
+                self._recording.record(scope, message)
 
         await self._app(scope, receive, send_and_record)

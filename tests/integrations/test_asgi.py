@@ -141,6 +141,24 @@ async def test_a_callable_that_fails_is_logged_once_and_breaks_no_request(caplog
     assert record.exc_info is not None
 
 
+async def test_a_response_without_a_status_is_for_the_server_to_refuse() -> None:
+    sent: list[Message] = []
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start"})
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    recorder = ListRecorder()
+    await UsageMiddleware(app, recorder=recorder, usage=usage)({"type": "http"}, receive, send)
+    assert sent == [{"type": "http.response.start"}]
+    assert not recorder.events
+
+
 async def test_an_application_that_raises_is_not_recorded_and_its_error_goes_on() -> None:
     async def app(*_: object) -> None:
         raise RuntimeError("broken")

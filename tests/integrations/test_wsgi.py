@@ -1,7 +1,10 @@
 """The WSGI middleware around applications of Flask and Django, and around bare ones."""
 
+import gc
+import io
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
+from wsgiref.handlers import SimpleHandler
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
@@ -140,6 +143,101 @@ def test_the_status_that_replaces_another_counts_and_a_response_that_never_start
     for path in ("/replaced", "/never"):
         wrapped(environ_of(path), ignore).close()  # type: ignore[attr-defined]
     assert recorder.usages == [("user@example.com", "/replaced 500")]
+
+
+def test_the_status_of_an_answer_that_had_begun_stays_what_the_client_has_seen() -> None:
+    recorder = ListRecorder()
+
+    def start_response(*begun: object) -> Callable[[bytes], object]:
+        if len(begun) == 3:
+            raise ValueError("headers were sent")  # which a server must raise again (PEP 3333)
+        return ignore
+
+    def app(_: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        start_response("200 OK", [])
+        yield b"half"
+        start_response("500 Oh", [], (ValueError, ValueError("broken"), None))  # type: ignore[arg-type]
+
+    response = UsageMiddleware(app, recorder=recorder, usage=usage)(environ_of("/"), start_response)
+    with pytest.raises(ValueError, match="headers were sent"):
+        list(response)
+    response.close()  # type: ignore[attr-defined]
+    assert recorder.usages == [("user@example.com", "/ 200")]
+
+
+def test_an_application_that_raises_before_its_first_part_has_answered_nothing() -> None:
+    recorder = ListRecorder()
+    happened: list[str] = []
+
+    class Broken(Parts):
+        def __iter__(self) -> Iterator[bytes]:
+            self._start_response("200 OK", [])  # which the server replaces, for nothing was sent
+            raise RuntimeError("broken")
+            yield b""
+
+    response = UsageMiddleware(lambda _, start: Broken(start, happened), recorder=recorder, usage=usage)(
+        environ_of("/"), ignore
+    )
+    with pytest.raises(RuntimeError, match="broken"):
+        list(response)
+    response.close()  # type: ignore[attr-defined]
+    assert happened == ["closed"]
+    assert not recorder.events
+
+
+def test_a_client_that_goes_away_amid_the_response_is_recorded_and_the_response_closed_once() -> None:
+    recorder = ListRecorder()
+    happened: list[str] = []
+    response = UsageMiddleware(lambda _, start: Parts(start, happened), recorder=recorder, usage=usage)(
+        environ_of("/"), ignore
+    )
+    parts = iter(response)
+    next(parts)
+    response.close()  # type: ignore[attr-defined]
+    del parts, response
+    gc.collect()
+    assert happened == ["a", "closed"]
+    assert recorder.usages == [("user@example.com", "/ 200")]
+
+
+class Handler(SimpleHandler):
+    """wsgiref's server, without a network."""
+
+    def __init__(self) -> None:
+        self.output = io.BytesIO()
+        super().__init__(io.BytesIO(), self.output, io.StringIO(), environ_of("/"))
+
+    def answer(self, app: "WSGIApplication") -> bytes:
+        self.run(app)
+        return self.output.getvalue()
+
+
+def written(_: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    write = start_response("200 OK", [])
+    write(b"hello, ")
+    return [b"world"]
+
+
+def by_keyword(_: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    start_response("200 OK", [])
+    start_response("500 Oh", [], exc_info=(None, None, None))  # type: ignore[call-arg]  # servers take it
+    return [b"oh"]
+
+
+@pytest.mark.parametrize(
+    "app",
+    [
+        lambda _, start: start("200 OK", []) and [b"hello"],
+        lambda _, start: start("204 No", []) and [],
+        written,
+        by_keyword,
+    ],
+)
+def test_a_server_says_the_same_with_it_and_without(app: "WSGIApplication") -> None:
+    recorder = ListRecorder()
+    bare = Handler().answer(app)
+    assert Handler().answer(UsageMiddleware(app, recorder=recorder, usage=usage)) == bare
+    assert recorder.usages == [("user@example.com", f"/ {bare.split()[1].decode()}")]
 
 
 @pytest.mark.parametrize("status", ["200 OK", "strange"])
