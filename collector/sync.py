@@ -174,7 +174,11 @@ class SyncCollector:
             made = self._storing or _Storing(self.record_many, self._tell_refused)
             if self._storing is None:  # nor has a handler of signals that came in between made one
                 self._storing = made
-                made.start()
+                try:
+                    made.start()
+                except BaseException:  # no more threads, or the interpreter ends: the next event tries again
+                    self._storing = None
+                    raise
             return self._storing
 
     def _tell(self, storing: "_Storing") -> None:

@@ -147,6 +147,26 @@ def test_recording_without_waiting_does_not_wait_for_another_threads_start(tmp_p
     assert waiting(tmp_path) == 1
 
 
+def test_an_event_that_comes_while_no_thread_can_begin_is_refused_and_the_next_one_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = collector_of(tmp_path)
+    with monkeypatch.context() as exhausted:
+
+        def no_more_threads(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        exhausted.setattr(threading.Thread, "start", no_more_threads)
+        for number in range(2):
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                collector.record_nowait(email="user@example.com", event_name="saved", timestamp_ms=number)
+        assert collector.stop().waiting_events == 0
+    assert collector.record_nowait(email="user@example.com", event_name="saved", timestamp_ms=7)
+    assert collector.flush(30)
+    collector.stop()
+    assert waiting(tmp_path) == 1
+
+
 def test_what_finds_no_room_is_counted_and_said_together(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     collector = collector_of(tmp_path, events__max_recorded="10")
     refused = 0
