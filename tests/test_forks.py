@@ -1,10 +1,16 @@
 """Programs that fork while their collector runs: what the child has of it, and what it may do."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.programs import ended, program, waiting
+from collector.agent import Collector
+from collector.queue import forks
+from collector.sources.unix import UnixSocket
+from tests.embedded import config as embedded_config
+from tests.programs import NOWHERE, ended, program, waiting
 
 HEAD = """
 import asyncio, contextlib, socket
@@ -30,6 +36,46 @@ def child():
         os.close(to_child)
         os.waitpid(pid, 0)
 """
+
+
+def another_thread_may_fork() -> bool:
+    def begin_and_leave_off() -> bool:
+        may = bool(forks._forking.acquire(blocking=False))
+        if may:
+            forks._forking.release()
+        return may
+
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(begin_and_leave_off).result()
+
+
+async def test_nobody_forks_while_something_is_had_that_a_child_would_not_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = Collector(
+        embedded_config(tmp_path, NOWHERE, stop__deadline="0s", unix__stream=str(tmp_path / "http.sock")), listens=True
+    )
+    role, found = collector._queue._flusher_role, {}  # type: ignore[attr-defined]  # of SqliteQueue
+
+    def watch(owner: Any, name: str) -> None:
+        call = getattr(owner, name)
+
+        def look(*arguments: Any) -> Any:
+            found[name] = another_thread_may_fork()
+            return call(*arguments)
+
+        monkeypatch.setattr(owner, name, look)
+
+    for owner, name in (
+        (role, "acquire"),
+        (role, "release"),
+        (collector._listeners.http, "start"),
+        (UnixSocket, "close"),
+    ):
+        watch(owner, name)
+    async with collector:
+        assert another_thread_may_fork()
+    assert found == dict.fromkeys(["acquire", "start", "close", "release"], False)
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from collector.clock import Clock
+from collector.errors import DiskFull
 from collector.queue.database import FILE_NAME
+from collector.queue.forks import Connection
 from collector.queue.operations import Put
 from collector.queue.reserve import FILE_NAME as RESERVE_NAME
 from collector.queue.reserve import RESERVE_BYTES, Reserve
@@ -50,6 +52,42 @@ def test_a_store_that_cannot_have_a_reserve_says_so_and_takes_events(tmp_path: P
         assert "directory" in str(store.trouble)
         store.transact([Put.of([batch("wiki", [1])])])
         assert store.trouble is None
+
+
+def close_as_a_fork_does(store: Store) -> None:
+    store._connection.close()
+    store._connection.was_closed_by_fork = True
+
+
+def test_the_reserve_that_a_fork_amid_a_full_disk_found_given_up_is_taken_back(tmp_path: Path) -> None:
+    with closing(open_store(tmp_path)) as store:
+        store._reserve.give()
+        close_as_a_fork_does(store)
+        store.reconnect()
+        assert held_bytes(tmp_path) >= RESERVE_BYTES
+        assert store.trouble is None
+
+
+def test_a_file_that_cannot_be_opened_again_after_a_fork_is_trouble_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> Connection:
+        raise DiskFull("no room")
+
+    with closing(open_store(tmp_path)) as store:
+        close_as_a_fork_does(store)
+        with monkeypatch.context() as full:
+            full.setattr("collector.queue.store.open_writer", refuse)
+            with pytest.raises(DiskFull):
+                store.reconnect()
+        assert isinstance(store.trouble, DiskFull)
+        assert held_bytes(tmp_path) == 0  # it was given up to open the file, in vain
+        store.reconnect()
+        assert held_bytes(tmp_path) >= RESERVE_BYTES
+        store.recover()
+        assert store.trouble is None
+        store.transact([Put.of([batch("wiki", [1])])])
+    assert waiting_numbers(tmp_path, "wiki") == [1]
 
 
 def test_what_a_dead_process_left_in_the_log_is_in_the_database_before_anything_is_acknowledged(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -23,10 +24,11 @@ from collector.errors import (
 )
 from collector.events import split_keys
 from collector.observe.metrics import Metrics
-from collector.queue import ready
+from collector.queue import ready, store_thread
 from collector.queue.base import Batch, Burial, Queue, Verdict
 from collector.queue.database import FILE_NAME
 from collector.queue.limits import BUSY_RETRY_AFTER_SECONDS, FULL_RETRY_AFTER_SECONDS
+from collector.queue.lock import nobody_present
 from collector.queue.pruning import MAX_KEYS, MAX_STEPS, MIN_KEYS, PASSES, PruneWalk
 from collector.queue.ready import CHECKED_WHOLE_BYTES
 from collector.queue.sqlite import SqliteQueue
@@ -233,6 +235,28 @@ async def test_closing_returns_after_every_put_and_settlement_that_was_begun_is_
     await begun_settling
     with pytest.raises(QueueUnavailable, match="closed"):
         await queue.put([batch("wiki", [50])])
+
+
+async def test_an_open_that_is_cancelled_leaves_nothing_open(
+    tmp_path: Path, open_queue: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    come, word = threading.Event(), threading.Event()
+
+    class LateStore(Store):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            come.set()
+            word.wait()
+            super().__init__(*arguments, **named)
+
+    monkeypatch.setattr(store_thread, "Store", LateStore)
+    opening = asyncio.ensure_future(open_queue())
+    await asyncio.to_thread(come.wait)
+    opening.cancel()
+    asyncio.get_running_loop().call_soon(word.set)  # the cancellation has come by then
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    with nobody_present(tmp_path, patience_seconds=0) as nobody:
+        assert nobody
 
 
 async def test_a_file_that_is_no_queue_cannot_be_opened(tmp_path: Path, open_queue: Opener) -> None:
