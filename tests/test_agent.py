@@ -11,6 +11,7 @@ import pytest
 from collector.agent import Collector
 from collector.election import Delivery
 from collector.errors import QueueUnavailable, Unusable
+from collector.queue.lock import nobody_present
 from collector.queue.store import Store
 from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
@@ -152,6 +153,8 @@ async def nothing_is_left(collector: Collector, folder: Path) -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
     with pytest.raises(Unusable, match="does not run"):
         await collector.record(email="user@example.com", event_name="saved")
+    with nobody_present(folder / "queue", patience_seconds=0) as nobody:
+        assert nobody
     taken = collector._listeners.http.address or "127.0.0.1:0"
     async with embedded(folder, NOWHERE, http__listen=str(taken), stop__deadline="0s"):
         pass

@@ -60,10 +60,13 @@ class StoreThread:
     async def close(self) -> None:
         """See `Writer.close`."""
         try:
-            if self._store is not None:
-                await self._thread.run(self._store.close)
+            await self._thread.run(self._close_store)  # which comes after the opening, if that is still under way
         finally:
             self._thread.shutdown()
+
+    def _close_store(self) -> None:
+        if self._store is not None:
+            self._store.close()
 
     def _with_store(self, step: Callable[[Store], T]) -> T:
         assert self._store is not None, "open comes first"  # noqa: S101

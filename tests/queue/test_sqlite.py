@@ -245,7 +245,7 @@ async def test_an_open_that_is_cancelled_leaves_nothing_open(
     class LateStore(Store):
         def __init__(self, *arguments: Any, **named: Any) -> None:
             come.set()
-            word.wait()
+            word.wait(PATIENCE_SECONDS / 10)  # where the loop waits for this, nobody can say it
             super().__init__(*arguments, **named)
 
     monkeypatch.setattr(store_thread, "Store", LateStore)
