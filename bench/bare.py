@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from collector.events import event_key
-from collector.queue.database import FILE_NAME, make_file, open_writer
+from collector.queue.sqlite.database import FILE_NAME, make_file, open_writer
 
 BATCH = 1000
 INSERT = "INSERT OR IGNORE INTO seen (key, stamp) VALUES " + ", ".join(["(?, ?)"] * BATCH)

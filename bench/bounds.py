@@ -27,9 +27,9 @@ from collector.clock import Clock
 from collector.events import KEY_BYTES, event_key
 from collector.observe.metrics import Metrics
 from collector.queue.base import Batch
-from collector.queue.database import FILE_NAME
-from collector.queue.sqlite import SqliteQueue
-from collector.queue.store import Store
+from collector.queue.sqlite.database import FILE_NAME
+from collector.queue.sqlite.queue import SqliteQueue
+from collector.queue.sqlite.store import Store
 
 BATCH_EVENTS = 1000
 APPS = 10

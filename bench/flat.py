@@ -22,7 +22,7 @@ from bench.load import BEGIN_MS
 from bench.loads import BATCHES, SINGLES, Posts, by_datagram, by_http
 from bench.processes import python
 from bench.rows import Sample, summary, table
-from collector.queue.database import FILE_NAME, MAX_FRESH_KEYS, SQL, make_file, open_writer
+from collector.queue.sqlite.database import FILE_NAME, MAX_FRESH_KEYS, SQL, make_file, open_writer
 
 RESULTS = Path(__file__).parent / "results" / "flat.json"
 DAY_MS = 86_400_000

@@ -34,8 +34,8 @@ from collector.observe.status import Status
 from collector.observer import Observer
 from collector.pace import Pace
 from collector.queue.backend import backend
-from collector.queue.step_thread import StepThread
-from collector.queue.writer import Writer
+from collector.queue.sqlite.step_thread import StepThread
+from collector.queue.sqlite.writer import Writer
 from collector.sources.gateway import Gateway
 from collector.sources.recorder import Recorded, Recorder, event_of
 from collector.supervision import Supervision

@@ -21,11 +21,11 @@ from collector.config.kinds import Address, Secret
 from collector.config.model import Access, Http
 from collector.config.tokens import read_tokens
 from collector.errors import ConfigInvalid, Unusable
+from collector.forks import let_go_in_child, no_fork
 from collector.intake import Intake
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.status import Status
-from collector.queue.forks import let_go_in_child, no_fork
 from collector.sources.access import Guard
 from collector.sources.datagrams import DatagramSource, bind_udp, say_if_short, say_if_small
 from collector.sources.gateway import Gateway

@@ -26,9 +26,9 @@ from collector.config import Config
 from collector.election import Delivery
 from collector.errors import CollectorError, Unusable
 from collector.events import UsageEvent
+from collector.forks import never_free
 from collector.intake import Report
 from collector.observe.logs import get_logger
-from collector.queue.forks import never_free
 from collector.sources.recorder import CHUNK_EVENTS, RETRY_SECONDS, Recorded, Refused, event_of
 
 log = get_logger(__name__)

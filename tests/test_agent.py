@@ -11,8 +11,8 @@ import pytest
 from collector.agent import Collector
 from collector.election import Delivery
 from collector.errors import QueueUnavailable, Unusable
-from collector.queue.lock import nobody_present
-from collector.queue.store import Store
+from collector.queue.sqlite.lock import nobody_present
+from collector.queue.sqlite.store import Store
 from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State

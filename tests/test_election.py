@@ -11,7 +11,7 @@ from collector.election import ELECTION_SECONDS, Election
 from collector.observe.metrics import Metrics
 from collector.queue.backend import backend
 from collector.queue.base import Backend
-from collector.queue.lock import RoleLock
+from collector.queue.sqlite.lock import RoleLock
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.embedded import config

@@ -25,7 +25,7 @@ from collector.flusher import BATCH_REGROWTH, Flusher
 from collector.observe.metrics import Metrics
 from collector.parcel import SUSPICIOUS_BURIALS
 from collector.queue.base import Backlog, Burial, Lease
-from collector.queue.sqlite import SqliteQueue
+from collector.queue.sqlite.queue import SqliteQueue
 from tests.fake_clock import FakeClock
 from tests.patience import PATIENCE_SECONDS, until
 from tests.queue.samples import batch, line, numbers_in, opened, waiting_numbers

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from collector import forks
 from collector.agent import Collector
-from collector.queue import forks
 from collector.sources.unix import UnixSocket
 from tests.embedded import config as embedded_config
 from tests.programs import NOWHERE, ended, program, waiting

@@ -16,7 +16,7 @@ from collector.config.load import keys
 from collector.config.model import NEEDS_RESTART, Config
 from collector.election import Delivery
 from collector.errors import ConfigInvalid
-from collector.queue.sqlite import SqliteQueue
+from collector.queue.sqlite.queue import SqliteQueue
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.config.test_load import SETTINGS

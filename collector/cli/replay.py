@@ -10,7 +10,7 @@ from collector.cli.screen import events
 from collector.clock import Clock
 from collector.config import load
 from collector.queue.backend import letters as letters_of
-from collector.queue.letters import Choice
+from collector.queue.by_hand import Choice
 
 
 @click.command("replay", short_help="Send delivered events once more.")

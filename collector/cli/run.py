@@ -21,8 +21,8 @@ from collector.config.model import Log
 from collector.election import Delivery
 from collector.errors import ConfigInvalid
 from collector.observe.logs import configure, get_logger
-from collector.queue.store_process import StoreProcess
-from collector.queue.writer import unheard
+from collector.queue.sqlite.store_process import StoreProcess
+from collector.queue.sqlite.writer import unheard
 from collector.systemd import Notifier, take_sockets
 
 log = get_logger(__name__)

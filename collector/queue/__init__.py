@@ -1,1 +1,1 @@
-"""The durable queue: `base` is its protocol, `sqlite` the implementation on one disk."""
+"""The durable queue: `base` is its protocol, `sqlite` and `jetstream` are its two kinds, `backend` chooses one."""

@@ -9,12 +9,12 @@ from collector.errors import Unusable
 from collector.observe.metrics import Metrics
 from collector.observe.status import DeadLetters
 from collector.queue.base import Backend, QueueStats
-from collector.queue.letters import Letters
-from collector.queue.recover import examine
-from collector.queue.sqlite import SqliteQueue
-from collector.queue.step_thread import StepThread
-from collector.queue.view import View
-from collector.queue.writer import Writer
+from collector.queue.sqlite.letters import Letters
+from collector.queue.sqlite.queue import SqliteQueue
+from collector.queue.sqlite.rescue.recover import examine
+from collector.queue.sqlite.step_thread import StepThread
+from collector.queue.sqlite.view import View
+from collector.queue.sqlite.writer import Writer
 
 if TYPE_CHECKING:
     from collector.queue.jetstream.letters import StreamLetters

@@ -9,7 +9,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from collector.queue.database import FILE_NAME
+from collector.queue.sqlite.database import FILE_NAME
 from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State

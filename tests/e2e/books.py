@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from collector.queue.database import FILE_NAME
+from collector.queue.sqlite.database import FILE_NAME
 from collector.sandbox.state import State
 from tests.patience import until
 

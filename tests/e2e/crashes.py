@@ -17,7 +17,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
-from collector.queue import database
+from collector.queue.sqlite import database
 from collector.sandbox.faults import Fault
 from tests.e2e.daemon import Daemon, NotStartedError
 from tests.e2e.oracle import TROUBLES, Oracle, oracle_in
@@ -62,11 +62,11 @@ NOT_TAKEN = {
     "sql.waiting_after": BY_HAND,
     "sql.dead_reasons": SHOWN,
     "sql.latest_dead": SHOWN,
-    "sqlite.SqliteQueue.dead_letters": SHOWN,
-    "sqlite.SqliteQueue.fleet_share": "of a limit on requests, and writes nothing; see tests/test_pace.py",
-    "sqlite.SqliteQueue.round_trip": "of a supervisor's watchdog, and writes nothing; see tests/test_systemd.py",
-    "sqlite.SqliteQueue.use_limits": AT_RELOAD,
-    "sqlite._nothing": "as round_trip",
+    "queue.SqliteQueue.dead_letters": SHOWN,
+    "queue.SqliteQueue.fleet_share": "of a limit on requests, and writes nothing; see tests/test_pace.py",
+    "queue.SqliteQueue.round_trip": "of a supervisor's watchdog, and writes nothing; see tests/test_systemd.py",
+    "queue.SqliteQueue.use_limits": AT_RELOAD,
+    "queue._nothing": "as round_trip",
     "store.Store.reconnect": "after a fork of the program around it; see tests/test_sync.py",
     "store_process._close_all_but": "as _live",
     "store_process._die_with": "as _live",

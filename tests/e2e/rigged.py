@@ -27,15 +27,14 @@ import msgspec
 import collector.agent
 import collector.cli
 import collector.clock
-from collector import flusher, parcel, retry_schedule
-from collector.queue import (
+from collector import flusher, forks, parcel, retry_schedule
+from collector.queue.sqlite import (
     database,
-    forks,
     group_commit,
+    queue,
     recent_keys,
     reserve,
     segments,
-    sqlite,
     store,
     store_process,
     writer,
@@ -51,7 +50,7 @@ MODULES = (
     writer,
     store_process,
     group_commit,
-    sqlite,
+    queue,
     flusher,
     parcel,
     retry_schedule,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import aiohttp
 
-from collector.queue.database import SQL
-from collector.queue.store import Store
+from collector.queue.sqlite.database import SQL
+from collector.queue.sqlite.store import Store
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.e2e.books import Books, random_event, settled

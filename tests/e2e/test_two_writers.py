@@ -25,9 +25,9 @@ import msgspec
 from collector.clock import Clock
 from collector.events import event_key
 from collector.observe.metrics import Metrics
-from collector.queue import database
+from collector.queue.sqlite import database
 from collector.queue.base import Batch
-from collector.queue.sqlite import SqliteQueue
+from collector.queue.sqlite.queue import SqliteQueue
 
 database.AUTO_CHECKPOINT_PAGES = 4
 

@@ -10,11 +10,11 @@ from unittest import mock
 
 from collector.errors import CollectorError
 from collector.events import event_key
-from collector.queue import recent_keys
 from collector.queue.base import Batch, Burial
-from collector.queue.database import FILE_NAME
-from collector.queue.operations import Put, Settle
-from collector.queue.store import Store
+from collector.queue.sqlite import recent_keys
+from collector.queue.sqlite.database import FILE_NAME
+from collector.queue.sqlite.operations import Put, Settle
+from collector.queue.sqlite.store import Store
 from tests.fake_clock import FakeClock
 from tests.queue.samples import EAGER, EMAIL, all_keys, opened
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from collector.events import event_key, split_keys
-from collector.queue.at_hand import AtHand
 from collector.queue.base import Batch
-from collector.queue.database import FILE_NAME
-from collector.queue.run import Run
-from collector.queue.view import View
+from collector.queue.sqlite.at_hand import AtHand
+from collector.queue.sqlite.database import FILE_NAME
+from collector.queue.sqlite.run import Run
+from collector.queue.sqlite.view import View
 
 EMAIL = "someone@example.com"
 

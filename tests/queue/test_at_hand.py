@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.queue.at_hand import AT_HAND_BYTES, AtHand
 from collector.queue.base import Verdict
-from collector.queue.run import Segment, best_reach, made_of
+from collector.queue.sqlite.at_hand import AT_HAND_BYTES, AtHand
+from collector.queue.sqlite.run import Segment, best_reach, made_of
 from tests.queue.samples import batch, numbers_in
 
 BATCH_EVENTS = 10

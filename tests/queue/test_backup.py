@@ -10,11 +10,11 @@ import pytest
 from collector.clock import Clock
 from collector.errors import DiskFull, QueueBroken
 from collector.observe.metrics import Metrics
-from collector.queue import backup
-from collector.queue.backup import back_up
-from collector.queue.database import FILE_NAME
-from collector.queue.ready import damage
-from collector.queue.sqlite import SqliteQueue
+from collector.queue.sqlite import backup
+from collector.queue.sqlite.backup import back_up
+from collector.queue.sqlite.database import FILE_NAME
+from collector.queue.sqlite.queue import SqliteQueue
+from collector.queue.sqlite.rescue.ready import damage
 from tests.patience import until
 from tests.queue.samples import batch, remembered, stored
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from collector.queue.database import AUTO_CHECKPOINT_PAGES, FILE_NAME, SQL, WAL_LIMIT_BYTES
-from collector.queue.operations import Put, Settle
-from collector.queue.store import Store
-from collector.queue.view import View
+from collector.queue.sqlite.database import AUTO_CHECKPOINT_PAGES, FILE_NAME, SQL, WAL_LIMIT_BYTES
+from collector.queue.sqlite.operations import Put, Settle
+from collector.queue.sqlite.store import Store
+from collector.queue.sqlite.view import View
 from tests.fake_clock import START_MS, FakeClock
 from tests.queue.samples import batch, next_run, remembered
 
@@ -110,7 +110,7 @@ def test_a_step_of_forgetting_costs_the_same_among_few_keys_and_among_many(
 
 def test_the_log_stays_small_while_events_come_and_go_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages, commits, log = 50, 0, tmp_path / f"{FILE_NAME}-wal"
-    monkeypatch.setattr("collector.queue.database.AUTO_CHECKPOINT_PAGES", pages)
+    monkeypatch.setattr("collector.queue.sqlite.database.AUTO_CHECKPOINT_PAGES", pages)
     largest = 0
     with closing(Store(tmp_path, batch_events=BATCH_EVENTS, clock=FakeClock())) as store:
         for number in range(100):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from collector.errors import DiskFull, QueueBroken, QueueDamaged, QueueUnavailable
-from collector.queue.database import (
+from collector.queue.sqlite.database import (
     APPLICATION_ID,
     FILE_NAME,
     MIGRATIONS,
@@ -283,9 +283,9 @@ def test_an_error_of_sqlite_becomes_what_the_caller_must_do(file: Path, code: in
 
 OPEN_AND_PUT = """
 import pathlib, sys
-from collector.queue.database import open_writer
-from collector.queue.lock import Presence
-from collector.queue.ready import make_ready
+from collector.queue.sqlite.database import open_writer
+from collector.queue.sqlite.lock import Presence
+from collector.queue.sqlite.rescue.ready import make_ready
 directory = pathlib.Path(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()

@@ -9,13 +9,13 @@ import pytest
 
 from collector.clock import Clock
 from collector.errors import CollectorError, DiskFull, QueueUnavailable
-from collector.queue import store_thread
 from collector.queue.base import Batch, Verdict
-from collector.queue.group_commit import GroupCommit, Verdicts
-from collector.queue.operations import Done, Operation, Put, Settle
-from collector.queue.step_thread import StepThread
-from collector.queue.store_thread import StoreThread
-from collector.queue.writer import MAX_GROUP_BYTES
+from collector.queue.sqlite import store_thread
+from collector.queue.sqlite.group_commit import GroupCommit, Verdicts
+from collector.queue.sqlite.operations import Done, Operation, Put, Settle
+from collector.queue.sqlite.step_thread import StepThread
+from collector.queue.sqlite.store_thread import StoreThread
+from collector.queue.sqlite.writer import MAX_GROUP_BYTES
 from tests.patience import PATIENCE_SECONDS
 
 

@@ -10,9 +10,10 @@ import pytest
 from collector.errors import DeadLettersFull, QueueBroken, QueueDamaged
 from collector.observe.metrics import Metrics
 from collector.queue.base import Burial, Verdict
-from collector.queue.letters import Choice, Letters
-from collector.queue.sqlite import SqliteQueue
-from collector.queue.store import Store
+from collector.queue.by_hand import Choice
+from collector.queue.sqlite.letters import Letters
+from collector.queue.sqlite.queue import SqliteQueue
+from collector.queue.sqlite.store import Store
 from tests.fake_clock import START_MS, FakeClock
 from tests.patience import until
 from tests.queue import broken

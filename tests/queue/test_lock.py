@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from collector.errors import QueueBroken, QueueInUse
-from collector.queue.lock import RoleLock, is_there
+from collector.queue.sqlite.lock import RoleLock, is_there
 from tests.queue.samples import child, hear, tell
 
 HOLD = """
 import pathlib, sys
-from collector.queue.lock import RoleLock
+from collector.queue.sqlite.lock import RoleLock
 lock = RoleLock(pathlib.Path(sys.argv[1]), "flusher")
 lock.acquire()
 print("held", flush=True)
@@ -24,7 +24,7 @@ sys.stdin.readline()
 TRY = """
 import pathlib, sys
 from collector.errors import QueueInUse
-from collector.queue.lock import RoleLock
+from collector.queue.sqlite.lock import RoleLock
 try:
     RoleLock(pathlib.Path(sys.argv[1]), "flusher").acquire()
 except QueueInUse as refusal:

@@ -14,12 +14,12 @@ from collector.clock import Clock
 from collector.errors import DiskFull, QueueUnavailable
 from collector.events import split_keys
 from collector.observe.metrics import Metrics
-from collector.queue import recent_keys
 from collector.queue.base import Batch, Verdict
-from collector.queue.operations import Put
-from collector.queue.sqlite import SqliteQueue
-from collector.queue.store import Store
-from collector.queue.store_process import StoreProcess
+from collector.queue.sqlite import recent_keys
+from collector.queue.sqlite.operations import Put
+from collector.queue.sqlite.queue import SqliteQueue
+from collector.queue.sqlite.store import Store
+from collector.queue.sqlite.store_process import StoreProcess
 from tests.fake_clock import START_MS, FakeClock
 from tests.patience import until
 from tests.queue.samples import EAGER, batch, opened, remembered

@@ -8,12 +8,12 @@ import pytest
 
 from collector.clock import Clock
 from collector.errors import DiskFull
-from collector.queue.database import FILE_NAME
-from collector.queue.forks import Connection
-from collector.queue.operations import Put
-from collector.queue.reserve import FILE_NAME as RESERVE_NAME
-from collector.queue.reserve import RESERVE_BYTES, Reserve
-from collector.queue.store import Store
+from collector.forks import Connection
+from collector.queue.sqlite.database import FILE_NAME
+from collector.queue.sqlite.operations import Put
+from collector.queue.sqlite.reserve import FILE_NAME as RESERVE_NAME
+from collector.queue.sqlite.reserve import RESERVE_BYTES, Reserve
+from collector.queue.sqlite.store import Store
 from tests.queue.samples import batch, waiting_numbers
 
 
@@ -77,7 +77,7 @@ def test_a_file_that_cannot_be_opened_again_after_a_fork_is_trouble_until_it_can
     with closing(open_store(tmp_path)) as store:
         close_as_a_fork_does(store)
         with monkeypatch.context() as full:
-            full.setattr("collector.queue.store.open_writer", refuse)
+            full.setattr("collector.queue.sqlite.store.open_writer", refuse)
             with pytest.raises(DiskFull):
                 store.reconnect()
         assert isinstance(store.trouble, DiskFull)

@@ -15,15 +15,15 @@ import pytest
 
 from collector.errors import DiskFull, QueueBroken, QueueDamaged, QueueInUse, QueueUnavailable
 from collector.events import split_keys
-from collector.queue.bare_file import leaves_of, roots_of
-from collector.queue.database import APPLICATION_ID, FILE_NAME, MIGRATIONS, make_file, migrate
-from collector.queue.letters import Letters
-from collector.queue.operations import Put
-from collector.queue.recover import examine, recover
-from collector.queue.salvage import COMPLETE
-from collector.queue.store import Store
-from collector.queue.view import View
-from collector.queue.write_ahead_log import PAGE_BYTES, read_log
+from collector.queue.sqlite.database import APPLICATION_ID, FILE_NAME, MIGRATIONS, make_file, migrate
+from collector.queue.sqlite.letters import Letters
+from collector.queue.sqlite.operations import Put
+from collector.queue.sqlite.rescue.bare_file import leaves_of, roots_of
+from collector.queue.sqlite.rescue.recover import examine, recover
+from collector.queue.sqlite.rescue.salvage import COMPLETE
+from collector.queue.sqlite.store import Store
+from collector.queue.sqlite.view import View
+from collector.queue.sqlite.write_ahead_log import PAGE_BYTES, read_log
 from tests.fake_clock import FakeClock
 from tests.queue.broken import (
     BATCH_EVENTS,
@@ -452,7 +452,7 @@ def test_a_disk_that_gets_in_the_way_by_hand_is_said_as_such(
     def fail(_: Path) -> None:
         raise failure
 
-    monkeypatch.setattr(f"collector.queue.recover.{step}", fail)
+    monkeypatch.setattr(f"collector.queue.sqlite.rescue.recover.{step}", fail)
     with pytest.raises(DiskFull) as refusal:
         attempt(tmp_path)
     assert str(refusal.value) == f"{tmp_path / FILE_NAME}: no room on the disk"

@@ -24,15 +24,16 @@ from collector.errors import (
 )
 from collector.events import split_keys
 from collector.observe.metrics import Metrics
-from collector.queue import ready, store_thread
 from collector.queue.base import Batch, Burial, Queue, Verdict
-from collector.queue.database import FILE_NAME
 from collector.queue.limits import BUSY_RETRY_AFTER_SECONDS, FULL_RETRY_AFTER_SECONDS
-from collector.queue.lock import nobody_present
-from collector.queue.pruning import MAX_KEYS, MAX_STEPS, MIN_KEYS, PASSES, PruneWalk
-from collector.queue.ready import CHECKED_WHOLE_BYTES
-from collector.queue.sqlite import SqliteQueue
-from collector.queue.store import Store
+from collector.queue.sqlite import store_thread
+from collector.queue.sqlite.database import FILE_NAME
+from collector.queue.sqlite.lock import nobody_present
+from collector.queue.sqlite.pruning import MAX_KEYS, MAX_STEPS, MIN_KEYS, PASSES, PruneWalk
+from collector.queue.sqlite.queue import SqliteQueue
+from collector.queue.sqlite.rescue import ready
+from collector.queue.sqlite.rescue.ready import CHECKED_WHOLE_BYTES
+from collector.queue.sqlite.store import Store
 from tests.fake_clock import FakeClock
 from tests.patience import PATIENCE_SECONDS, until
 from tests.queue.contract import BATCH_EVENTS, QueueContract, available, lease, lease_all, numbers_of
@@ -115,7 +116,7 @@ async def test_who_delivers_need_not_read_what_was_put_a_moment_ago(
     queue.take_flusher_role()
     await queue.put([batch("wiki", range(10))])
     leases = [await lease(queue, "wiki")]  # from here on it is known where the app's segments lie
-    monkeypatch.delattr("collector.queue.view.View.next_segments")
+    monkeypatch.delattr("collector.queue.sqlite.view.View.next_segments")
     await asyncio.gather(*(queue.put([batch("wiki", range(begin, begin + 5))]) for begin in range(10, 50, 5)))
     leases += await lease_all(queue, "wiki")
     assert numbers_of(*leases) == list(range(50))
@@ -180,7 +181,7 @@ import asyncio, pathlib, sys
 from collector.clock import Clock
 from collector.observe.metrics import Metrics
 from collector.queue.base import Burial
-from collector.queue.sqlite import SqliteQueue
+from collector.queue.sqlite.queue import SqliteQueue
 from tests.queue.samples import batch
 
 async def main():
@@ -273,7 +274,7 @@ import asyncio, json, pathlib, sys
 from collector.clock import Clock
 from collector.errors import QueueInUse
 from collector.observe.metrics import Metrics
-from collector.queue.sqlite import SqliteQueue
+from collector.queue.sqlite.queue import SqliteQueue
 from tests.queue.samples import batch
 
 async def main():
@@ -652,7 +653,7 @@ async def test_a_key_is_forgotten_after_its_retention_and_at_most_a_24th_later(
 async def test_a_walk_over_more_keys_than_one_step_covers_reaches_them_all(
     tmp_path: Path, open_queue: Opener, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("collector.queue.pruning.MIN_KEYS", 7)
+    monkeypatch.setattr("collector.queue.sqlite.pruning.MIN_KEYS", 7)
     queue = await open_queue(retention_seconds=240)
     maintenance = asyncio.create_task(queue.maintain())
     await queue.put([batch("wiki", range(50))])
@@ -704,8 +705,8 @@ def test_no_step_of_forgetting_looks_at_more_keys_however_many_there_are(keys: i
 async def test_where_many_keys_are_due_there_are_several_steps_in_a_turn(
     tmp_path: Path, open_queue: Opener, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("collector.queue.pruning.MIN_KEYS", 1)
-    monkeypatch.setattr("collector.queue.pruning.MAX_KEYS", 2)
+    monkeypatch.setattr("collector.queue.sqlite.pruning.MIN_KEYS", 1)
+    monkeypatch.setattr("collector.queue.sqlite.pruning.MAX_KEYS", 2)
     queue = await open_queue(retention_seconds=240)  # a pass takes ten turns, so 10 of a hundred keys are due in each
     await queue.put([batch("wiki", range(100))])
     clock.advance(240)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import pytest
 
-from collector.queue.step_thread import StepThread
+from collector.queue.sqlite.step_thread import StepThread
 from tests.patience import PATIENCE_SECONDS
 
 NAME = "test-steps"

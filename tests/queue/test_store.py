@@ -16,11 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from collector.errors import CollectorError, DiskFull, QueueUnavailable
 from collector.events import event_key
-from collector.queue import recent_keys
 from collector.queue.base import Batch, Burial, Verdict
-from collector.queue.database import FILE_NAME, RETRY_AFTER_SECONDS
-from collector.queue.operations import Done, Put, Settle, Waiting
-from collector.queue.store import Store
+from collector.queue.sqlite import recent_keys
+from collector.queue.sqlite.database import FILE_NAME, RETRY_AFTER_SECONDS
+from collector.queue.sqlite.operations import Done, Put, Settle, Waiting
+from collector.queue.sqlite.store import Store
 from tests.fake_clock import START_MS, FakeClock
 from tests.queue.samples import EAGER, EMAIL, batch, batches, key, line, opened, remembered, stored, waiting_numbers
 
@@ -658,7 +658,7 @@ def test_pruning_that_another_process_locks_out_forgets_nothing_and_can_be_repea
 def test_free_pages_go_back_to_the_file_system_in_small_steps(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("collector.queue.store.VACUUM_PAGES", 4)
+    monkeypatch.setattr("collector.queue.sqlite.store.VACUUM_PAGES", 4)
     put(store, *(batch("wiki", range(begin, begin + 100)) for begin in range(0, 10_000, 100)))
     transact(store, settlement(store, "wiki", 10_000))
 
@@ -678,8 +678,8 @@ def test_free_pages_go_back_to_the_file_system_in_small_steps(
 
 
 def test_a_step_of_giving_back_ends_when_its_time_is_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("collector.queue.store.VACUUM_PAGES", 4)
-    monkeypatch.setattr("collector.queue.store.VACUUM_SECONDS", 0.0)
+    monkeypatch.setattr("collector.queue.sqlite.store.VACUUM_PAGES", 4)
+    monkeypatch.setattr("collector.queue.sqlite.store.VACUUM_SECONDS", 0.0)
     put(store, *(batch("wiki", range(begin, begin + 100)) for begin in range(0, 10_000, 100)))
     transact(store, settlement(store, "wiki", 10_000))
     (before,) = store._execute("PRAGMA page_count").fetchone()
@@ -691,7 +691,7 @@ def test_a_step_of_giving_back_ends_when_its_time_is_up(store: Store, monkeypatc
 def test_the_log_is_cut_back_once_it_is_above_its_limit(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, limit_bytes: int, is_cut: bool
 ) -> None:
-    monkeypatch.setattr("collector.queue.store.WAL_LIMIT_BYTES", limit_bytes)
+    monkeypatch.setattr("collector.queue.sqlite.store.WAL_LIMIT_BYTES", limit_bytes)
     put(store, batch("wiki", range(100)))
     wal = tmp_path / f"{FILE_NAME}-wal"
     assert wal.stat().st_size > 1000

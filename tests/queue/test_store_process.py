@@ -22,11 +22,11 @@ from collector.config.model import Log
 from collector.errors import ChunkFailed, CollectorError, DiskFull, QueueBroken, QueueUnavailable
 from collector.observe.metrics import Metrics
 from collector.queue.base import Batch, Queue, Verdict
-from collector.queue.database import FILE_NAME
-from collector.queue.sqlite import SqliteQueue
-from collector.queue.store import Store
-from collector.queue.store_process import Kind, StoreProcess, _frame, _Frames
-from collector.queue.writer import Commit
+from collector.queue.sqlite.database import FILE_NAME
+from collector.queue.sqlite.queue import SqliteQueue
+from collector.queue.sqlite.store import Store
+from collector.queue.sqlite.store_process import Kind, StoreProcess, _frame, _Frames
+from collector.queue.sqlite.writer import Commit
 from tests.fake_clock import FakeClock
 from tests.patience import PATIENCE_SECONDS, until
 from tests.queue.contract import BATCH_EVENTS, QueueContract, lease, lease_all, numbers_of
@@ -310,8 +310,8 @@ import asyncio, sys
 from pathlib import Path
 from collector.clock import Clock
 from collector.queue.base import Batch
-from collector.queue.operations import Put
-from collector.queue.store_process import StoreProcess
+from collector.queue.sqlite.operations import Put
+from collector.queue.sqlite.store_process import StoreProcess
 from tests.queue.samples import batch
 
 async def main(writer):

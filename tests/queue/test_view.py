@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from collector.errors import QueueUnavailable
 from collector.observe.status import SHOWN_LETTERS, DeadLetters, Letter
 from collector.queue.base import AppStats, Batch, Burial
-from collector.queue.database import APP_SHIFT, FILE_NAME
-from collector.queue.operations import Done, Put, Settle
-from collector.queue.run import LEASE_BATCHES, Run, best_reach, joined
-from collector.queue.store import Store
-from collector.queue.view import View
+from collector.queue.sqlite.database import APP_SHIFT, FILE_NAME
+from collector.queue.sqlite.operations import Done, Put, Settle
+from collector.queue.sqlite.run import LEASE_BATCHES, Run, best_reach, joined
+from collector.queue.sqlite.store import Store
+from collector.queue.sqlite.view import View
 from tests.fake_clock import FakeClock
 from tests.queue.samples import batch, lines, next_run, numbers_in, opened, remembered, stored
 

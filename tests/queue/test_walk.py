@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.queue.walk import Table, readable_rows
+from collector.queue.sqlite.rescue.walk import Table, readable_rows
 
 ROWS = 5000
 TABLE = Table("SELECT n, text FROM t WHERE n BETWEEN ? AND ? ORDER BY n {order}", lambda row: int(row[0]), int)

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from collector.queue import forks
-from collector.queue.database import FILE_NAME
-from collector.queue.step_thread import Heard, StepThread
+from collector import forks
+from collector.queue.sqlite.database import FILE_NAME
+from collector.queue.sqlite.step_thread import Heard, StepThread
 from tests.simulation.loop import VirtualLoop
 
 real_connect = sqlite3.connect

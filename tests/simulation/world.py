@@ -30,9 +30,9 @@ from collector.agent import Collector
 from collector.config import Config
 from collector.election import Delivery
 from collector.errors import Retryable
-from collector.queue import pruning, recent_keys, reserve, writer
-from collector.queue.database import FILE_NAME
-from collector.queue.sqlite import SqliteQueue
+from collector.queue.sqlite import pruning, recent_keys, reserve, writer
+from collector.queue.sqlite.database import FILE_NAME
+from collector.queue.sqlite.queue import SqliteQueue
 from tests.queue.samples import EAGER, all_keys
 from tests.simulation.audit import check_counts, check_delivered, open_file
 from tests.simulation.books import Books

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from collector.agent import Collector
-from collector.queue.database import FILE_NAME
+from collector.queue.sqlite.database import FILE_NAME
 from collector.sources.known_heads import KnownHeads
 from tests.embedded import embedded
 from tests.patience import PATIENCE_SECONDS
@@ -198,7 +198,7 @@ async def test_a_full_queue_says_so_and_keeps_the_connection(tmp_path: Path, kno
 async def test_a_commit_that_fails_is_said_and_nothing_is_held_any_more(
     tmp_path: Path, known: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("collector.queue.database.BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr("collector.queue.sqlite.database.BUSY_TIMEOUT_MS", 50)
     async with embedded(tmp_path, NOWHERE, stop__deadline="0s") as collector, line_to(collector) as line:
         for number in (0, 1):
             assert (await line.post(encoded(event(number)))).said == answer(1)

@@ -2,7 +2,7 @@
 
 Failures that are proven harmless here: the queue itself fills the disk, another program takes the last block, and the
 daemon dies and starts on a disk that is full. That delivery can go on then is the doing of
-collector/queue/reserve.py.
+collector/queue/sqlite/reserve.py.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from collector.queue.reserve import RESERVE_BYTES
+from collector.queue.sqlite.reserve import RESERVE_BYTES
 from collector.sandbox.faults import Fault
 from tests.e2e.books import Event
 from tests.e2e.daemon import Daemon

@@ -14,7 +14,8 @@ from collector.cli.queue.export import OUTPUT, write_lines
 from collector.config import load
 from collector.errors import Unusable
 from collector.queue.backend import letters as letters_of
-from collector.queue.letters import FOREVER_MS, Choice, Letter, Letters
+from collector.queue.by_hand import FOREVER_MS, Choice, Letter
+from collector.queue.sqlite.letters import Letters
 
 if TYPE_CHECKING:
     from collector.queue.jetstream.letters import StreamLetters

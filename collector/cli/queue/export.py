@@ -10,7 +10,7 @@ import msgspec
 from collector.cli.options import config_option
 from collector.config import load
 from collector.queue.backend import letters as letters_of
-from collector.queue.letters import Choice, Letter
+from collector.queue.by_hand import Choice, Letter
 
 WHAT = ("waiting", "dead", "delivered")
 OUTPUT = click.option(

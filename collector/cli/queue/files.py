@@ -10,8 +10,8 @@ from collector.cli.options import config_option
 from collector.config import Config, load
 from collector.queue.backend import JETSTREAM, need_file
 from collector.queue.backend import problems as problems_of
-from collector.queue.backup import back_up
-from collector.queue.recover import recover as recover_file
+from collector.queue.sqlite.backup import back_up
+from collector.queue.sqlite.rescue.recover import recover as recover_file
 
 
 @click.command("check")

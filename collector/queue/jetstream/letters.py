@@ -13,10 +13,10 @@ from collector.config.model import JetStream
 from collector.errors import Unusable
 from collector.observe.status import DeadLetters
 from collector.queue.base import QueueStats
+from collector.queue.by_hand import Choice, Letter
 from collector.queue.jetstream.connection import Connection, ServerError, decoded
 from collector.queue.jetstream.figures import LetterBody, Stored, dead_letters, first_message, stats
 from collector.queue.jetstream.stream import STREAM_NOT_FOUND, Streams, app_token, refuse_differences
-from collector.queue.letters import Choice, Letter
 
 T = TypeVar("T")
 

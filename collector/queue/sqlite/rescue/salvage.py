@@ -22,10 +22,10 @@ from typing import BinaryIO
 import msgspec
 
 from collector.events import KEY_BYTES, split_keys
-from collector.queue.bare_file import copy_with_log, leaves_of, open_bare, roots_of
-from collector.queue.database import APP_SHIFT, FILE_NAME, FIRST_MICROSECOND, make_file, sync
-from collector.queue.soundness import is_proven, key_of, letter_crc, lines_crc
-from collector.queue.walk import Row, Table, readable_rows
+from collector.queue.sqlite.database import APP_SHIFT, FILE_NAME, FIRST_MICROSECOND, make_file, sync
+from collector.queue.sqlite.rescue.bare_file import copy_with_log, leaves_of, open_bare, roots_of
+from collector.queue.sqlite.rescue.walk import Row, Table, readable_rows
+from collector.queue.sqlite.soundness import is_proven, key_of, letter_crc, lines_crc
 
 MAKING, COMPLETE, COPY = (FILE_NAME + suffix for suffix in (".making", ".complete", ".copy"))
 UNSOUND = FILE_NAME + ".unsound"

@@ -5,8 +5,8 @@ from itertools import compress
 
 from collector.events import KEY_BYTES, split_keys
 from collector.queue.base import Batch, Verdict
-from collector.queue.database import MAX_FRESH_KEYS
-from collector.queue.operations import Done, Put
+from collector.queue.sqlite.database import MAX_FRESH_KEYS
+from collector.queue.sqlite.operations import Done, Put
 
 
 class Fates:

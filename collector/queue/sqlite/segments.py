@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from collector.clock import Clock, WallTime
 from collector.events import KEY_BYTES, by_time, split_keys
 from collector.queue.base import Batch, Verdict
-from collector.queue.database import SQL
-from collector.queue.drafts import Draft, Fates, tell_apart
-from collector.queue.operations import Done, Settle
-from collector.queue.recent_keys import RecentKeys, SortedKeys
-from collector.queue.soundness import letter_crc, lines_crc
+from collector.queue.sqlite.database import SQL
+from collector.queue.sqlite.drafts import Draft, Fates, tell_apart
+from collector.queue.sqlite.operations import Done, Settle
+from collector.queue.sqlite.recent_keys import RecentKeys, SortedKeys
+from collector.queue.sqlite.soundness import letter_crc, lines_crc
 
 NUMBERED_SHARE = 8
 """Who has put a segment is told its number where it is at least this part of what a segment can be: that takes up to

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from collector.errors import CollectorError, QueueBroken, QueueInUse, QueueUnavailable
-from collector.queue.forks import let_go_in_child
+from collector.forks import let_go_in_child
 
 PRESENCE = "open.lock"
 

@@ -6,7 +6,7 @@ statement of a reader waits for the interpreter lock: what leaves at once is not
 
 from collections.abc import Collection
 
-from collector.queue.run import LEASE_BATCHES, Run, Segment, best_reach, joined
+from collector.queue.sqlite.run import LEASE_BATCHES, Run, Segment, best_reach, joined
 
 AT_HAND_BYTES = 4 * 2**20
 """Of lines, in all apps: what comes within some fifty milliseconds at full speed."""

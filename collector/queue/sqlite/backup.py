@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from collector.errors import QueueBroken
-from collector.queue.database import FILE_NAME, open_reader, sync, translate
+from collector.queue.sqlite.database import FILE_NAME, open_reader, sync, translate
 
 
 def back_up(directory: Path, to: Path) -> int:

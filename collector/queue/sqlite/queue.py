@@ -1,19 +1,4 @@
-"""The queue on one machine's disk: a SQLite file in WAL mode, one writer a process, group commit.
-
-How an event goes through:
-
-1. `put` hands its batches to the group commit. One transaction enters their keys, keeps the lines of those
-   that were new as segments of their apps, and is fsynced; then every caller of the group learns its verdicts.
-2. `lease` reads an app's next segments beside the writer, or has them still in memory (`AtHand`). What is leased is
-   known in memory alone (`Lanes`): after a crash all that was not settled is simply still there. What is sent twice
-   that way, upstream's own key absorbs.
-3. `settle` takes the segments away in the same transactions that bring new events in.
-   With `queue.keep_delivered` it moves what was delivered to a table of its own, for `collector replay`.
-4. The key stays until `dedup_retention` has passed since its receipt; `maintain` forgets it in small steps.
-
-Who writes is the `Store` behind a `Writer`; who reads is the `View` in a thread of its own. Several processes may put
-into one file; only the holder of the flushing role may lease.
-"""
+"""The queue's face: puts, leases and settlements, and what memory knows of the file."""
 
 import asyncio
 import contextlib
@@ -24,26 +9,26 @@ from pathlib import Path
 
 from collector.clock import Clock, WallTime
 from collector.errors import CollectorError, DiskFull, QueueBroken, QueueDamaged, Retryable
+from collector.forks import no_fork
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.status import DeadLetters
-from collector.queue.at_hand import AtHand
 from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verdict
-from collector.queue.database import BUSY_TIMEOUT_MS, FILE_NAME, damaged
-from collector.queue.forks import no_fork
-from collector.queue.group_commit import GroupCommit
-from collector.queue.lanes import Lane, Lanes, Range
 from collector.queue.limits import Limits
-from collector.queue.lock import RoleLock
-from collector.queue.operations import Done, Put, Settle, Waiting
-from collector.queue.pruning import TICK_SECONDS, PruneWalk
-from collector.queue.ready import doubt
-from collector.queue.run import Run, joined, made_of
-from collector.queue.step_thread import StepThread
-from collector.queue.store import Store
-from collector.queue.store_thread import StoreThread
-from collector.queue.view import View
-from collector.queue.writer import Writer, unheard
+from collector.queue.sqlite.at_hand import AtHand
+from collector.queue.sqlite.database import BUSY_TIMEOUT_MS, FILE_NAME, damaged
+from collector.queue.sqlite.group_commit import GroupCommit
+from collector.queue.sqlite.lanes import Lane, Lanes, Range
+from collector.queue.sqlite.lock import RoleLock
+from collector.queue.sqlite.operations import Done, Put, Settle, Waiting
+from collector.queue.sqlite.pruning import TICK_SECONDS, PruneWalk
+from collector.queue.sqlite.rescue.ready import doubt
+from collector.queue.sqlite.run import Run, joined, made_of
+from collector.queue.sqlite.step_thread import StepThread
+from collector.queue.sqlite.store import Store
+from collector.queue.sqlite.store_thread import StoreThread
+from collector.queue.sqlite.view import View
+from collector.queue.sqlite.writer import Writer, unheard
 
 log = get_logger(__name__)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from collector.errors import DiskFull, QueueBroken
 from collector.observe.logs import get_logger
-from collector.queue.database import (
+from collector.queue.sqlite.database import (
     APPLICATION_ID,
     FILE_NAME,
     MIGRATIONS,
@@ -33,11 +33,11 @@ from collector.queue.database import (
     translate,
     translated,
 )
-from collector.queue.lock import forbidden
-from collector.queue.reserve import Reserve
-from collector.queue.salvage import COMPLETE, MAKING, Salvaged, put_in_place, salvage
-from collector.queue.soundness import problems
-from collector.queue.write_ahead_log import read_log
+from collector.queue.sqlite.lock import forbidden
+from collector.queue.sqlite.rescue.salvage import COMPLETE, MAKING, Salvaged, put_in_place, salvage
+from collector.queue.sqlite.reserve import Reserve
+from collector.queue.sqlite.soundness import problems
+from collector.queue.sqlite.write_ahead_log import read_log
 
 log = get_logger(__name__)
 

@@ -11,9 +11,9 @@ from collector.clock import Clock
 from collector.errors import QueueUnavailable
 from collector.observe.status import REASON_LETTERS, SHOWN_LETTERS, SHOWN_REASONS, DeadLetters, Letter, Reason
 from collector.queue.base import AppStats, QueueStats
-from collector.queue.database import APP_SHIFT, FILE_NAME, SQL, damaged, open_reader, translated
-from collector.queue.run import LEASE_BATCHES, Segment
-from collector.queue.soundness import lines_crc
+from collector.queue.sqlite.database import APP_SHIFT, FILE_NAME, SQL, damaged, open_reader, translated
+from collector.queue.sqlite.run import LEASE_BATCHES, Segment
+from collector.queue.sqlite.soundness import lines_crc
 
 READ_BATCHES, READ_BYTES = 8, 2**20
 """Most that is read of an app's backlog at once, beyond LEASE_BATCHES: a lease needs so much to choose from."""

@@ -24,7 +24,7 @@ from collector.clock import Clock, WallTime
 from collector.errors import CollectorError, DiskFull, QueueBroken, QueueInUse, QueueUnavailable
 from collector.events import KEY_BYTES
 from collector.observe.logs import get_logger
-from collector.queue.database import (
+from collector.queue.sqlite.database import (
     BUSY_TIMEOUT_MS,
     FILE_NAME,
     MAX_FRESH_KEYS,
@@ -34,13 +34,13 @@ from collector.queue.database import (
     open_writer,
     translate,
 )
-from collector.queue.drafts import Fates, drafts_of
-from collector.queue.lock import Presence, RoleLock
-from collector.queue.operations import Done, Operation, Put, Settle, Waiting
-from collector.queue.ready import make_ready
-from collector.queue.recent_keys import RecentKeys
-from collector.queue.reserve import Reserve
-from collector.queue.segments import Segments
+from collector.queue.sqlite.drafts import Fates, drafts_of
+from collector.queue.sqlite.lock import Presence, RoleLock
+from collector.queue.sqlite.operations import Done, Operation, Put, Settle, Waiting
+from collector.queue.sqlite.recent_keys import RecentKeys
+from collector.queue.sqlite.rescue.ready import make_ready
+from collector.queue.sqlite.reserve import Reserve
+from collector.queue.sqlite.segments import Segments
 
 log = get_logger(__name__)
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from collector.clock import WallTime
 from collector.events import KEY_BYTES, TIMESTAMP_BYTES
-from collector.queue.database import MAX_FRESH_KEYS, SQL
+from collector.queue.sqlite.database import MAX_FRESH_KEYS, SQL
 
 CAPACITY = 100_000
 """Keys in memory at most, but for those of the latest commit: 20 MiB. More made nothing faster that was measured."""

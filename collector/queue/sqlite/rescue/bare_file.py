@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
-from collector.queue.database import FILE_NAME
-from collector.queue.write_ahead_log import PAGE_BYTES, read_log
+from collector.queue.sqlite.database import FILE_NAME
+from collector.queue.sqlite.write_ahead_log import PAGE_BYTES, read_log
 
 TABLES = {
     "app": "CREATE TABLE app (app INTEGER PRIMARY KEY, name UNIQUE, next_segment, waiting_events, waiting_bytes)",

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 from collector.errors import QueueUnavailable
 from collector.queue.base import Verdict
-from collector.queue.operations import Done, Operation
-from collector.queue.writer import Commit
+from collector.queue.sqlite.operations import Done, Operation
+from collector.queue.sqlite.writer import Commit
 
 Verdicts = asyncio.Future[Sequence[Verdict]]
 

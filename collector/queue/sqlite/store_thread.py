@@ -12,10 +12,10 @@ from pathlib import Path
 
 from collector.clock import Clock
 from collector.errors import CollectorError
-from collector.queue.operations import Done, Operation
-from collector.queue.step_thread import StepThread
-from collector.queue.store import Store
-from collector.queue.writer import Commit, T, Take, make_commit
+from collector.queue.sqlite.operations import Done, Operation
+from collector.queue.sqlite.step_thread import StepThread
+from collector.queue.sqlite.store import Store
+from collector.queue.sqlite.writer import Commit, T, Take, make_commit
 
 
 class StoreThread:

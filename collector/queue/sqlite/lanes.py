@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from collector.clock import Clock
 from collector.queue.base import Backlog
-from collector.queue.operations import Settle, Waiting
-from collector.queue.run import Run
+from collector.queue.sqlite.operations import Settle, Waiting
+from collector.queue.sqlite.run import Run
 
 
 class Range(NamedTuple):

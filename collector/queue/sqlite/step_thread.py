@@ -12,7 +12,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from collector.queue.forks import use_of_connections
+from collector.forks import use_of_connections
 
 T = TypeVar("T")
 

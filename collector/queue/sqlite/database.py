@@ -30,10 +30,10 @@ from importlib import resources
 from pathlib import Path
 
 from collector.errors import CollectorError, DiskFull, QueueBroken, QueueDamaged, QueueUnavailable
-from collector.queue.forks import Connection
-from collector.queue.lock import is_there, nobody_present
-from collector.queue.soundness import stored_schema
-from collector.queue.write_ahead_log import EMPTY, PAGE_BYTES, read_log
+from collector.forks import Connection
+from collector.queue.sqlite.lock import is_there, nobody_present
+from collector.queue.sqlite.soundness import stored_schema
+from collector.queue.sqlite.write_ahead_log import EMPTY, PAGE_BYTES, read_log
 
 FILE_NAME = "queue.sqlite3"
 APPLICATION_ID = 0x55434F4C  # "UCOL", at byte 68 of the file

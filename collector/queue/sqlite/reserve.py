@@ -20,8 +20,8 @@ import os
 import sqlite3
 from pathlib import Path
 
-from collector.queue.database import AUTO_CHECKPOINT_PAGES
-from collector.queue.write_ahead_log import PAGE_BYTES
+from collector.queue.sqlite.database import AUTO_CHECKPOINT_PAGES
+from collector.queue.sqlite.write_ahead_log import PAGE_BYTES
 
 FILE_NAME = "reserve"
 

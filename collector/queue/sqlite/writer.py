@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from collector.clock import Clock
 from collector.errors import CollectorError
-from collector.queue.operations import Done, Operation
-from collector.queue.store import Store
+from collector.queue.sqlite.operations import Done, Operation
+from collector.queue.sqlite.store import Store
 
 MAX_GROUP_BYTES = 2 * 2**20
 """About 20,000 events: bounds how long one commit takes, and so how long the next caller waits."""

@@ -12,46 +12,24 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from collector.clock import Clock
-from collector.queue.database import BUSY_TIMEOUT_MS, FILE_NAME, SQL, damaged, open_reader, open_writer, translated
-from collector.queue.lock import Presence
-from collector.queue.soundness import letter_crc, lines_crc
+from collector.queue.by_hand import Choice, Letter
+from collector.queue.sqlite.database import (
+    BUSY_TIMEOUT_MS,
+    FILE_NAME,
+    SQL,
+    damaged,
+    open_reader,
+    open_writer,
+    translated,
+)
+from collector.queue.sqlite.lock import Presence
+from collector.queue.sqlite.soundness import letter_crc, lines_crc
 
 STEP_ROWS = 1000
 """Dead letters put back or deleted in one transaction: a batch, some milliseconds."""
 PAGE_ROWS = 8
 """Segments read at one time for an export: at most some megabytes in memory, and no reader that holds up the log."""
 SEGMENT_EVENTS = 1000
-FOREVER_MS = 2**63 - 1
-
-
-class Choice(NamedTuple):
-    """Which dead letters, or delivered events, are meant; by default all. Times are milliseconds since the epoch.
-
-    In the order in which the statements about dead letters take it.
-    """
-
-    app_id: str | None = None
-    reason: str | None = None
-    """Text that the reason contains."""
-    since_ms: int = 0
-    until_ms: int = FOREVER_MS
-    number: int | None = None
-
-
-class Letter(NamedTuple):
-    """A dead letter, or a row of events that wait or were delivered."""
-
-    number: int
-    app_id: str
-    when_ms: int
-    """Burial or delivery; 0 where they wait."""
-    reason: str | None
-    lines: bytes
-
-    @property
-    def events(self) -> int:
-        """How many events it is."""
-        return self.lines.count(b"\n") + 1
 
 
 class _Kind(NamedTuple):

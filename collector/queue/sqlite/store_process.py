@@ -37,10 +37,10 @@ import msgspec
 from collector.clock import Clock
 from collector.errors import CollectorError, QueueBroken, QueueUnavailable
 from collector.observe.logs import get_logger, say_left_out
-from collector.queue.operations import Done, Operation
-from collector.queue.step_thread import settle
-from collector.queue.store import Store
-from collector.queue.writer import MAX_GROUP_BYTES, Commit, T, Take, make_commit
+from collector.queue.sqlite.operations import Done, Operation
+from collector.queue.sqlite.step_thread import settle
+from collector.queue.sqlite.store import Store
+from collector.queue.sqlite.writer import MAX_GROUP_BYTES, Commit, T, Take, make_commit
 
 log = get_logger(__name__)
 

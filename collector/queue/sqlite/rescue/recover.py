@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from collector.errors import QueueBroken, QueueInUse
-from collector.queue.database import BUSY_TIMEOUT_MS, FILE_NAME, translated
-from collector.queue.lock import Presence, RoleLock, is_there
-from collector.queue.ready import damage, finish_interrupted, problems_of
-from collector.queue.salvage import COMPLETE, Salvaged, salvage
+from collector.queue.sqlite.database import BUSY_TIMEOUT_MS, FILE_NAME, translated
+from collector.queue.sqlite.lock import Presence, RoleLock, is_there
+from collector.queue.sqlite.rescue.ready import damage, finish_interrupted, problems_of
+from collector.queue.sqlite.rescue.salvage import COMPLETE, Salvaged, salvage
 
 
 def examine(directory: Path) -> list[str]:
