@@ -47,7 +47,6 @@ from collector.version import __version__
 
 log = get_logger(__name__)
 
-
 LAST_LOOK_SECONDS = 1.0
 """How long a stop waits to hear what still waits."""
 
@@ -197,14 +196,17 @@ class Collector:
     async def stop(self) -> StopReport:
         """Nothing runs any more: what was received is answered and on disk, and delivery went on up to `stop.deadline`.
 
-        Returns what is left for the next start. Waits for a start that is under way, and stops what that has started.
-        Stopping again is harmless, and so is it in a forked child.
+        Returns what is left for the next start. Waits for a start that is under way. Harmless again, and in a child.
         """
         if self._process != os.getpid():
             return StopReport(0, {})
         self._stopping = True
         async with self._changing:
-            return await self._stop()
+            try:
+                return await self._stop()
+            except (Exception, asyncio.CancelledError):  # but no GeneratorExit: then there is no loop to wait in
+                await self._open.aclose()
+                raise
 
     async def _stop(self) -> StopReport:
         self._supervision.end()
@@ -214,17 +216,17 @@ class Collector:
         is_lost = self._supervision.tasks["queue.maintain"].done()  # nothing can be stored or settled any more
         seconds = 0.0 if is_lost else self._config.stop.deadline
         deadline = self._clock.monotonic() + seconds
-        async with self._open:  # is closed also where the stop is cancelled
-            await self._listeners.close()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._recorder.flush(), seconds)
-            self._flusher.drain()
-            self._election.withdraw()
-            log.info("agent.draining", waiting_events=self._queue.waiting_events, deadline_seconds=seconds)
-            await asyncio.wait([flushing], timeout=max(0.0, deadline - self._clock.monotonic()))
-            with contextlib.suppress(CollectorError, TimeoutError):  # of other processes' puts not all is known yet
-                await asyncio.wait_for(self._queue.refresh(), LAST_LOOK_SECONDS)
-            report = StopReport(self._queue.waiting_events, self._flusher.held, self._recorder.waiting_events)
+        await self._listeners.close()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._recorder.flush(), seconds)
+        self._flusher.drain()
+        self._election.withdraw()
+        log.info("agent.draining", waiting_events=self._queue.waiting_events, deadline_seconds=seconds)
+        await asyncio.wait([flushing], timeout=max(0.0, deadline - self._clock.monotonic()))
+        with contextlib.suppress(CollectorError, TimeoutError):  # of other processes' puts not all is known yet
+            await asyncio.wait_for(self._queue.refresh(), LAST_LOOK_SECONDS)
+        report = StopReport(self._queue.waiting_events, self._flusher.held, self._recorder.waiting_events)
+        await self._open.aclose()
         log.info("agent.stopped", waiting_events=report.waiting_events, held_apps=report.held_apps)
         if report.lost_events:
             log.error("agent.events_lost", events=report.lost_events, reason="recorded without waiting, never stored")
