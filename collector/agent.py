@@ -196,7 +196,7 @@ class Collector:
     async def stop(self) -> StopReport:
         """Nothing runs any more: what was received is answered and on disk, and delivery went on up to `stop.deadline`.
 
-        Returns what is left for the next start. Waits for a start that is under way. Harmless again, and in a child.
+        Returns what is left for the next start. Waits for a start that is under way. Harmless to repeat, or in a child.
         """
         if self._process != os.getpid():
             return StopReport(0, {})
