@@ -236,7 +236,7 @@ class Client:
         self._is_over = False
         self._give_up_at = float("inf")
         self._settled = self._accepted = self._duplicates = self._rejected = self._failed = 0
-        self._dropped = self._retries = self._failures_in_row = 0
+        self._dropped = self._dropped_said = self._retries = self._failures_in_row = 0
         self._say_at: dict[str, float] = {}
         self._transport = _transport(self._url, self._token, self._timeout_seconds)
 
@@ -327,6 +327,9 @@ class Client:
             return 0
         self._failures_in_row = 0
         self._settle(sent, waiting=sent.events)
+        dropped = self._dropped
+        if dropped > self._dropped_said and self._say("usage events found no room: %d dropped so far", dropped):
+            self._dropped_said = dropped
         return sent.events
 
     def _settle(self, sent: Sent, *, waiting: int) -> None:
@@ -350,11 +353,14 @@ class Client:
         else:
             time.sleep(max(0.0, min(seconds, self._give_up_at - time.monotonic())))
 
-    def _say(self, message: str, *values: object) -> None:
+    def _say(self, message: str, *values: object) -> bool:
+        """Whether it was said; each message is at most every SAY_SECONDS."""
         now = time.monotonic()
-        if now >= self._say_at.get(message, 0.0):
-            self._say_at[message] = now + SAY_SECONDS
-            log.warning(message, *values)
+        if now < self._say_at.get(message, 0.0):
+            return False
+        self._say_at[message] = now + SAY_SECONDS
+        log.warning(message, *values)
+        return True
 
 
 class _Bell:

@@ -358,6 +358,18 @@ async def test_a_full_buffer_refuses_and_counts(caplog: pytest.LogCaptureFixture
     assert "usage events were not sent before the end: 100" in caplog.text
 
 
+async def test_what_was_dropped_is_said_once_the_collector_has_answered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with listening(tmp_path) as collector:
+        client = Client(url_of(collector, tmp_path, "http"), max_events=100)
+        for number in range(150):
+            client.record(email="user@example.com", event_name="saved", timestamp_ms=number)
+        assert await flushed(client)
+        await until(lambda: "usage events found no room: 50 dropped so far" in caplog.text)
+        assert await closed(client)
+
+
 async def test_flush_and_close_return_in_time_from_a_collector_that_never_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         client = Client(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_seconds=PATIENCE_SECONDS)
