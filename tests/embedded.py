@@ -7,25 +7,21 @@ from pathlib import Path
 from collector.agent import Collector
 from collector.config import Config, load
 from collector.election import Delivery
+from tests.settings import sandboxed, variables
 
 
 def config(folder: Path, upstream_url: str, **settings: str) -> Config:
     """What a test needs; settings are `section__key="value"`."""
-    defaults = {
+    defaults = sandboxed(folder, upstream_url) | {
         "http__listen": "127.0.0.1:0",
         "apps__default": "wiki",
-        "queue__path": str(folder / "queue"),
-        "upstream__base_url": upstream_url,
-        "upstream__token_url": f"{upstream_url}/oauth2/token",
-        "upstream__client_id": "sandbox",
-        "upstream__client_secret": "sandbox",
         "flush__linger": "20ms",
         "flush__backoff_base": "10ms",
         "flush__backoff_max": "50ms",
         "flush__hold_retry": "50ms",
         "stop__deadline": "2s",
     }
-    return load(environment={f"COLLECTOR_{name}".upper(): value for name, value in (defaults | settings).items()})
+    return load(environment=variables(defaults | settings))
 
 
 @asynccontextmanager

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.settings import sandboxed, variables
+
 NOWHERE = "http://127.0.0.1:9"
 
 PROGRAM = """
@@ -26,21 +28,15 @@ def record_nowait(number):
 
 def program(folder: Path, source: str, upstream_url: str = NOWHERE, **settings: str) -> subprocess.Popen[str]:
     """A Python program with a collector in it."""
-    defaults = {
+    defaults = sandboxed(folder, upstream_url) | {
         "apps__default": "wiki",
-        "queue__path": str(folder / "queue"),
-        "upstream__base_url": upstream_url,
-        "upstream__token_url": f"{upstream_url}/oauth2/token",
-        "upstream__client_id": "sandbox",
-        "upstream__client_secret": "sandbox",
         "flush__linger": "20ms",
         "stop__deadline": "500ms",
     }
-    environment = {f"COLLECTOR_{name}".upper(): value for name, value in (defaults | settings).items()}
     return subprocess.Popen(
         # Python 3.12.0 to 3.12.3 took ?1 for a name.
         [sys.executable, "-W", "error", "-W", "ignore:Binding:DeprecationWarning", "-c", PROGRAM + source],
-        env={**os.environ, **environment},
+        env=os.environ | variables(defaults | settings),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

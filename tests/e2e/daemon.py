@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.rigged import Rig
 from tests.patience import until
+from tests.settings import sandboxed, variables
 
 START_SECONDS = 15.0
 STOP_SECONDS = 30.0
@@ -37,19 +38,14 @@ def command(*words: str) -> list[str]:
 def environment(folder: Path, upstream_url: str, **settings: str) -> dict[str, str]:
     """What a daemon needs to run in `folder` and deliver to a sandbox; settings are `section__key="value"`."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("COLLECTOR_")}
-    defaults = {
+    defaults = sandboxed(folder, upstream_url) | {
         "http__listen": "127.0.0.1:0",
-        "queue__path": str(folder / "queue"),
-        "upstream__base_url": upstream_url,
-        "upstream__token_url": f"{upstream_url}/oauth2/token",
-        "upstream__client_id": "sandbox",
-        "upstream__client_secret": "sandbox",
         "flush__linger": "50ms",
         "flush__backoff_base": "20ms",
         "flush__backoff_max": "200ms",
         "log__format": "json",
     }
-    return own | {f"COLLECTOR_{name}".upper(): value for name, value in (defaults | settings).items()}
+    return own | variables(defaults | settings)
 
 
 class Daemon:
