@@ -8,7 +8,6 @@ Text is taken as it was sent: nothing is trimmed, case-folded, normalised or rou
 last counts, as most parsers have it (RFC 8259 section 4 leaves it open), but the others must be sound too.
 """
 
-import contextlib
 import sys
 from collections.abc import Iterable, Sequence
 from enum import Enum
@@ -122,10 +121,12 @@ class BodyParser:
         end that is missing in one cannot be found in the next.
         """
         if all(body[:1] == b"{" and body.endswith((b"}", b"}\n")) for body in bodies):
-            with contextlib.suppress(*UNPARSABLE):
-                events: list[UsageEvent | None] = list(self._strict.decode_lines(b"\n".join(bodies)))
-                if len(events) <= max(len(bodies), self._max_events):  # else one of them may have too many
-                    return self._cleaned(Parsed(events))
+            try:
+                events: list[Any] = self._strict.decode_lines(b"\n".join(bodies))
+            except UNPARSABLE:
+                return Parsed([])
+            if len(events) <= max(len(bodies), self._max_events):  # else one of them may have too many
+                return self._cleaned(Parsed(events))
         return Parsed([])
 
     def parse(self, body: bytes, body_format: BodyFormat) -> Parsed:

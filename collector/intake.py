@@ -77,6 +77,23 @@ class Storing(msgspec.Struct, frozen=True):
     unknown_fields: int
 
 
+class Row(msgspec.Struct, frozen=True):
+    """Bodies of one event each on their way to disk, together."""
+
+    verdicts: asyncio.Future[Sequence[Verdict]]
+    """By batch, once the commit that holds them is on disk."""
+    places: Sequence[Sequence[int] | None]
+    """By batch, which bodies its events are of; None where they are of all, in order."""
+
+    def duplicates(self) -> list[int]:
+        """The bodies whose event was known, once that is known. Raises Retryable where none is stored."""
+        return [
+            position if places is None else places[position]
+            for verdict, places in zip(self.verdicts.result(), self.places, strict=True)
+            for position in verdict.duplicates
+        ]
+
+
 class Intake:
     """Validates, groups and stores what the sources receive."""
 
@@ -111,6 +128,32 @@ class Intake:
         with nothing stored.
         """
         return self._begin(self._parser.parse(body, body_format), app_id)
+
+    @property
+    def row_events(self) -> int:
+        """How many bodies `begin_row` takes at most: batches of more may be put in another order."""
+        return min(self._batch_events, SORTED_EVENTS - 1)
+
+    def begin_row(self, bodies: Sequence[bytes]) -> Row | None:
+        """Validates bodies of JSON of one event each, and gives these to the queue together.
+
+        None, with nothing done, where one of them is anything else or something is amiss with it: then each is to
+        `begin` by itself. Raises Retryable where the queue cannot take them, with nothing stored.
+        """
+        parsed = self._parser.parse_row(bodies)
+        if parsed.rejections or len(parsed.events) != len(bodies):
+            return None
+        places: dict[str, list[int]] = {}
+        by_app = _at_once(parsed.events, self._default_app)
+        if by_app is None:
+            for place, event in enumerate(parsed.events):
+                if event is not None:
+                    places.setdefault(event.app_id or self._default_app or "", []).append(place)
+            by_app = self._one_by_one(parsed.events, self._default_app, parsed.rejections)
+            if parsed.rejections:
+                return None
+        batches = [self._batch(app_id, digests, events) for app_id, (digests, events) in by_app.items()]
+        return Row(asyncio.ensure_future(self._queue.put(batches)), [places.get(app_id) for app_id in by_app])
 
     async def take(
         self, body: bytes, body_format: BodyFormat, app_id: str | None = None, report: Report | None = None

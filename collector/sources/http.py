@@ -10,7 +10,6 @@ A JSON body is held whole until it is stored. NDJSON is stored as it comes, in p
 import asyncio
 import contextlib
 import functools
-import math
 import re
 import socket
 import sys
@@ -18,28 +17,26 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import msgspec
-
-from collector.bodies import BodyFormat, Rejection
+from collector.bodies import BodyFormat
 from collector.config.kinds import Address
-from collector.errors import CollectorError, DiskFull, MalformedBody, QueueUnavailable, Retryable, TooLarge
-from collector.intake import Intake, Report, Storing
+from collector.intake import Intake, Report
 from collector.observe.logs import get_logger
-from collector.observe.metrics import CONTENT_TYPE, Metrics, Verdicts
+from collector.observe.metrics import CONTENT_TYPE, Metrics
 from collector.observe.status import Status
 from collector.sources.access import FIELDS, Guard
+from collector.sources.answers import JSON_TYPE, SOURCE, Answers, retry_after
 from collector.sources.encodings import ENCODINGS
 from collector.sources.gateway import Gateway, Route
 from collector.sources.http_application import Limits
 from collector.sources.http_body import Body, BodyLimits, Memory
-from collector.sources.http_message import Answer, ClientGone, Pending, Refusal, Request, header_lines, path_name
+from collector.sources.http_message import Answer, ClientGone, Refusal, Request, header_lines, path_name
 from collector.sources.http_server import Server
-from collector.sources.known_heads import Begin
+from collector.sources.known_heads import Answered, Begin
+from collector.sources.known_posts import KnownPosts
 from collector.sources.status_page import StatusPage
 
 log = get_logger(__name__)
 
-SOURCE = "http"
 PUSH_PATH = re.compile(r"/services/push/v1/customer/apps/([^/]+)/usage-events")
 EVENTS_PATH = "/v1/events"
 
@@ -51,10 +48,7 @@ FORMATS = {
 }
 PUSH_FORMATS = {"application/json": BodyFormat.ENVELOPE}
 
-JSON_TYPE = header_lines({"Content-Type": "application/json"})
 METRICS_TYPE = header_lines({"Content-Type": CONTENT_TYPE})
-
-DEFAULT_RETRY_AFTER_SECONDS = 1.0
 
 BACKLOG = 1024
 """Connections that wait in the kernel to be accepted."""
@@ -66,8 +60,6 @@ _FILE_STAYS: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (
 """Whoever made a Unix socket's file takes it away; before 3.13 no loop did."""
 
 Handler = Callable[[Request, Report], Awaitable[Answer]]
-
-_encode = msgspec.json.Encoder().encode
 
 
 class Post(NamedTuple):
@@ -110,7 +102,7 @@ class HttpSource:
         self._metrics = metrics
         self._why_unready = why_unready
         self._status_page = StatusPage(read_status)
-        self._verdicts = Verdicts(metrics.events, SOURCE)
+        self._answers = Answers(metrics)
         self._routes: dict[str, tuple[str, Handler]] = {
             "/healthz": ("GET", self._healthz),
             "/readyz": ("GET", self._readyz),
@@ -123,6 +115,7 @@ class HttpSource:
         self._listener: asyncio.Server | None = None  # the one whose sockets are its own
         self.address: Address | None = None
         self._memory = Memory(body_limits.held_bytes)
+        self._known_posts = KnownPosts(intake, self._memory, self._answers)
 
     async def start(self) -> None:
         """Listens on its address. Raises OSError where that cannot be had."""
@@ -190,7 +183,7 @@ class HttpSource:
             self._metrics.refusals.labels(SOURCE, "client_gone").inc()
             return None
         except Exception as error:  # noqa: BLE001 - none may end the connection
-            return self._refused(error, report)
+            return self._answers.refused(error, report)
 
     def begin(self, request: Request) -> Begin | None:
         """What takes whole posts of JSON with the same head as this one."""
@@ -204,64 +197,27 @@ class HttpSource:
         return None
 
     def _begin(
-        self, headers: Mapping[str, str], body_format: BodyFormat, app_id: str | None, body: bytes, is_local: bool
-    ) -> Answer | Pending:
+        self,
+        headers: Mapping[str, str],
+        body_format: BodyFormat,
+        app_id: str | None,
+        body: bytes,
+        is_local: bool,
+        answered: Answered,
+    ) -> None:
         """The same as `answer`, for a body that is there and whose head has come before."""
-        started = time.perf_counter()
-        held = 0
         try:
             if not is_local:
                 self._guard.check_host(headers)
                 self._guard.check_sender(headers)
             self._limits.check_whole(len(body))
-            self._memory.hold(len(body))
-            held = len(body)
-            storing = self._intake.begin(body, body_format, app_id)
+            self._known_posts.add(body, body_format, app_id, answered)
         except Exception as error:  # noqa: BLE001 - none may end the connection
-            self._memory.release(held)
-            return self._refused(error, Report())
-        if storing.verdicts is None:
-            return self._told(storing, held, started)
-        return Pending(storing.verdicts, functools.partial(self._told, storing, held, started))
+            answered(self._answers.refused(error))
 
-    def _told(self, storing: Storing, held: int, started: float) -> Answer:
-        """The answer to a post of which it is known now what has become."""
-        self._memory.release(held)
-        report = Report()
-        try:
-            self._intake.tell(storing, report)
-            report.conclude()
-            return self._taken(report, started)
-        except Exception as error:  # noqa: BLE001 - none may end the connection
-            return self._refused(error, report)
-
-    def _refused(self, error: Exception, report: Report) -> Answer:
-        """What the client is told of an error; one that nobody foresaw is logged without the request's content."""
-        match error:
-            case Refusal():
-                refusal = error
-            case TooLarge():
-                refusal = Refusal(413, str(error), "too_large")
-            case MalformedBody():
-                refusal = Refusal(400, str(error), "malformed")
-            case Retryable():
-                status = 507 if isinstance(error, DiskFull) else 503
-                label = "unavailable" if isinstance(error, QueueUnavailable) else "overload"
-                refusal = Refusal(status, str(error), label, _retry_after(error.retry_after_seconds))
-            case CollectorError():
-                log.error("http.request_failed", error=str(error))
-                refusal = Refusal(503, str(error), "unavailable", _retry_after(None))
-            case _:
-                log.error("http.request_crashed", exc_info=error)
-                refusal = Refusal(500, "an error of the collector; its log has the details", "crashed")
-        return self.refuse(refusal, report)
-
-    def refuse(self, refusal: Refusal, report: Report | None = None) -> Answer:
-        """Says why, and what has become of the events that came before."""
-        report = report or Report()
-        report.errors = [*report.errors, Rejection(str(refusal))]
-        self._metrics.refusals.labels(SOURCE, refusal.label).inc()
-        return Answer(refusal.status, _line(report), JSON_TYPE + header_lines(refusal.headers))
+    def refuse(self, refusal: Refusal) -> Answer:
+        """The answer to what is no proper request."""
+        return self._answers.refused(refusal)
 
     def _route(self, request: Request) -> Handler:
         path = request.path
@@ -300,22 +256,11 @@ class HttpSource:
             else:
                 await self._intake.take(await body.whole(), body_format, post.app_id, report)
         except BaseException:
-            self._count(report)
+            self._answers.count(report)
             raise
         finally:
             body.release()
-        return self._taken(report, started)
-
-    def _taken(self, report: Report, started: float) -> Answer:
-        """The answer to a post of which nothing is left to say."""
-        self._count(report)
-        self._metrics.acknowledgement_seconds.observe(time.perf_counter() - started)
-        if report.rejected:
-            return Answer(400, _line(report), JSON_TYPE)
-        return _all_taken(report.accepted, report.duplicates)
-
-    def _count(self, report: Report) -> None:
-        self._verdicts.count(report.accepted, report.duplicates, report.rejected)
+        return self._answers.taken(report, started)
 
     def _body(self, request: Request) -> Body:
         return Body(request, _encoding(request.headers), self._limits, self._memory)
@@ -326,7 +271,7 @@ class HttpSource:
     async def _readyz(self, _request: Request, _report: Report) -> Answer:
         reason = self._why_unready()
         if reason is not None:
-            raise Refusal(503, reason, "unready", _retry_after(None))
+            raise Refusal(503, reason, "unready", retry_after(None))
         return Answer(200, b'{"status":"ready"}\n', JSON_TYPE)
 
     async def _expose_metrics(self, _request: Request, _report: Report) -> Answer:
@@ -351,26 +296,12 @@ def _post(path: str) -> Post | None:
     return Post(PUSH_FORMATS, path_name(match[1])) if match is not None else None
 
 
-def _line(report: Report) -> bytes:
-    """The report as JSON, with a line end for who reads it in a terminal."""
-    return _encode(report) + b"\n"
-
-
-@functools.lru_cache(maxsize=64)
-def _all_taken(accepted: int, duplicates: int) -> Answer:
-    return Answer(200, _line(Report(accepted, duplicates)), JSON_TYPE)
-
-
 def _encoding(headers: Mapping[str, str]) -> str:
     encoding = headers.get("content-encoding", "identity").lower()
     if encoding not in ENCODINGS:
         expected = ", ".join(ENCODINGS)
         raise Refusal(415, f"Content-Encoding: {encoding[:80]}; expected {expected} or none", "not_understood")
     return encoding
-
-
-def _retry_after(seconds: float | None) -> dict[str, str]:
-    return {"Retry-After": str(math.ceil(seconds or DEFAULT_RETRY_AFTER_SECONDS))}
 
 
 def _said_of(report: Report) -> dict[str, int]:

@@ -16,7 +16,7 @@ import contextlib
 import re
 from collections import deque
 from collections.abc import AsyncGenerator
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import httptools
 
@@ -25,7 +25,6 @@ from collector.sources.http_message import (
     Answer,
     AnswerBroken,
     ClientGone,
-    Pending,
     Refusal,
     Request,
     chunk,
@@ -90,7 +89,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._requests: deque[Request | Refusal] = deque()
         self._receiving: Request | None = None  # the request whose body is coming in
-        self._serving: asyncio.Future[Any] | None = None  # what the connection waits for before it answers on
+        self._is_serving = False  # a request is being answered, and later ones wait
+        self._task: asyncio.Task[None] | None = None  # that does so, or has
         self._writable: asyncio.Future[None] | None = None
         self._is_paused = False
         self._is_deaf = False  # what still comes in is dropped, and the connection closes after its last answer
@@ -126,7 +126,7 @@ class Connection(asyncio.Protocol):
         """See asyncio.Protocol."""
         if self._is_deaf:
             return
-        begins = self._serving is None and self._receiving is None and not self._is_in_head
+        begins = not self._is_serving and self._receiving is None and not self._is_in_head
         if begins and self._take_known(data):
             return
         self._unaccounted_bytes += len(data)
@@ -152,7 +152,7 @@ class Connection(asyncio.Protocol):
         if self._receiving is not None:
             self._receiving.fail(ClientGone())
         self._is_deaf = self._has_ended = True
-        return self._serving is not None
+        return self._is_serving
 
     def connection_lost(self, _error: Exception | None) -> None:
         """See asyncio.BaseProtocol. What is being stored is stored all the same."""
@@ -160,7 +160,7 @@ class Connection(asyncio.Protocol):
         if self._receiving is not None:
             self._receiving.fail(ClientGone())
         self.resume_writing()
-        if self._serving is None:
+        if not self._is_serving:
             self._server.closed(self)
 
     def pause_writing(self) -> None:
@@ -313,7 +313,7 @@ class Connection(asyncio.Protocol):
         Whoever has only just connected, or begun to ask, may still do so: he has heard of no stop, and elsewhere he
         would not have been refused.
         """
-        if self._serving is None:
+        if not self._is_serving:
             if self._has_asked and not self._is_in_head:
                 self._transport.close()
         elif self._receiving is None:
@@ -323,7 +323,7 @@ class Connection(asyncio.Protocol):
         """The deadline has passed."""
         limits = self._server.limits
         self.deadline = NEVER
-        if self._writable is not None or (self._is_deaf and self._serving is None):
+        if self._writable is not None or (self._is_deaf and not self._is_serving):
             self.abort()
         elif self._receiving is not None:
             pace = f"{BODY_STEP_BYTES} bytes, or its end, within http.body_timeout = {limits.body_seconds:g} s"
@@ -331,14 +331,14 @@ class Connection(asyncio.Protocol):
         elif self._is_in_head:
             limit = f"http.header_timeout = {limits.head_seconds:g} s"
             self._fail(Refusal(408, f"the request's head did not come within {limit}", "slow"))
-        elif self._serving is None:
+        elif not self._is_serving:
             self._part(linger=False)
 
     def fail(self, refusal: Refusal) -> None:
         """Refuses the request that is coming in; without one, the connection is closed."""
         if self._receiving is not None or self._is_in_head:
             self._fail(refusal)
-        elif self._serving is None:
+        elif not self._is_serving:
             self._part(linger=False)
 
     def abort(self) -> None:
@@ -356,23 +356,15 @@ class Connection(asyncio.Protocol):
         if known is None:
             return False
         begin, body = known
-        self._has_asked = True
+        self._has_asked = self._is_serving = True
         self.deadline = NEVER
-        begun = begin(body, self.is_local)
-        if isinstance(begun, Answer):
-            self._send(begun, is_last=False)
-            self._go_on()
-        else:
-            server.in_flight += 1
-            self._serving = begun.until
-            begun.until.add_done_callback(lambda _: self._answer_known(begun))
+        server.in_flight += 1
+        begin(body, self.is_local, self._answer_known)
         return True
 
-    def _answer_known(self, begun: Pending) -> None:
+    def _answer_known(self, answer: Answer | None) -> None:
         self._server.in_flight -= 1
-        try:
-            answer = begun.answer()
-        except asyncio.CancelledError:  # the program ends
+        if answer is None:
             self._transport.abort()
         else:
             self._send(answer, is_last=self._is_deaf and not self._requests)
@@ -381,13 +373,13 @@ class Connection(asyncio.Protocol):
     def _go_on(self) -> None:
         """Serves what has come meanwhile, once the client reads our answers."""
         if self._requests or self._writable is not None:
-            self._serving = self._loop.create_task(self.serve())
+            self._task = self._loop.create_task(self.serve())
         else:
             self._rest(is_whole=True)
 
     def _rest(self, *, is_whole: bool) -> None:
         """All that was asked is answered; the last request was read to its end, or was not."""
-        self._serving = None
+        self._is_serving = False
         if self._transport.is_closing():
             self._server.closed(self)
         elif self._is_deaf or not is_whole:
@@ -398,8 +390,9 @@ class Connection(asyncio.Protocol):
     def _enqueue(self, request: Request | Refusal) -> None:
         self._has_asked = True
         self._requests.append(request)
-        if self._serving is None:
-            self._serving = self._loop.create_task(self.serve())
+        if not self._is_serving:
+            self._is_serving = True
+            self._task = self._loop.create_task(self.serve())
 
     def _fail(self, refusal: Refusal) -> None:
         """Takes nothing more from this connection, and says why when the requests before are answered."""

@@ -2,12 +2,10 @@
 
 import asyncio
 import functools
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from http import HTTPStatus
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import unquote
-
-import msgspec
 
 from collector.bodies import DOT_SEGMENTS
 
@@ -81,13 +79,6 @@ def _head(status: int, length: int | None, headers: bytes, date_line: bytes, ver
         framing += b"Connection: keep-alive\r\n"
     start = b"HTTP/1.1 %d %b\r\n" % (status, _PHRASES.get(status, b""))
     return b"%b%b%b%b\r\n" % (start, date_line, headers, framing)
-
-
-class Pending(msgspec.Struct, frozen=True):
-    """An answer that is given once `until` is done."""
-
-    until: asyncio.Future[Any]
-    answer: Callable[[], Answer]
 
 
 def path_name(quoted: str) -> str:

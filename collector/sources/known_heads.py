@@ -13,7 +13,7 @@ What changes between requests is asked each time: who may send, how much is in m
 from collections.abc import Callable
 from typing import NamedTuple
 
-from collector.sources.http_message import Answer, Pending, Request
+from collector.sources.http_message import Answer, Request
 
 HEAD_END = b"\r\n\r\n"
 
@@ -24,8 +24,11 @@ MAX_SEEN = 4096
 """Heads of which it is remembered that they came once. Those that never come again, having a number of their own or one
 of many lengths, thus drive out none that do."""
 
-Begin = Callable[[bytes, bool], Answer | Pending]
-"""What answers a whole body, of a client that is local or not. Raises nothing."""
+Answered = Callable[[Answer | None], None]
+"""Hears the answer to a request, or None where there will be none: then the connection ends."""
+
+Begin = Callable[[bytes, bool, Answered], None]
+"""What answers a whole body, of a client that is local or not, at once or later. Raises nothing."""
 
 
 class _Known(NamedTuple):

@@ -28,6 +28,7 @@ from collector.sources.http_body import BodyLimits
 from collector.upstream.passage import Passage
 from collector.upstream.transport import Transport
 from tests.fuzz import inputs
+from tests.patience import until
 
 Triple = tuple[int, str, str]
 
@@ -215,8 +216,7 @@ class Http:
             if draw.random() < 0.1:
                 await asyncio.sleep(0)
         connection.eof_received()
-        if connection._serving is not None:
-            await connection._serving
+        await until(lambda: not connection._is_serving, pause_seconds=0)
         connection.connection_lost(None)
         statuses = {int(status) for status in re.findall(rb"^HTTP/1\.1 (\d+) ", transport.written, re.MULTILINE)}
         assert statuses <= ANSWERS, (transport.written, data)

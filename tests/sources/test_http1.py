@@ -27,9 +27,9 @@ from collector.sources.http1 import (
     Connection,
 )
 from collector.sources.http_application import BODY_STEP_BYTES, Limits
-from collector.sources.http_message import Answer, ClientGone, Pending, Refusal, Request, header_lines
+from collector.sources.http_message import Answer, ClientGone, Refusal, Request, header_lines
 from collector.sources.http_server import Server
-from collector.sources.known_heads import Begin
+from collector.sources.known_heads import Answered, Begin
 from tests.patience import PATIENCE_SECONDS, until
 
 FUZZ_EXAMPLES = int(os.environ.get("COLLECTOR_FUZZ_EXAMPLES", "300"))
@@ -98,6 +98,7 @@ class Echo:
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
+        self.pending: asyncio.Future[object] | None = None  # the last answer to a known head that takes longer
         self.served = 0
         self.known = 0
         self.crashes: list[Exception] = []
@@ -123,19 +124,16 @@ class Echo:
         if request.target.startswith(("/gated", "/slow", "/large", "/refused")) or request.target.endswith("/early"):
             return None
 
-        def begun(body: bytes, _is_local: bool) -> Answer | Pending:
+        def begun(body: bytes, _is_local: bool, answered: Answered) -> None:
             self.served += 1
             self.known += 1
             answer = self._said(request, self._heard(request, [body]))
             if not (len(body) % 2 or request.target.startswith("/held")):
-                return answer
-            until = asyncio.ensure_future(self.gate.wait() if request.target.startswith("/held") else settle())
-
-            def once_done() -> Answer:
-                until.result()
-                return answer
-
-            return Pending(until, once_done)
+                answered(answer)
+                return
+            waits: Coroutine[Any, Any, object] = self.gate.wait() if request.target.startswith("/held") else settle()
+            self.pending = pending = asyncio.ensure_future(waits)
+            pending.add_done_callback(lambda _: answered(None if pending.cancelled() else answer))
 
         return begun
 

@@ -293,8 +293,7 @@ async def test_when_the_program_ends_before_the_answer_the_connection_ends_with_
         await learn(client, HELD)
         client.send(HELD)
         await settle()
-        serving_future = site.only._serving
-        assert serving_future is not None
-        serving_future.cancel()
+        assert site.app.pending is not None
+        site.app.pending.cancel()
         await client.gone()
         await until(lambda: site.server.connections == 0)
