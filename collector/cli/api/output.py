@@ -69,14 +69,24 @@ def to_ndjson(rows: Iterable[msgspec.Struct]) -> bytes:
 def to_csv(rows: Iterable[msgspec.Struct], row_type: type[msgspec.Struct], *, with_header: bool) -> bytes:
     """A record each; what is no text or number stands in its cell as JSON."""
     columns = _columns(row_type)
-    lines = io.StringIO(newline="")
-    writer = csv.writer(lines, lineterminator="\n")
+    records = _Records()
+    writer = csv.writer(records)  # ends records in CR LF, so both are quoted in cells; before 3.13 no other CR is
     if with_header:
         writer.writerow(columns)
     for row in rows:
         fields = msgspec.to_builtins(row)
         writer.writerow([_cell(fields.get(column)) for column in columns])
-    return lines.getvalue().encode()
+    return "".join(records.lines).encode()
+
+
+class _Records:
+    """Takes what a csv.writer writes, a record at a time; here it ends in LF."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def write(self, record: str) -> None:
+        self.lines.append(record.removesuffix("\r\n") + "\n")
 
 
 def write(content: bytes) -> None:

@@ -130,6 +130,14 @@ def test_wherever_a_csv_row_is_torn_the_next_one_is_whole(tmp_path: Path, monkey
         assert len(rows_now) == (3 if length else 2)
 
 
+@pytest.mark.parametrize("text", ["a\rb", "\r", "a\r\nb", "a\nb", 'a"b', "a,b", "\x1b[1m\t é", " ", ""])
+def test_every_text_comes_back_from_its_csv_cell(text: str) -> None:
+    content = to_csv([AuditEvent("1", text), AuditEvent("2", "x")], AuditEvent, with_header=True)
+    read = list(csv.reader(io.StringIO(content.decode(), newline="")))
+    assert [row[:2] for row in read] == [["eventId", "eventType"], ["1", text], ["2", "x"]]
+    assert content.endswith(b"2,x,,,\n")
+
+
 async def test_what_passes_by_itself_is_said_and_the_following_goes_on(
     clock: FakeClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
