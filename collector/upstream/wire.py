@@ -134,7 +134,10 @@ def read_token(response: Response, *, now_seconds: float) -> AccessToken:
     if response.status != 200:
         raise_for_unexpected(response, "getAccessToken", now_seconds)
     try:
-        token = msgspec.json.decode(response.body, type=AccessToken)
+        fields = msgspec.json.decode(response.body, type=dict[str, Any])
+        # Not to the letter: for a life that is null, 60.0 or "60" no event should wait.
+        told = {name: field for name, field in fields.items() if field is not None}
+        token = msgspec.convert(told, AccessToken, strict=False)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Retryable(f"getAccessToken: the answer is no token: {error}") from None
     if not token.access_token.isascii() or not token.access_token.isprintable() or not token.access_token:

@@ -203,6 +203,9 @@ def test_a_page_with_200_comes_from_something_in_between(body: bytes, headers: d
         (b'{"access_token":"a","token_type":"bearer","expires_in":60}', AccessToken("a", "bearer", 60)),
         (b'{"access_token":"a"}', AccessToken("a", "Bearer", 3600)),
         (b'{"expires_in":60,"scope":"x","access_token":"a","ext":{"a":[]}}', AccessToken("a", "Bearer", 60)),
+        (b'{"access_token":"a","token_type":null,"expires_in":null}', AccessToken("a", "Bearer", 3600)),
+        (b'{"access_token":"a","expires_in":60.0}', AccessToken("a", "Bearer", 60)),
+        (b'{"access_token":"a","expires_in":"60"}', AccessToken("a", "Bearer", 60)),
     ],
 )
 def test_a_token_is_read_with_its_lifetime(body: bytes, token: AccessToken) -> None:
@@ -221,8 +224,8 @@ def test_a_token_is_read_with_its_lifetime(body: bytes, token: AccessToken) -> N
         b'{"access_token":"\xff"}',
         b'{"access_token":null}',
         b'{"access_token":7}',
-        b'{"access_token":"a","expires_in":"60"}',
-        b'{"access_token":"a","expires_in":null}',
+        b'{"access_token":"a","expires_in":"soon"}',
+        b'{"access_token":"a","expires_in":60.5}',
         b'{"access_token":"a"',
     ],
 )
@@ -424,7 +427,7 @@ def test_no_request_and_no_token_shows_what_is_secret() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"access_token":"hunter2","expires_in":"60"}',
+        b'{"access_token":"hunter2","expires_in":"soon"}',
         b'{"access_token":["hunter2"]}',
         b'{"access_token":"hunter2"',
         b'{"access_token":"hunter2\xff"}',
