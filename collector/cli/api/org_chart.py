@@ -1,10 +1,8 @@
 """`collector api org-chart push`."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import msgspec
 
 from collector.cli.api.change import call, change, dry_run_option, file_argument, input_options, progress
 from collector.cli.api.formats import InputFormat
@@ -12,9 +10,8 @@ from collector.cli.api.output import format_option, write_one
 from collector.cli.api.records import ORG_CHART, read
 from collector.cli.options import config_option
 from collector.config import load
-from collector.contract.models import MAX_ORG_CHART_USERS_PER_REQUEST, CustomField
+from collector.contract.models import MAX_ORG_CHART_USERS_PER_REQUEST
 from collector.contract.operations import PUBLISH_ORG_CHART
-from collector.errors import Rejected
 
 
 @click.group("org-chart")
@@ -43,7 +40,7 @@ def push(
     """
     upstream = load(config_file, with_credentials=not dry_run).upstream
     users, beside = read(file, ORG_CHART, input_format=input_format, ignore_unknown=ignore_unknown)
-    custom_fields = _custom_fields(file, beside.get("customFieldsConfig"))
+    custom_fields = beside.get("customFieldsConfig", ())
     sent = change(
         PUBLISH_ORG_CHART,
         upstream,
@@ -56,10 +53,3 @@ def push(
         with progress(users, "people") as shown:
             call(upstream, lambda client: client.push_org_chart(shown, custom_fields))
     write_one(sent, output_format)
-
-
-def _custom_fields(file: str, raw: msgspec.Raw | None) -> Sequence[CustomField]:
-    try:
-        return msgspec.json.decode(raw, type=list[CustomField]) if raw is not None else ()
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise Rejected(f"{file}: customFieldsConfig: {error}; nothing was sent") from None

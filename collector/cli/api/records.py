@@ -12,8 +12,9 @@ import math
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar, get_args
 
 import msgspec
@@ -45,6 +46,8 @@ EMAIL_EXPECTED = "an address with something on both sides of its @"
 _WHOLE_NUMBER = re.compile(r"-?\d+", re.ASCII)
 
 Record = TypeVar("Record", bound=msgspec.Struct)
+AnyRecord = TypeVar("AnyRecord", bound=msgspec.Struct)
+_Model = type[msgspec.Struct]
 
 
 class RecordKind(NamedTuple, Generic[Record]):
@@ -52,22 +55,22 @@ class RecordKind(NamedTuple, Generic[Record]):
 
     type: type[Record]
     list_name: str
-    beside: tuple[str, ...] = ()
-    """What else that request may hold."""
+    beside: Mapping[str, _Model] = MappingProxyType({})
+    """What other lists that request may hold, and of what."""
 
 
 EVENTS = RecordKind(models.Event, "events")
 SPEND = RecordKind(models.SpendRecord, "spendData")
 USERS = RecordKind(models.ProvisionedUser, "users")
 USERS_TO_REMOVE = RecordKind(models.UserToRemove, "users")
-ORG_CHART = RecordKind(models.OrgChartUser, "users", beside=("customFieldsConfig",))
+ORG_CHART = RecordKind(models.OrgChartUser, "users", beside={"customFieldsConfig": models.CustomField})
 
 
 class Input(NamedTuple, Generic[Record]):
-    """What was read: records, and what stood beside the list of them and was not empty; at least one of both."""
+    """What was read: records, and the lists that stood beside theirs; at least one in all of them."""
 
     records: Sequence[Record]
-    beside: Mapping[str, msgspec.Raw]
+    beside: Mapping[str, Sequence[Any]]
 
 
 _Take = Callable[[Any, msgspec.structs.FieldInfo, bool], Any]
@@ -118,7 +121,7 @@ def read(
     records = list(reader.records(content, input_format))
     if reader.problems.count:
         raise reader.problems.rejected()
-    if not records and not reader.beside:
+    if not records and not any(reader.beside.values()):
         raise Rejected(f"{name}: there are no records in it; nothing was sent")
     return Input(records, reader.beside)
 
@@ -129,9 +132,9 @@ class _Reader(Generic[Record]):
     def __init__(self, kind: RecordKind[Record], problems: Problems, ignore_unknown: bool) -> None:
         self._kind = kind
         self._ignore_unknown = ignore_unknown
-        self._fields = {field.encode_name: _field(field) for field in msgspec.structs.fields(kind.type)}
+        self._fields = _fields(kind.type)
         self.problems = problems
-        self.beside: Mapping[str, msgspec.Raw] = {}
+        self.beside: Mapping[str, Sequence[Any]] = {}
 
     def records(self, content: bytes, input_format: InputFormat) -> Iterator[Record]:
         """Those that are as they should be."""
@@ -148,10 +151,7 @@ class _Reader(Generic[Record]):
             found = ndjson_objects(content, self.problems)
         else:
             found = self._from_json(content)
-        for one in found:
-            record = self._record(one, strict=input_format is not InputFormat.CSV)
-            if record is not None:
-                yield record
+        yield from self._records(found, self._kind.type, strict=input_format is not InputFormat.CSV)
 
     def _from_csv(self, text: str) -> Iterator[Found]:
         header: Sequence[str] = ()
@@ -194,8 +194,11 @@ class _Reader(Generic[Record]):
         array = envelope.pop(self._kind.list_name)
         for name in envelope:
             self._check_known(1, name, self._kind.beside)
-        known = (name for name in self._kind.beside if name in envelope)
-        self.beside = {name: envelope[name] for name in known if msgspec.json.decode(envelope[name])}
+        self.beside = {
+            name: list(self._records(json_objects(content, envelope[name], self.problems), kind, strict=True))
+            for name, kind in self._kind.beside.items()
+            if bytes(envelope.get(name, b"null")) != b"null"
+        }
         yield from json_objects(content, array, self.problems)
 
     def _check_known(self, line: int, name: str, known: Mapping[str, Any] | Sequence[str]) -> None:
@@ -206,12 +209,18 @@ class _Reader(Generic[Record]):
         name = name if name and name.isprintable() else shown(name)
         self.problems.add(line, f"{name}: unknown; {hint}allowed: {', '.join(known) or 'nothing else'}")
 
-    def _record(self, found: Found, *, strict: bool) -> Record | None:
-        before = self.problems.count
+    def _records(self, found: Iterable[Found], kind: type[AnyRecord], *, strict: bool) -> Iterator[AnyRecord]:
+        fields = _fields(kind)
+        for one in found:
+            before, values = self.problems.count, self._values(one, fields, strict=strict)
+            if self.problems.count == before:
+                yield kind(**values)
+
+    def _values(self, found: Found, fields: Mapping[str, _Field], *, strict: bool) -> dict[str, Any]:
         for name in found.fields:
-            self._check_known(found.line, name, self._fields)
+            self._check_known(found.line, name, fields)
         values = {}
-        for name, field in self._fields.items():
+        for name, field in fields.items():
             sent = found.fields.get(name)
             if sent is not None:
                 values[field.name] = field.take(sent, strict)
@@ -219,7 +228,7 @@ class _Reader(Generic[Record]):
                     self.problems.add(found.line, f"{name}: {shown(sent)}; expected {field.expected}")
             elif field.required:
                 self.problems.add(found.line, f"{name}: missing; expected {field.expected}")
-        return self._kind.type(**values) if self.problems.count == before else None
+        return values
 
 
 def _told_by_content(content: bytes) -> InputFormat:
@@ -235,6 +244,10 @@ def _told_by_content(content: bytes) -> InputFormat:
     except (msgspec.DecodeError, RecursionError):
         return InputFormat.JSON
     return InputFormat.NDJSON
+
+
+def _fields(kind: type[msgspec.Struct]) -> Mapping[str, _Field]:
+    return {field.encode_name: _field(field) for field in msgspec.structs.fields(kind)}
 
 
 def _field(field: msgspec.structs.FieldInfo) -> _Field:

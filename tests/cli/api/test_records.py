@@ -10,7 +10,7 @@ import pytest
 
 from collector.cli.api.formats import PROBLEMS_SHOWN, InputFormat
 from collector.cli.api.records import EVENTS, ORG_CHART, SPEND, USERS, Input, RecordKind, read
-from collector.contract.models import Event, OrgChartUser, ProvisionedUser, SpendRecord
+from collector.contract.models import CustomField, Event, OrgChartUser, ProvisionedUser, SpendRecord
 from collector.errors import Rejected, Unusable
 
 TWO = [Event(1, "a@example.com", "x"), Event(2, "b@example.com", "y")]
@@ -210,7 +210,28 @@ def test_what_may_stand_beside_the_list_is_handed_on(tmp_path: Path) -> None:
     text = '{"customFieldsConfig": [{"name": "Team"}], "users": [{"email": "a@b", "managerEmail": "c@d"}]}'
     records, beside = read_text(tmp_path, text, ORG_CHART)
     assert records == [OrgChartUser("a@b", manager_email="c@d")]
-    assert {name: bytes(raw) for name, raw in beside.items()} == {"customFieldsConfig": b'[{"name": "Team"}]'}
+    assert beside == {"customFieldsConfig": [CustomField("Team")]}
+
+
+def test_what_stands_beside_the_list_is_checked_like_the_records(tmp_path: Path) -> None:
+    text = """{"customFieldsConfig": [{"name": "Team", "type": null},
+{"name": 5},
+{"name": "VP", "kind": "text"}, 7],
+"users": [{"email": "nobody"}]}"""
+    assert problems(tmp_path, text, ORG_CHART) == [
+        "2: name: 5; expected text",
+        "3: kind: unknown; allowed: name, type",
+        "3: 7; expected an object",
+        f'4: email: "nobody"; {ADDRESS}',
+    ]
+    assert problems(tmp_path, '{"users": [{"email": "a@b"}],\n"customFieldsConfig": {}}', ORG_CHART) == [
+        "2: {}; expected an array of objects"
+    ]
+
+
+def test_unknown_fields_beside_the_list_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    text = '{"customFieldsConfig": [{"name": "VP", "kind": "text"}]}'
+    assert read_text(tmp_path, text, ORG_CHART, ignore_unknown=True).beside["customFieldsConfig"] == [CustomField("VP")]
 
 
 @pytest.mark.parametrize("text", ['{"customFieldsConfig": []}', '{"customFieldsConfig": null, "users": []}'])
