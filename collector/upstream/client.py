@@ -179,12 +179,15 @@ class Client:
         """getAuditEvents: the events of [since, until), page by page; without `until`, up to now.
 
         The end is fixed when the first page is asked for, so that events which come meanwhile do not shift the pages. A
-        range of more than 30 days is asked for in several. Raises MalformedAnswer where upstream repeats a page token,
-        which would never end.
+        range of more than 30 days is asked for in several, none of them wholly in the future. Raises MalformedAnswer
+        where upstream repeats a page token, which would never end.
         """
-        end = until or datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC)
+        now = datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC)
+        end = until or now
         for name, time in (("startTime", since), ("endTime", end)):
             _time(name, time)  # as subtracting them needs a time zone of each
+        if end - max(now, since or now) > AUDIT_WINDOW:  # 9999-12-31 is a way to say "all"
+            end = max(now, since or now) + AUDIT_WINDOW
         starts = [since]
         while (start := starts[-1]) is not None and end - start > AUDIT_WINDOW:
             starts.append(start + AUDIT_WINDOW)

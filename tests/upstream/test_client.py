@@ -455,11 +455,24 @@ async def test_audit_events_come_page_by_page_and_each_once(client: Client, stat
     assert seen == [f"{number:06}" for number in range(count)]
 
 
-async def test_a_range_is_asked_for_in_windows_that_meet_without_gap_or_overlap(client: Client, state: State) -> None:
+async def test_a_range_is_asked_for_in_windows_that_meet_without_gap_or_overlap(
+    client: Client, state: State, clock: Instant
+) -> None:
     await _seeded_audit(state, 100, AUDIT_WINDOW / 20)
     until = T0 + 4.5 * AUDIT_WINDOW
+    clock.jump(until.timestamp() - clock.now_ms() / 1000)
     seen = [event.event_id async for event in client.audit_events(T0, until)]
     assert seen == [f"{number:06}" for number in range(90)]
+
+
+@pytest.mark.parametrize(("since", "requests"), [(T0, 3), (T0 + 50 * AUDIT_WINDOW, 1), (None, 1)])
+async def test_windows_that_are_wholly_in_the_future_are_not_asked_for(
+    client: Client, sandbox: Sandbox, clock: Instant, since: dt.datetime | None, requests: int
+) -> None:
+    clock.jump((T0 + 1.5 * AUDIT_WINDOW).timestamp() - clock.now_ms() / 1000)
+    empty = Fault(operation="getAuditEvents", status=200, body='{"events": []}', times=requests)
+    sandbox.set_faults(empty, Fault(operation="getAuditEvents", status=400, body="one request too many"))
+    assert not [event async for event in client.audit_events(since, T0 + 60 * AUDIT_WINDOW)]
 
 
 async def test_the_end_of_the_range_is_fixed_when_the_first_page_is_asked_for(

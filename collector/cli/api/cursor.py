@@ -121,10 +121,12 @@ class Trail:
     async def follow(self, until: datetime | None = None) -> None:
         """Everything from the cursor up to `until`, or to now, is written, and the cursor says so.
 
+        Nothing is looked for more than a `WINDOW` from now, however late `until` is.
+
         Cancelled, it lets what is being written come to its end. The errors are those of the client and of `write`.
         """
         now = datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC)
-        end = until or now
+        end = min(until or now, now + WINDOW)
         start = self._since
         while start < end:
             stop = min(start + WINDOW, end)

@@ -112,6 +112,13 @@ async def test_up_to_a_time_in_the_past_the_cursor_stands_there(client: Client, 
     assert paper.ids == ["before", "after"]
 
 
+async def test_an_end_at_the_end_of_all_time_is_as_good_as_now(client: Client, state: State, clock: FakeClock) -> None:
+    await happen(state, now(clock) + SECOND, "of a clock that is ahead")
+    paper = Paper(now(clock) - SECOND)
+    await trail(client, paper, clock).follow(now(clock) + 40 * WINDOW)
+    assert (paper.ids, paper.saves) == (["of a clock that is ahead"], 2)
+
+
 async def test_what_was_before_the_start_stays_unasked_for(client: Client, state: State, clock: FakeClock) -> None:
     await happen(state, now(clock) - 90 * SECOND, "before")
     await happen(state, now(clock) - 30 * SECOND, "after")
