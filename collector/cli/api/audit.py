@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from collector.cli.api.change import call
-from collector.cli.api.cursor import Cursor, CursorFile, Trail
+from collector.cli.api.cursor import WINDOW, Cursor, CursorFile, Trail
 from collector.cli.api.output import (
     default_format,
     end_torn_line,
@@ -27,7 +27,7 @@ from collector.config import load
 from collector.config.kinds import Seconds
 from collector.contract.models import AuditEvent
 from collector.errors import Retryable
-from collector.upstream.client import Client
+from collector.upstream.client import AUDIT_WINDOW, Client
 
 
 @click.command("audit-events")
@@ -93,27 +93,22 @@ def command(
             end_torn_line(is_csv=output_format == "csv")
         write = _writer(output_format, with_header=not goes_on)
         save = file.save if file else _forget
-        call(
-            upstream,
-            lambda client: _run(client, known or Cursor(since), until, interval if follow else None, write, save),
-        )
+        window = WINDOW if file else AUDIT_WINDOW  # as much as one request may ask for
+        clock, every = Clock(), interval if follow else None
+
+        async def work(client: Client) -> None:
+            cursor = known or Cursor(since)
+            await _run(Trail(client, cursor, clock=clock, write=write, save=save, window=window), until, every, clock)
+
+        call(upstream, work)
 
 
 async def _all(client: Client, since: datetime, until: datetime | None) -> Sequence[AuditEvent]:
     return [event async for event in client.audit_events(since, until)]
 
 
-async def _run(
-    client: Client,
-    cursor: Cursor,
-    until: datetime | None,
-    interval_seconds: float | None,
-    write: Callable[[Sequence[AuditEvent]], object],
-    save: Callable[[Cursor], object],
-) -> None:
+async def _run(trail: Trail, until: datetime | None, interval_seconds: float | None, clock: Clock) -> None:
     """Returns after one pass, or with an interval when a signal asks to stop."""
-    clock = Clock()
-    trail = Trail(client, cursor, clock=clock, write=write, save=save)
     if interval_seconds is None:
         await trail.follow(until)
         return

@@ -28,7 +28,7 @@ from collector.upstream.client import Client
 
 OVERLAP = timedelta(minutes=5)
 WINDOW = timedelta(days=1)
-"""How much is asked for before the cursor moves on: the IDs of so much time are kept in it."""
+"""How much is asked for before a cursor on disk moves on: the IDs of so much time are kept in it."""
 BATCH = MAX_AUDIT_EVENTS_PER_PAGE
 
 
@@ -100,6 +100,7 @@ class Trail:
     """Writes events and keeps the cursor behind them. `write` returns once they have left the process.
 
     It is called before each `save`, also where there are none: what stands before them (a header) is out then, too.
+    `window` is how much is asked for before the cursor moves on.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Trail:
         clock: Clock,
         write: Callable[[Sequence[AuditEvent]], object],
         save: Callable[[Cursor], object],
+        window: timedelta = WINDOW,
     ) -> None:
         self._client = client
         self._since = cursor.since
@@ -117,6 +119,7 @@ class Trail:
         self._clock = clock
         self._write = write
         self._save = save
+        self._window = window
 
     async def follow(self, until: datetime | None = None) -> None:
         """Everything from the cursor up to `until`, or to now, is written, and the cursor says so.
@@ -129,7 +132,7 @@ class Trail:
         end = min(until or now, now + WINDOW)
         start = self._since
         while start < end:
-            stop = min(start + WINDOW, end)
+            stop = min(start + self._window, end)
             batch: dict[str, AuditEvent] = {}
             async for event in self._client.audit_events(start, stop):
                 if event.event_id not in self._written:

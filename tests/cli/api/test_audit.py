@@ -17,6 +17,7 @@ from collector.cli.api.cursor import BATCH
 from collector.cli.api.output import end_torn_line, to_csv
 from collector.contract.models import AuditEvent
 from collector.errors import CredentialsRefused, Retryable
+from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.cli.api.conftest import Api, environment, rows
@@ -164,6 +165,13 @@ async def test_what_does_not_pass_ends_the_following(clock: FakeClock) -> None:
 
     with pytest.raises(CredentialsRefused):
         await for_ever(follow, 60, clock)
+
+
+async def test_without_a_cursor_it_asks_for_as_much_at_once_as_may_be(api: Api, sandbox: Sandbox) -> None:
+    page = Fault(operation="getAuditEvents", status=200, body='{"events": [{"eventId": "a"}]}', times=2)
+    sandbox.set_faults(page, Fault(operation="getAuditEvents", status=400, body="one request too many"))
+    ended = await api("audit-events", "--since", "-45d")
+    assert ended == (0, '{"eventId":"a"}\n', "")
 
 
 async def test_csv_has_its_header_once_and_a_table_all_at_once(api: Api, state: State, tmp_path: Path) -> None:
