@@ -38,14 +38,24 @@ WHERE_TO_LOOK = {
 }
 
 Result = TypeVar("Result")
+OnWait = Callable[[Retryable, float], object]
+"""Hears why an attempt has failed, and in how many seconds the next one follows."""
 
 
 class Calls:
     """`open` and `close` it inside the loop that uses it."""
 
-    def __init__(self, settings: Upstream, *, clock: Clock, draw: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self,
+        settings: Upstream,
+        *,
+        clock: Clock,
+        on_wait: OnWait | None = None,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
         self._base_url = settings.base_url
         self._clock = clock
+        self._on_wait = on_wait
         self._draw = draw
         self._transport = Transport(timeout_seconds=settings.timeout)
         self._tokens = token_sources(self._transport, settings, clock=clock, metrics=Metrics())
@@ -109,15 +119,16 @@ class Calls:
                 failures += 1
                 if failures == ATTEMPTS:
                     raise
-                await self._clock.sleep(
-                    delay_seconds(
-                        failures,
-                        base_seconds=BACKOFF_BASE_SECONDS,
-                        maximum_seconds=BACKOFF_MAX_SECONDS,
-                        random_fraction=self._draw(),
-                        retry_after_seconds=error.retry_after_seconds,
-                    )
+                wait_seconds = delay_seconds(
+                    failures,
+                    base_seconds=BACKOFF_BASE_SECONDS,
+                    maximum_seconds=BACKOFF_MAX_SECONDS,
+                    random_fraction=self._draw(),
+                    retry_after_seconds=error.retry_after_seconds,
                 )
+                if self._on_wait is not None:
+                    self._on_wait(error, wait_seconds)
+                await self._clock.sleep(wait_seconds)
 
     async def upload(self, url: str, file: Path, on_sent: Callable[[int], object] | None) -> None:
         """The file is at its signed URL. Raises CredentialsRefused where another URL is needed."""

@@ -18,7 +18,7 @@ from collector.contract import models, operations
 from collector.contract.models import MAX_EVENTS_PER_REQUEST, MAX_ORG_CHART_USERS_PER_REQUEST, AccessToken
 from collector.contract.operations import SCOPE_WRITE, Operation
 from collector.errors import ChunkFailed, CollectorError, CredentialsRefused, MalformedAnswer, Rejected
-from collector.upstream.calls import Calls
+from collector.upstream.calls import Calls, OnWait
 
 UPLOAD_QUERY_BYTES = 2048
 """getBatchUploadUrls: of file names in one URL, as it has them; servers refuse longer ones than 8 KiB, some than 4."""
@@ -35,12 +35,14 @@ class Client:
     Every method raises Retryable (after several attempts), Rejected, Unusable (credentials, a redirect, an answer that
     is not the contract's) or, where doing it twice would do harm, OutcomeUnknown. Long lists are sent in several
     requests, and ChunkFailed says which of them failed and what is upstream already.
+
+    Between attempts it waits as long as upstream asks for, up to an hour each time; `on_wait` hears of it before.
     """
 
-    def __init__(self, settings: Upstream, *, clock: Clock | None = None) -> None:
+    def __init__(self, settings: Upstream, *, clock: Clock | None = None, on_wait: OnWait | None = None) -> None:
         self._clock = clock or Clock()
         self._usage_events_path = settings.usage_events_path
-        self._calls = Calls(settings, clock=self._clock)
+        self._calls = Calls(settings, clock=self._clock, on_wait=on_wait)
 
     async def __aenter__(self) -> Self:
         """Ready to call."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from collector.cli.api.change import call
+from collector.cli.api.change import call, say_wait
 from collector.cli.api.cursor import WINDOW, Cursor, CursorFile, Trail
 from collector.cli.api.output import (
     default_format,
@@ -123,13 +123,19 @@ async def _run(trail: Trail, until: datetime | None, interval_seconds: float | N
 
 
 async def for_ever(follow: Callable[[], Awaitable[None]], interval_seconds: float, clock: Clock) -> None:
-    """Follows again and again; what passes by itself is said, all else is raised."""
+    """Follows again and again; what passes by itself is said and, where upstream asks for that, waited for longer.
+
+    All else is raised.
+    """
     while True:
         try:
             await follow()
         except Retryable as error:
-            click.echo(f"{error}; next try in {interval_seconds:g} s", err=True)
-        await clock.sleep(interval_seconds)
+            wait_seconds = max(interval_seconds, error.retry_after_seconds or 0.0)
+            say_wait(error, wait_seconds)
+            await clock.sleep(wait_seconds)
+        else:
+            await clock.sleep(interval_seconds)
 
 
 def _writer(output_format: str, *, with_header: bool) -> Callable[[Sequence[AuditEvent]], None]:

@@ -15,9 +15,12 @@ from collector.cli.loop import run
 from collector.cli.options import TextType
 from collector.config.model import Upstream
 from collector.contract.operations import PUBLISH_USAGE_EVENTS, Operation
-from collector.errors import ConfigInvalid
+from collector.errors import ConfigInvalid, Retryable
 from collector.upstream.client import Client
 from collector.upstream.wire import api_request
+
+SAID_WAIT_SECONDS = 5.0
+"""Who waits for less need not be told why."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Item = TypeVar("Item")
@@ -72,15 +75,28 @@ def change(
 
 
 def call(upstream: Upstream, work: Callable[[Client], Awaitable[Result]]) -> Result:
-    """What `work` makes of a client that is ready to call. Raises ConfigInvalid where it has no credentials."""
+    """What `work` makes of a client that is ready to call; a long wait is said.
+
+    Raises ConfigInvalid where there are no credentials.
+    """
     if upstream.client_id is None or upstream.client_secret is None:  # which an edge that forwards can do without
         raise ConfigInvalid("upstream.client_id, upstream.client_secret: missing; the API's operations need them")
 
     async def with_client() -> Result:
-        async with Client(upstream) as client:
+        async with Client(upstream, on_wait=_say_long_wait) as client:
             return await work(client)
 
     return run(with_client())
+
+
+def say_wait(error: Retryable, seconds: float) -> None:
+    """Who waits is told on standard error why, and how long."""
+    click.echo(f"{error}; next try in {round(seconds, 1):g} s", err=True)
+
+
+def _say_long_wait(error: Retryable, seconds: float) -> None:
+    if seconds >= SAID_WAIT_SECONDS:
+        say_wait(error, seconds)
 
 
 def confirm(question: str, *, yes: bool) -> None:

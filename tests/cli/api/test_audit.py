@@ -139,10 +139,11 @@ def test_every_text_comes_back_from_its_csv_cell(text: str) -> None:
     assert content.endswith(b"2,x,,,\n")
 
 
+@pytest.mark.parametrize(("retry_after_seconds", "wait_seconds"), [(None, 60), (7.0, 60), (3600.0, 3600)])
 async def test_what_passes_by_itself_is_said_and_the_following_goes_on(
-    clock: FakeClock, capsys: pytest.CaptureFixture[str]
+    clock: FakeClock, capsys: pytest.CaptureFixture[str], retry_after_seconds: float | None, wait_seconds: int
 ) -> None:
-    failures = [Retryable("getAuditEvents: 503")]
+    failures = [Retryable("getAuditEvents: 503", retry_after_seconds=retry_after_seconds)]
     succeeded = asyncio.Event()
 
     async def follow() -> None:
@@ -151,12 +152,12 @@ async def test_what_passes_by_itself_is_said_and_the_following_goes_on(
         succeeded.set()
 
     following = asyncio.create_task(for_ever(follow, 60, clock))
-    await until(lambda: clock.next_due_seconds() == 60)
-    clock.advance(60)
+    await until(lambda: clock.next_due_seconds() == wait_seconds)
+    clock.advance(wait_seconds)
     await asyncio.wait_for(succeeded.wait(), SECONDS)
     following.cancel()
     await asyncio.wait([following])
-    assert capsys.readouterr().err == "getAuditEvents: 503; next try in 60 s\n"
+    assert capsys.readouterr().err == f"getAuditEvents: 503; next try in {wait_seconds} s\n"
 
 
 async def test_what_does_not_pass_ends_the_following(clock: FakeClock) -> None:

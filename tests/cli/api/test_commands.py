@@ -3,6 +3,8 @@
 import asyncio
 import os
 import pty
+import re
+import signal
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -198,6 +200,16 @@ async def test_the_exit_code_says_what_to_do(
     assert (ended.status, ended.out) == (status, "")
     assert ended.err.startswith("collector: ")
     assert said in ended.err
+
+
+async def test_a_long_wait_is_said_before_it(sandbox: Sandbox) -> None:
+    sandbox.set_faults(Fault(operation="getAppSummaries", status=429, headers={"Retry-After": "3600"}))
+    async with started("api", "apps", "list", env=environment(sandbox)) as process:
+        assert process.stderr is not None
+        said = await asyncio.wait_for(process.stderr.readline(), SECONDS)
+        assert re.fullmatch(rb"getAppSummaries: 429; next try in 360\d(\.\d)? s\n", said)
+        process.send_signal(signal.SIGINT)
+        assert (await finish(process))[:2] == (1, "")
 
 
 async def test_without_credentials_it_is_the_configuration_that_is_wrong() -> None:
