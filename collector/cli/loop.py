@@ -30,10 +30,10 @@ SAME_STOP_SECONDS = 0.1
 """Signals that come so close together are one wish: timeout(1) sends its own to the process and to its group."""
 
 
-def stop_signals() -> asyncio.Event:
-    """An event that the first SIGTERM or SIGINT sets. A later signal ends the process at once, with 128 + its number.
+def stop_signals(*numbers: signal.Signals) -> asyncio.Event:
+    """An event that the first of these signals sets; SIGTERM or SIGINT, where none is named.
 
-    Ending at once is safe: what was acknowledged is on disk.
+    A later one ends the process at once, with 128 + its number. That is safe: what was acknowledged is on disk.
     """
     asked = asyncio.Event()
     first_at = 0.0
@@ -49,6 +49,6 @@ def stop_signals() -> asyncio.Event:
         asked.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in numbers or (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     return asked

@@ -1,6 +1,7 @@
 """`collector api audit-events`: once, or for ever with a cursor that knows where it stopped."""
 
 import asyncio
+import signal
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from datetime import datetime
@@ -108,18 +109,27 @@ async def _all(client: Client, since: datetime, until: datetime | None) -> Seque
 
 
 async def _run(trail: Trail, until: datetime | None, interval_seconds: float | None, clock: Clock) -> None:
-    """Returns after one pass, or with an interval when a signal asks to stop."""
+    """Returns after one pass, or with an interval when a signal asks to stop. Raises click.Abort amid the one pass.
+
+    Both end once what is being written is out, which it never may be: a reader that stands still is left at a second
+    signal.
+    """
     if interval_seconds is None:
-        await trail.follow(until)
-        return
-    stop_asked = asyncio.create_task(stop_signals().wait())
-    work = asyncio.create_task(for_ever(trail.follow, interval_seconds, clock))
+        stop = stop_signals(signal.SIGINT)  # nobody sends a second SIGTERM to what shall end by itself
+        work = asyncio.create_task(trail.follow(until))
+    else:
+        stop = stop_signals()
+        work = asyncio.create_task(for_ever(trail.follow, interval_seconds, clock))
+    stop_asked = asyncio.create_task(stop.wait())
     await asyncio.wait([work, stop_asked], return_when=asyncio.FIRST_COMPLETED)
     stop_asked.cancel()
     if work.done():
         await work
+        return
     work.cancel()
     await asyncio.wait([work])
+    if interval_seconds is None:
+        raise click.Abort
 
 
 async def for_ever(follow: Callable[[], Awaitable[None]], interval_seconds: float, clock: Clock) -> None:

@@ -2,9 +2,13 @@
 
 import asyncio
 import csv
+import fcntl
 import io
 import os
 import signal
+import sys
+import termios
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from collector.cli.api import output
 from collector.cli.api.audit import for_ever
 from collector.cli.api.cursor import BATCH
 from collector.cli.api.output import end_torn_line, to_csv
+from collector.cli.loop import SAME_STOP_SECONDS
 from collector.contract.models import AuditEvent
 from collector.errors import CredentialsRefused, Retryable
 from collector.sandbox.faults import Fault
@@ -34,6 +39,10 @@ async def happen(state: State, *ids: str, ago: timedelta = timedelta(seconds=10)
     for event_id in ids:
         event = AuditEvent(event_id, timestamp=time, details=DETAILS)
         await state.records.add_audit_event(event, round(time.timestamp() * 1e6))
+
+
+def pending_bytes(pipe: int) -> int:
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 async def read_ids(process: asyncio.subprocess.Process, count: int) -> list[str]:
@@ -57,6 +66,23 @@ async def test_it_follows_until_a_signal_and_the_next_run_goes_on_there(
         assert await finish(process) == (0, "", "")
     await happen(state, "c")
     assert [row["eventId"] for row in rows(await api("audit-events", "--cursor", cursor))] == ["c"]
+
+
+@pytest.mark.parametrize("words", [(), ("--follow",)])
+async def test_a_reader_that_stands_still_is_left_at_a_second_ctrl_c(
+    sandbox: Sandbox, state: State, words: Sequence[str]
+) -> None:
+    await happen(state, *map(str, range(BATCH)))
+    reading, writing = os.pipe()
+    async with started("api", "audit-events", *words, env=environment(sandbox), stdout=writing) as process:
+        assert process.stderr is not None
+        os.close(writing)
+        await until(lambda: pending_bytes(reading) > 2**15)  # more does not go in: it waits amid the write
+        while process.returncode is None:  # two that come together, as on a busy machine, count as one
+            process.send_signal(signal.SIGINT)
+            await asyncio.sleep(2 * SAME_STOP_SECONDS)
+        assert await finish(process) == (130, "", "stopped at once by a second signal\n")
+    os.close(reading)
 
 
 async def test_killed_in_the_midst_it_misses_nothing_and_repeats_one_write_at_most(
