@@ -1,12 +1,22 @@
 """Failures on demand: which requests they hit, and what they do to them (pure)."""
 
 import copy
+import difflib
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
 
+from collector.contract.operations import BY_ID
+from collector.sandbox import uploads
+
+OPERATIONS = (*BY_ID, uploads.OPERATION, "*")
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=3600)]
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+"""But for the tab, no header's value has one (RFC 9110 section 5.5)."""
 
 
 class Fault(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -17,7 +27,7 @@ class Fault(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=
     """
 
     operation: str = "publishUsageEvents"
-    """The contract's operation ID, `upload` for the PUT of a file, or `*` for all."""
+    """One of `OPERATIONS`: the contract's operation ID, `upload` for the PUT of a file, or `*` for all."""
     app_id: str | None = None
     event_name: str | None = None
     """Hits requests that contain an event of this name."""
@@ -38,6 +48,20 @@ class Fault(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=
 
     times: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """How many more requests it hits; for ever without."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what would do nothing, or never hit, whatever is sent."""
+        if self.operation not in OPERATIONS:
+            nearest = difflib.get_close_matches(self.operation, OPERATIONS, 1)
+            hint = f"did you mean {nearest[0]}? " if nearest else ""
+            raise ValueError(f"operation {self.operation!r}: unknown; {hint}allowed: {', '.join(OPERATIONS)}")
+        if self.raw and not self.cut:
+            raise ValueError("raw is for a connection that is cut: without cut it does nothing")
+        if self.status is None and (self.headers or self.body):
+            raise ValueError("headers and body are those of a status: without one they do nothing")
+        for name, value in self.headers.items():
+            if not _HEADER_NAME.fullmatch(name) or _CONTROLS.search(value):
+                raise ValueError(f"headers: {name!r}: {value!r} is no header")
 
     def hits(self, operation: str, app_id: str | None, events: Sequence[tuple[str, str]]) -> bool:
         """Whether a request is hit; `events` are pairs of e-mail address and event name."""

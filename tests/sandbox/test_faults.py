@@ -167,6 +167,12 @@ def test_a_script_is_written_as_it_is_read() -> None:
         (b'{"faults":[{"delaySeconds":3601}]}', "delaySeconds"),
         (b'{"faults":[{"headers":{"Retry-After":1}}]}', "headers"),
         (b'{"faults":[{"body":"\xff"}]}', "utf-8"),
+        (b'{"faults":[{"operation":"getAppSumaries"}]}', "did you mean getAppSummaries"),
+        (b'{"faults":[{"raw":"HTTP"}]}', "raw is for a connection that is cut"),
+        (b'{"faults":[{"body":"no"}]}', "without one they do nothing"),
+        (b'{"faults":[{"headers":{"Retry-After":"1"}, "cut": true}]}', "without one they do nothing"),
+        (b'{"faults":[{"status":500,"headers":{"A B":"c"}}]}', "is no header"),
+        (b'{"faults":[{"status":500,"headers":{"A":"c\\nD: e"}}]}', "is no header"),
     ],
     ids=lambda value: repr(value)[:40],
 )
