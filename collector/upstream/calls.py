@@ -8,7 +8,7 @@ says where to look.
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -37,9 +37,15 @@ WHERE_TO_LOOK = {
     operations.PUBLISH_SPEND_DATA.id: "The spend may be booked: look at FiscalSpend in getAppDetails",
 }
 
+
 Result = TypeVar("Result")
 OnWait = Callable[[Retryable, float], object]
 """Hears why an attempt has failed, and in how many seconds the next one follows."""
+
+
+def outcome_unknown(operation: Operation[Any], why: str) -> OutcomeUnknown:
+    """The error of an operation that is not replayable and may have been carried out: why, and where to look."""
+    return OutcomeUnknown(f"{why}. {WHERE_TO_LOOK[operation.id]}, which may lag by a day, before you try again")
 
 
 class Calls:
@@ -103,9 +109,7 @@ class Calls:
             except (Retryable, MalformedAnswer) as error:
                 if operation.is_replayable or isinstance(error, NotDone):
                     raise
-                raise OutcomeUnknown(
-                    f"{error}. {WHERE_TO_LOOK[operation.id]}, which may lag by a day, before you try again"
-                ) from error
+                raise outcome_unknown(operation, str(error)) from error
 
         tokens = self._tokens[operation.scope or SCOPE_WRITE]
         return await self._retried(lambda: tokens.authorize(attempt))

@@ -46,7 +46,9 @@ def create(
         write_one(change(SETUP_APPLICATION, upstream, {}, records=1, dry_run=True), output_format)
     else:
         setup = AppSetup(name, description, category, url)
-        write_one(call(upstream, lambda client: client.create_app(setup)), output_format)
+        write_one(
+            call(upstream, lambda client: client.create_app(setup), not_replayable=SETUP_APPLICATION), output_format
+        )
 
 
 @command.command("list")

@@ -16,6 +16,7 @@ from collector.cli.options import TextType
 from collector.config.model import Upstream
 from collector.contract.operations import PUBLISH_USAGE_EVENTS, Operation
 from collector.errors import ConfigInvalid, Retryable
+from collector.upstream.calls import outcome_unknown
 from collector.upstream.client import Client
 from collector.upstream.wire import api_request
 
@@ -74,10 +75,13 @@ def change(
     return Change(operation.id, f"{request.method} {request.url}", records, requests, dry_run)
 
 
-def call(upstream: Upstream, work: Callable[[Client], Awaitable[Result]]) -> Result:
+def call(
+    upstream: Upstream, work: Callable[[Client], Awaitable[Result]], *, not_replayable: Operation[Any] | None = None
+) -> Result:
     """What `work` makes of a client that is ready to call; a long wait is said.
 
-    Raises ConfigInvalid where there are no credentials.
+    Raises ConfigInvalid where there are no credentials, and OutcomeUnknown where Ctrl-C comes amid an operation that is
+    `not_replayable`.
     """
     if upstream.client_id is None or upstream.client_secret is None:  # which an edge that forwards can do without
         raise ConfigInvalid("upstream.client_id, upstream.client_secret: missing; the API's operations need them")
@@ -86,7 +90,12 @@ def call(upstream: Upstream, work: Callable[[Client], Awaitable[Result]]) -> Res
         async with Client(upstream, on_wait=_say_long_wait) as client:
             return await work(client)
 
-    return run(with_client())
+    try:
+        return run(with_client())
+    except KeyboardInterrupt as error:
+        if not_replayable is None:
+            raise
+        raise outcome_unknown(not_replayable, f"{not_replayable.id}: interrupted") from error
 
 
 def say_wait(error: Retryable, seconds: float) -> None:

@@ -43,5 +43,5 @@ def push(
     records = read(file, SPEND, input_format=input_format, ignore_unknown=ignore_unknown).records
     sent = change(PUBLISH_SPEND_DATA, upstream, {"appId": app_id}, records=len(records), dry_run=dry_run)
     if not dry_run:
-        call(upstream, lambda client: client.push_spend(app_id, records))
+        call(upstream, lambda client: client.push_spend(app_id, records), not_replayable=PUBLISH_SPEND_DATA)
     write_one(sent, output_format)

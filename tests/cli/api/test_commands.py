@@ -19,6 +19,7 @@ from collector.sandbox.state import State
 from tests.cli.api.conftest import APP, Api, environment, rows
 from tests.cli.child import SECONDS, finish, own_environment, run, started
 from tests.e2e.daemon import command
+from tests.patience import until
 
 PUSH = "/services/push/v1/customer"
 EVENTS_CSV = "timestamp,email,eventName\n" + "".join(f"{n},user@example.com,viewed\n" for n in range(2500))
@@ -200,6 +201,20 @@ async def test_the_exit_code_says_what_to_do(
     assert (ended.status, ended.out) == (status, "")
     assert ended.err.startswith("collector: ")
     assert said in ended.err
+
+
+async def test_ctrl_c_amid_what_may_not_be_done_twice_says_where_to_look(sandbox: Sandbox, state: State) -> None:
+    sandbox.set_faults(Fault(operation="setupApplication", delay_seconds=3600, after=True))
+    async with started("api", "apps", "create", "Wiki", env=environment(sandbox)) as process:
+
+        async def is_made() -> bool:
+            return "Wiki" in (await state.names()).values()
+
+        await until(is_made)
+        process.send_signal(signal.SIGINT)
+        ended = await finish(process)
+    assert (ended.status, ended.out) == (3, "")
+    assert ended.err.startswith("collector: setupApplication: interrupted. The app may exist")
 
 
 async def test_a_long_wait_is_said_before_it(sandbox: Sandbox) -> None:
