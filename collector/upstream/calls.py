@@ -23,7 +23,7 @@ from collector.observe.metrics import Metrics
 from collector.upstream.auth import token_sources
 from collector.upstream.pace import export_limiter
 from collector.upstream.transport import Transport
-from collector.upstream.wire import NOTHING, api_request, read_answer, read_upload, upload_request
+from collector.upstream.wire import NOTHING, api_request, date_seconds, read_answer, read_upload, upload_request
 
 ATTEMPTS = 5
 """How often a request is tried before its error is the caller's: 15 s of waits at most, if Retry-After says no more."""
@@ -66,6 +66,8 @@ class Calls:
         self._transport = Transport(timeout_seconds=settings.timeout)
         self._tokens = token_sources(self._transport, settings, clock=clock, metrics=Metrics())
         self._export_limiter = export_limiter()
+        self.ahead_seconds = 0.0
+        """How far our clock is ahead of upstream's, as the last answer's Date says; 0 where it says no such thing."""
 
     async def open(self) -> None:
         """Ready to call."""
@@ -105,7 +107,10 @@ class Calls:
                 await self._export_limiter.acquire()
             try:
                 response = await self._transport.send(request, max_response_bytes=MAX_ANSWER_BYTES)
-                return read_answer(response, operation, now_seconds=self._clock.now_ms() / 1000)
+                now_seconds = self._clock.now_ms() / 1000
+                told_seconds = date_seconds(response.headers.get("date", ""))
+                self.ahead_seconds = max(0.0, now_seconds - (now_seconds if told_seconds is None else told_seconds))
+                return read_answer(response, operation, now_seconds=now_seconds)
             except (Retryable, MalformedAnswer) as error:
                 if operation.is_replayable or isinstance(error, NotDone):
                     raise

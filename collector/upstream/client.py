@@ -59,6 +59,11 @@ class Client:
         """getAccessToken: a new token, with the scope of the push or of the export operations."""
         return await self._calls.access_token(scope)
 
+    @property
+    def ahead(self) -> timedelta:
+        """How far our clock is ahead of upstream's, as its last answer says; not less than nothing, a day at most."""
+        return min(timedelta(seconds=self._calls.ahead_seconds), timedelta(days=1))
+
     # -- push ------------------------------------------------------------------------------------------------------
 
     async def create_app(self, setup: models.AppSetup) -> models.App:

@@ -221,7 +221,7 @@ def raise_for_unexpected(response: Response, operation: str, now_seconds: float)
     if response.status in {408, 425, 429} or response.status >= 500:
         error = {408: Unanswered, 429: NotDone, 504: Unanswered}.get(response.status, Retryable)
         # A date means upstream's clock; ours may be wrong.
-        told_seconds = _date_seconds(response.headers.get("date", ""))
+        told_seconds = date_seconds(response.headers.get("date", ""))
         raise error(
             f"{operation}: {response.status}{said(response)}",
             retry_after_seconds=retry_after_seconds(
@@ -251,14 +251,14 @@ def retry_after_seconds(value: str | None, *, now_seconds: float) -> float | Non
         except ValueError:
             return None
     else:
-        date_seconds = _date_seconds(value)
-        if date_seconds is None:
+        told_seconds = date_seconds(value)
+        if told_seconds is None:
             return None
-        seconds = date_seconds - now_seconds
+        seconds = told_seconds - now_seconds
     return min(max(0.0, seconds), MAX_RETRY_AFTER_SECONDS)
 
 
-def _date_seconds(value: str) -> float | None:
+def date_seconds(value: str) -> float | None:
     """An HTTP date in seconds since the epoch; None where it is none."""
     try:
         date = parsedate_to_datetime(value)

@@ -1,8 +1,8 @@
 """Where a run of `collector api audit-events` stopped, and how the next one goes on.
 
 A cursor says from when on to ask next, and which events from then on were written already. Events appear upstream with
-a delay: so each pass asks again for the last `OVERLAP`, and leaves out what was written. Whatever appears later than
-that is missed.
+a delay: so each pass asks again for the last `OVERLAP`, by upstream's clock where ours is ahead of it, and leaves out
+what was written. Whatever appears later than that is missed.
 
 What is promised: no event is missed, and none is written twice, however often runs end and begin anew. The one
 exception is a process that is killed (or a machine that dies) after events have left and before the cursor that
@@ -140,7 +140,8 @@ class Trail:
                 if len(batch) == BATCH:
                     await asyncio.to_thread(self._keep, batch, stop)
                     batch = {}
-            settled = min(stop, now - OVERLAP).replace(microsecond=0)  # in case upstream counts in seconds
+            settled = min(stop, now - self._client.ahead - OVERLAP)
+            settled = settled.replace(microsecond=0)  # in case upstream counts in seconds
             await asyncio.to_thread(self._keep, batch, stop, max(self._since, settled))
             start = stop
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,31 @@ async def test_up_to_a_time_in_the_past_the_cursor_stands_there(client: Client, 
     await trail(client, paper, clock).follow(until)
     await trail(client, paper, clock).follow()
     assert paper.ids == ["before", "after"]
+
+
+async def test_where_our_clock_is_ahead_of_upstreams_nothing_is_missed(
+    client: Client, state: State, clock: FakeClock, sandbox: Sandbox
+) -> None:
+    upstreams_now = now(clock) - timedelta(minutes=20)
+    date = format_datetime(upstreams_now, usegmt=True)
+    sandbox.set_faults(
+        Fault(operation="getAuditEvents", status=200, headers={"Date": date}, body='{"events": []}', times=1)
+    )
+    paper = Paper(now(clock) - timedelta(hours=1))
+    await trail(client, paper, clock).follow()
+    await happen(state, upstreams_now + SECOND, "after that")
+    await trail(client, paper, clock).follow()
+    assert paper.ids == ["after that"]
+
+
+@pytest.mark.parametrize("date", ["Thu, 01 Jan 1970 00:00:00 GMT", "soon", "Fri, 31 Dec 9999 23:59:59 GMT"])
+async def test_a_date_that_cannot_be_right_keeps_the_cursor_back_by_a_day_at_most(
+    client: Client, clock: FakeClock, sandbox: Sandbox, date: str
+) -> None:
+    sandbox.set_faults(Fault(operation="getAuditEvents", status=200, headers={"Date": date}, body='{"events": []}'))
+    paper = Paper(now(clock) - timedelta(days=3))
+    await trail(client, paper, clock).follow()
+    assert now(clock) - timedelta(days=1) - 2 * OVERLAP < paper.cursor.since < now(clock)
 
 
 async def test_an_end_at_the_end_of_all_time_is_as_good_as_now(client: Client, state: State, clock: FakeClock) -> None:
