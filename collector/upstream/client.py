@@ -134,7 +134,8 @@ class Client:
     ) -> None:
         """Every file is upstream, under its own name, one after the other and streamed from disk.
 
-        `on_sent` hears of each piece of a file, in bytes. A URL that is refused (403) is asked for anew.
+        `on_sent` hears how many bytes of a file have gone: fewer again where it is sent once more. A URL that is
+        refused (403) is asked for anew.
         """
         names = [file.name for file in files]
         if repeated := {name for name in names if names.count(name) > 1}:

@@ -72,7 +72,8 @@ class Transport:
     ) -> Response:
         """The answer, whatever its status; of a longer one only so many bytes are read.
 
-        A request may take the timeout, and one that sends a file may take it for each piece, of which `on_sent` hears.
+        A request may take the timeout, and one that sends a file may take it for each piece. After each `on_sent` hears
+        how many bytes have gone.
         Redirects are not followed: they would carry the token elsewhere.
 
         Raises NotDone where upstream was not reached, Unusable where its certificate is not trusted or the file cannot
@@ -82,10 +83,10 @@ class Transport:
             raise NotDone("the connection to upstream is closed")
         deadline = asyncio.timeout(self._timeout_seconds)
 
-        def sent(count: int) -> None:
+        def sent(total: int) -> None:
             deadline.reschedule(asyncio.get_running_loop().time() + self._timeout_seconds)
             if on_sent is not None:
-                on_sent(count)
+                on_sent(total)
 
         file: _File | None = None
         data: Any = request.body
@@ -206,7 +207,7 @@ class _File:
                 raise Unusable(f"{self._path}: it became shorter while it was sent")
             yield piece
             left -= len(piece)
-            sent(len(piece))
+            sent(self.size - left)
 
     def close(self) -> None:
         """The file is closed."""

@@ -506,19 +506,23 @@ async def test_a_time_without_a_zone_is_refused(client: Client) -> None:
 # -- uploads -----------------------------------------------------------------------------------------------------------
 
 
-async def test_files_are_streamed_to_their_signed_urls(client: Client, state: State, tmp_path: Path) -> None:
+async def test_files_are_streamed_to_their_signed_urls(
+    client: Client, sandbox: Sandbox, state: State, tmp_path: Path
+) -> None:
     contents = {"small.csv": b"a,b\n", "large.bin": os.urandom(3 * 2**20 + 5), "empty.txt": b""}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    sent: dict[str, int] = {}
+    sent: dict[str, list[int]] = {name: [] for name in contents}
+    sandbox.set_faults(Fault(operation="upload", status=503, times=2))
     await client.upload(
         APP,
         [tmp_path / name for name in contents],
-        lambda file, count: sent.__setitem__(file.name, sent.get(file.name, 0) + count),
+        lambda file, total: sent[file.name].append(total),
     )
     uploads = {upload.filename: upload.bytes for upload in await state.records.uploads()}
     assert uploads == {name: len(content) for name, content in contents.items()}
-    assert sent == {name: len(content) for name, content in contents.items() if content}
+    assert [totals[-1:] for totals in sent.values()] == [[4], [3 * 2**20 + 5], []]
+    assert sent["small.csv"] == [4, 4, 4]
 
 
 @pytest.mark.parametrize("letter", ["x", "ß", "画"])

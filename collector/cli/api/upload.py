@@ -68,4 +68,4 @@ async def _upload(client: Client, app_id: str, sizes: dict[Path, int]) -> None:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         tasks = {file: bars.add_task(file.name, total=size) for file, size in sizes.items()}
-        await client.upload(app_id, list(sizes), lambda file, count: bars.advance(tasks[file], count))
+        await client.upload(app_id, list(sizes), lambda file, sent: bars.update(tasks[file], completed=sent))
