@@ -1,5 +1,6 @@
 """`collector api apps …`."""
 
+import re
 from pathlib import Path
 
 import click
@@ -10,6 +11,9 @@ from collector.cli.options import TextType, config_option
 from collector.config import load
 from collector.contract.models import AppSetup, AppSummary
 from collector.contract.operations import SETUP_APPLICATION
+
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+")
+"""A scheme and what it leads to (RFC 3986 section 3), in any script."""
 
 
 @click.group("apps")
@@ -41,6 +45,8 @@ def create(
     """
     if not name.strip():
         raise click.BadParameter("empty; expected a name", param_hint="NAME")
+    if url is not None and not _URI.fullmatch(url):
+        raise click.BadParameter(f"{url!r}; expected a URL such as https://wiki.example.com", param_hint="--url")
     upstream = load(config_file, with_credentials=not dry_run).upstream
     if dry_run:
         write_one(change(SETUP_APPLICATION, upstream, {}, records=1, dry_run=True), output_format)

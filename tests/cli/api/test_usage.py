@@ -36,6 +36,8 @@ COMMANDS = [
     ("words", "said"),
     [
         (["apps", "create", " "], "expected a name"),
+        (["apps", "create", "x", "--url", "wiki.example.com"], "expected a URL such as https://wiki.example.com"),
+        (["apps", "create", "x", "--url", "https://wiki example"], "expected a URL such as https://wiki.example.com"),
         (["users", "delete", "wiki"], "Give at least one EMAIL, or --file."),
         (["users", "delete", "wiki", "a@b", "nobody"], "'nobody'; expected an address"),
         (["events", "push", "wiki", "/does/not/exist"], "does not exist"),
