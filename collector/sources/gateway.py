@@ -6,13 +6,14 @@ through the queue.
 """
 
 import contextlib
+import math
 import re
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
 from collector.contract.operations import BY_ID, PUBLISH_USAGE_EVENTS, Operation
-from collector.errors import CollectorError
+from collector.errors import CollectorError, Retryable
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.sources.http_message import WITHOUT_CONTENT, Answer, AnswerBroken, Refusal, header_lines, path_name
@@ -93,8 +94,8 @@ class Gateway:
     async def answer(self, route: Route, query: str, body: bytes) -> Answer:
         """What upstream says.
 
-        Raises Refusal: 502 where upstream says nothing, or refuses the collector itself; 400 for a query that is not
-        UTF-8, which would say something else when it is handed on.
+        Raises Refusal: 502 where upstream says nothing, or refuses the collector itself; 503 where it is known when to
+        try again; 400 for a query that is not UTF-8, which would say something else when it is handed on.
         """
         name = route.operation.id
         try:
@@ -106,6 +107,9 @@ class Gateway:
         except CollectorError as error:
             self._metrics.passed_on.labels(name, "none").inc()
             log.warning("gateway.failed", operation=name, error=type(error).__name__)
+            if isinstance(error, Retryable) and error.retry_after_seconds is not None:
+                retry_after = {"Retry-After": str(math.ceil(error.retry_after_seconds))}
+                raise Refusal(503, str(error), "upstream", retry_after) from error
             raise Refusal(502, str(error), "upstream") from error
         self._metrics.passed_on.labels(name, str(passed.status)).inc()
         log.info("gateway.passed_on", operation=name, status=passed.status)

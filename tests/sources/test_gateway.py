@@ -165,6 +165,15 @@ async def test_where_upstream_does_not_answer_the_client_hears_so(
         assert (await answer.json())["errors"][0]["reason"]
 
 
+async def test_where_it_is_known_when_to_try_again_the_client_hears_that_too(
+    collector: Collector, sandbox: Sandbox, session: aiohttp.ClientSession
+) -> None:
+    sandbox.set_faults(Fault(operation="getAccessToken", status=503, headers={"Retry-After": "7"}))
+    async with session.post(url(collector, f"{PUSH}/apps"), json={"appName": "Wiki"}) as answer:
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "7")
+        assert (await answer.json())["errors"][0]["reason"]
+
+
 async def test_the_log_names_the_operation_and_nothing_of_what_was_said(
     collector: Collector, session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
 ) -> None:
