@@ -68,8 +68,8 @@ def command(
     """What people did on the platform (getAuditEvents).
 
     With --cursor the next run goes on where this one stopped: nothing is missed, nothing is written twice; but for a
-    run that is killed within a write, whose last 500 events at most may come again. Events may appear upstream up to
-    five minutes late.
+    run that ends within a write, by a kill or a full disk, whose last 500 events at most may come again. Events may
+    appear upstream up to five minutes late.
     """
     if follow and until:
         raise click.UsageError("--follow goes on for ever: leave out --until.")

@@ -5,9 +5,9 @@ a delay: so each pass asks again for the last `OVERLAP`, by upstream's clock whe
 what was written. Whatever appears later than that is missed.
 
 What is promised: no event is missed, and none is written twice, however often runs end and begin anew. The one
-exception is a process that is killed (or a machine that dies) after events have left and before the cursor that
-names them is on disk: those, at most `BATCH` of them, are written a second time. Events leave first, the cursor
-follows, by writing another file, fsync and rename. A line that a kill has torn stays torn, and its event follows whole.
+exception is a run that ends (is killed, finds the disk full, or its machine dies) after events have left and before the
+cursor that names them is on disk: those, at most `BATCH` of them, are written a second time. Events leave first, the
+cursor follows, by writing another file, fsync and rename. A line that was torn stays torn, and its event follows whole.
 """
 
 import asyncio
