@@ -17,7 +17,7 @@ from collector.config.model import Upstream
 from collector.contract import models, operations
 from collector.contract.models import MAX_EVENTS_PER_REQUEST, MAX_ORG_CHART_USERS_PER_REQUEST, AccessToken
 from collector.contract.operations import SCOPE_WRITE, Operation
-from collector.errors import ChunkFailed, CollectorError, CredentialsRefused, MalformedAnswer, Rejected
+from collector.errors import ChunkFailed, CollectorError, CredentialsRefused, MalformedAnswer, Rejected, Retryable
 from collector.upstream.calls import Calls, OnWait
 
 UPLOAD_QUERY_BYTES = 2048
@@ -188,7 +188,7 @@ class Client:
 
         The end is fixed when the first page is asked for, so that events which come meanwhile do not shift the pages. A
         range of more than 30 days is asked for in several, none of them wholly in the future. Raises MalformedAnswer
-        where upstream repeats a page token, which would never end.
+        where upstream repeats a page token, which would never end, and Retryable where it refuses one that it gave.
         """
         now = datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC)
         end = until or now
@@ -208,7 +208,12 @@ class Client:
         page_token: list[tuple[str, str]] = []
         seen: set[str] = set()
         while True:
-            page = await self._calls.call(operations.GET_AUDIT_EVENTS, query=[*window, *page_token])
+            try:
+                page = await self._calls.call(operations.GET_AUDIT_EVENTS, query=[*window, *page_token])
+            except Rejected as error:
+                if page_token:  # it may have expired, or be that of a server which is no more
+                    raise Retryable(f"{error}; from the first page on it may succeed") from error
+                raise
             for event in page.events:
                 yield event
             if not page.next_page_token:

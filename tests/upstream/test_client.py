@@ -498,6 +498,19 @@ async def test_a_page_token_that_comes_again_ends_it_with_an_error(client: Clien
         await anext(pages)
 
 
+async def test_a_page_token_that_is_refused_is_no_reason_to_give_up_for_good(
+    client: Client, state: State, sandbox: Sandbox
+) -> None:
+    await _seeded_audit(state, MAX_AUDIT_EVENTS_PER_PAGE + 1, dt.timedelta(seconds=1))
+    pages = client.audit_events(T0, T0 + DAY)
+    await anext(pages)
+    sandbox.set_faults(Fault(operation="getAuditEvents", status=400, body="the token has expired"))
+    with pytest.raises(Retryable, match="the token has expired; from the first page on it may succeed"):
+        [event async for event in pages]
+    with pytest.raises(Rejected):
+        await anext(client.audit_events(T0, T0 + DAY))
+
+
 async def test_a_time_without_a_zone_is_refused(client: Client) -> None:
     with pytest.raises(Rejected, match="startTime: 2026-01-15T00:00:00 has no time zone"):
         await client.list_executions("w", T0.replace(tzinfo=None))
