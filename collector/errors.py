@@ -5,6 +5,7 @@
 into these once, at the edge where they appear.
 """
 
+import os
 from collections.abc import Mapping
 
 
@@ -118,3 +119,8 @@ class DeadLettersFull(Unusable):
 
 class ConfigInvalid(Unusable):
     """The configuration has problems; the message lists all of them, one a line."""
+
+
+def why_unbound(error: OSError) -> str:
+    """The system's word for why nothing listens; asyncio has a sentence of its own in its place."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)

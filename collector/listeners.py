@@ -20,7 +20,7 @@ from collector.config import Config
 from collector.config.kinds import Address, Secret
 from collector.config.model import Access, Http
 from collector.config.tokens import read_tokens
-from collector.errors import ConfigInvalid, Unusable
+from collector.errors import ConfigInvalid, Unusable, why_unbound
 from collector.forks import let_go_in_child, no_fork
 from collector.intake import Intake
 from collector.observe.logs import get_logger
@@ -143,14 +143,14 @@ class Listeners:
         try:
             await self.http.start()
         except OSError as error:
-            raise Unusable(f"http.listen: cannot listen on {config.http.listen}: {error.strerror}") from error
+            raise Unusable(f"http.listen: cannot listen on {config.http.listen}: {why_unbound(error)}") from error
         if stream is not None:
             await self.http.serve(stream)
         if config.udp.listen is not None:
             try:
                 udp = bind_udp(config.udp.listen, receive_buffer_bytes=config.udp.receive_buffer)
             except OSError as error:
-                raise Unusable(f"udp.listen: cannot listen on {config.udp.listen}: {error.strerror}") from error
+                raise Unusable(f"udp.listen: cannot listen on {config.udp.listen}: {why_unbound(error)}") from error
             self._descriptors.append(lambda: [udp.fileno()])
             self._start_datagrams("udp", udp, opened, is_lent=False)
         if config.unix.datagram is not None:

@@ -10,7 +10,7 @@ from collector.cli.loop import run, stop_signals
 from collector.cli.options import AddressType
 from collector.config.kinds import Address
 from collector.contract.models import EXPORT_REQUESTS_PER_SECOND
-from collector.errors import Unusable
+from collector.errors import Unusable, why_unbound
 from collector.sandbox.faults import Fault, read_faults
 from collector.sandbox.seed import Seed, read_seed
 from collector.sandbox.server import CLIENT_ID, CLIENT_SECRET, Sandbox
@@ -105,7 +105,7 @@ async def _serve(
         try:
             await sandbox.start(listen.host, listen.port)
         except OSError as error:
-            raise Unusable(f"--listen: cannot listen on {listen}: {error.strerror}") from error
+            raise Unusable(f"--listen: cannot listen on {listen}: {why_unbound(error)}") from error
         click.echo(f"sandbox listens on {sandbox.url}  client_id={CLIENT_ID} client_secret={CLIENT_SECRET}")
         await stop_asked.wait()
         stats = await sandbox.stats()

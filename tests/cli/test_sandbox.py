@@ -200,5 +200,5 @@ async def test_an_address_in_use_is_named() -> None:
         listen = child.url.removeprefix("http://")
         ended = await run("sandbox", "--listen", listen)
     assert (ended.status, ended.out) == (1, "")
-    assert f"cannot listen on {listen}" in ended.err
+    assert f"cannot listen on {listen}: Address already in use\n" in ended.err
     assert "Traceback" not in ended.err

@@ -117,7 +117,7 @@ async def test_an_address_in_use_is_named(tmp_path: Path) -> None:
         listen = daemon.url.removeprefix("http://")
         status, _, err = await run("run", env=environment(tmp_path / "other", NOWHERE, http__listen=listen))
         assert status == 1
-        assert f"cannot listen on {listen}" in err
+        assert f"cannot listen on {listen}: Address already in use\n" in err
         assert "Traceback" not in err
 
 
