@@ -61,8 +61,8 @@ class Client:
 
     @property
     def ahead(self) -> timedelta:
-        """How far our clock is ahead of upstream's, as its last answer says; not less than nothing, a day at most."""
-        return min(timedelta(seconds=self._calls.ahead_seconds), timedelta(days=1))
+        """How far our clock is ahead of upstream's, as its last answer says; not less than nothing."""
+        return timedelta(seconds=self._calls.ahead_seconds)
 
     # -- push ------------------------------------------------------------------------------------------------------
 

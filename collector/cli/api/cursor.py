@@ -126,11 +126,14 @@ class Trail:
 
         Nothing is looked for more than a `WINDOW` from now, however late `until` is.
 
-        Cancelled, it lets what is being written come to its end. The errors are those of the client and of `write`.
+        Cancelled, it lets what is being written come to its end. The errors are those of the client and of `write`, and
+        Unusable where the cursor is far in the future: nothing would come for as long.
         """
         now = datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC)
         end = min(until or now, now + WINDOW)
         start = self._since
+        if start - now > WINDOW:
+            raise Unusable(f"asked for from {start.isoformat()}, which is yet to come; is this machine's clock right?")
         while start < end:
             stop = min(start + self._window, end)
             batch: dict[str, AuditEvent] = {}

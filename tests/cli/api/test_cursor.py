@@ -128,14 +128,32 @@ async def test_where_our_clock_is_ahead_of_upstreams_nothing_is_missed(
     assert paper.ids == ["after that"]
 
 
-@pytest.mark.parametrize("date", ["Thu, 01 Jan 1970 00:00:00 GMT", "soon", "Fri, 31 Dec 9999 23:59:59 GMT"])
-async def test_a_date_that_cannot_be_right_keeps_the_cursor_back_by_a_day_at_most(
-    client: Client, clock: FakeClock, sandbox: Sandbox, date: str
+@pytest.mark.parametrize(
+    ("date", "has_moved"),
+    [
+        ("Thu, 01 Jan 1970 00:00:00 GMT", False),
+        ("Mon, 01 Jan 0100 00:00:00 GMT", False),
+        ("soon", True),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", True),
+    ],
+)
+async def test_whatever_upstreams_date_is_the_cursor_moves_neither_back_nor_into_the_future(
+    client: Client, clock: FakeClock, sandbox: Sandbox, date: str, has_moved: bool
 ) -> None:
     sandbox.set_faults(Fault(operation="getAuditEvents", status=200, headers={"Date": date}, body='{"events": []}'))
-    paper = Paper(now(clock) - timedelta(days=3))
+    start = now(clock) - timedelta(days=3)
+    paper = Paper(start)
     await trail(client, paper, clock).follow()
-    assert now(clock) - timedelta(days=1) - 2 * OVERLAP < paper.cursor.since < now(clock)
+    assert paper.cursor.since == ((now(clock) - OVERLAP).replace(microsecond=0) if has_moved else start)
+
+
+async def test_a_cursor_of_a_clock_that_was_far_ahead_is_an_error_and_not_silence(
+    client: Client, clock: FakeClock
+) -> None:
+    paper = Paper(now(clock) + 2 * WINDOW)
+    with pytest.raises(Unusable, match="yet to come; is this machine's clock right"):
+        await trail(client, paper, clock).follow()
+    await trail(client, Paper(now(clock) + SECOND), clock).follow()
 
 
 async def test_an_end_at_the_end_of_all_time_is_as_good_as_now(client: Client, state: State, clock: FakeClock) -> None:
