@@ -115,7 +115,9 @@ async def _run(trail: Trail, until: datetime | None, interval_seconds: float | N
     signal.
     """
     if interval_seconds is None:
-        stop = stop_signals(signal.SIGINT)  # nobody sends a second SIGTERM to what shall end by itself
+        is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as a shell has it for what runs beside it
+        # Nobody sends a second SIGTERM to what shall end by itself.
+        stop = asyncio.Event() if is_ignored else stop_signals(signal.SIGINT)
         work = asyncio.create_task(trail.follow(until))
     else:
         stop = stop_signals()

@@ -85,6 +85,23 @@ async def test_a_reader_that_stands_still_is_left_at_a_second_ctrl_c(
     os.close(reading)
 
 
+async def test_beside_a_shell_that_has_it_ignore_ctrl_c_it_goes_on(sandbox: Sandbox, state: State) -> None:
+    await happen(state, *map(str, range(BATCH)))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        reading, writing = os.pipe()
+        async with started("api", "audit-events", env=environment(sandbox), stdout=writing) as process:
+            os.close(writing)
+            await until(lambda: pending_bytes(reading) > 2**15)
+            process.send_signal(signal.SIGINT)
+            while await asyncio.to_thread(os.read, reading, 2**20):
+                pass
+            assert await finish(process) == (0, "", "")
+        os.close(reading)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 async def test_killed_in_the_midst_it_misses_nothing_and_repeats_one_write_at_most(
     sandbox: Sandbox, state: State, tmp_path: Path
 ) -> None:
