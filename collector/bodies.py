@@ -15,13 +15,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from collector.errors import MalformedBody, TooLarge
+from collector.errors import UNPARSABLE, MalformedBody, TooLarge
 from collector.events import APP_ID_MAX_CHARS, EMAIL_MAX_CHARS, EVENT_NAME_MAX_CHARS, KEPT_MAX_BYTES, UsageEvent
 
 SHOWN_VALUE_CHARS = 60
-
-# What msgspec raises for text that is no JSON at all; ValidationError, a subclass of the first, is about one event.
-UNPARSABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 HALF_A_PAIR = ("surrogate", "end of hex escape")
 """How msgspec puts it that half a surrogate pair stands alone: in what it reads, and in what it skips."""

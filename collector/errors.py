@@ -8,6 +8,11 @@ into these once, at the edge where they appear.
 import os
 from collections.abc import Mapping
 
+import msgspec
+
+UNPARSABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are no JSON; its ValidationError, a DecodeError, is about JSON of another type."""
+
 
 class CollectorError(Exception):
     """Root of everything the collector raises on purpose."""

@@ -9,6 +9,7 @@ import msgspec
 from collector.cli.options import place_options
 from collector.cli.reach import Unreachable, ask, place
 from collector.config import load
+from collector.errors import UNPARSABLE
 
 
 @click.command("healthcheck", short_help="Ask whether the collector lives, or takes events.")
@@ -42,5 +43,5 @@ def command(
 def _reason(body: bytes, status: int) -> str:
     try:
         return str(msgspec.json.decode(body)["errors"][0]["reason"])
-    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError):
+    except (*UNPARSABLE, LookupError, TypeError):
         return f"it answered {status}"

@@ -20,7 +20,7 @@ from collector.cli.loop import run
 from collector.cli.options import GZIP_MAGIC, config_option
 from collector.cli.reach import first_token, place
 from collector.config import load
-from collector.errors import Retryable, Unusable
+from collector.errors import UNPARSABLE, Retryable, Unusable
 from collector.intake import Report
 from collector.upstream.transport import why_unconnected
 
@@ -209,7 +209,7 @@ class _Sender:
             return
         try:
             report = msgspec.json.decode(answer, type=Report)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNPARSABLE:
             raise Unusable(f"{self._url} answered {status} and not as a collector does") from None
         if status not in {200, 400} or (status == 400 and not report.rejected):
             raise Unusable(f"{self._url} answered {status}: {'; '.join(error.reason for error in report.errors)}")

@@ -11,7 +11,7 @@ from collector.cli.reach import Place, Unreachable, ask, place
 from collector.cli.screen import plain, screen, terminal_columns
 from collector.clock import Clock
 from collector.config import Config, load
-from collector.errors import CollectorError, Unusable
+from collector.errors import UNPARSABLE, CollectorError, Unusable
 from collector.observe.status import SHOWN_APPS, Severity, Status, UpstreamStatus, problems, without_people
 from collector.queue.backend import at_rest
 from collector.queue.figures import app_status, queue_status
@@ -94,7 +94,7 @@ def _ask(where: Place, timeout_seconds: float) -> Status:
         raise Unusable(f"{where} answered {status}; is it a collector of this version?")
     try:
         return msgspec.json.decode(body, type=Status)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNPARSABLE as error:
         raise Unusable(f"{where} answered what this version does not understand: {error}") from None
 
 

@@ -8,9 +8,8 @@ import msgspec
 from aiohttp import web
 
 from collector.contract.operations import In, Operation
+from collector.errors import UNPARSABLE
 from collector.sandbox.exact import as_asked
-
-UNPARSABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _JSON = "application/json"
 _encode = msgspec.json.Encoder().encode

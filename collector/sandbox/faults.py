@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 
 from collector.contract.operations import BY_ID
+from collector.errors import UNPARSABLE
 from collector.sandbox import uploads
 
 OPERATIONS = (*BY_ID, uploads.OPERATION, "*")
@@ -118,5 +119,5 @@ def read_faults(script: bytes) -> list[Fault]:
     """The faults of a script. Raises ValueError that says what is wrong with it."""
     try:
         return msgspec.json.decode(script, type=FaultScript).faults
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNPARSABLE as error:
         raise ValueError(f'{error}; expected {{"faults": [...]}}') from None

@@ -30,8 +30,9 @@ from collector.contract.operations import (
     PUBLISH_USAGE_EVENTS,
     SETUP_APPLICATION,
 )
+from collector.errors import UNPARSABLE
 from collector.sandbox.activity import Activity
-from collector.sandbox.calls import UNPARSABLE, Call, Handler, bad_request, unknown_app
+from collector.sandbox.calls import Call, Handler, bad_request, unknown_app
 from collector.sandbox.state import KeptEvent, Profile, State
 from collector.sandbox.uploads import Uploads
 

@@ -20,7 +20,7 @@ from collector.contract.models import (
     SpendRecord,
     Workflow,
 )
-from collector.sandbox.calls import UNPARSABLE
+from collector.errors import UNPARSABLE
 from collector.sandbox.exact import as_asked
 from collector.sandbox.records import microseconds
 from collector.sandbox.state import Profile, State

@@ -13,7 +13,7 @@ import msgspec
 from collector.bodies import Rejection
 from collector.config.kinds import Secret, UnixUrl
 from collector.contract.operations import PUBLISH_USAGE_EVENTS
-from collector.errors import Rejected, Retryable, TooLarge
+from collector.errors import UNPARSABLE, Rejected, Retryable, TooLarge
 from collector.upstream.wire import Request, Response, raise_for_unexpected, said, usage_events_request
 
 VERDICT_BYTES = 4096
@@ -85,5 +85,5 @@ def _report_of(response: Response) -> _Report | None:
     """What a collector says; None where it is not a collector that says it."""
     try:
         return msgspec.json.decode(response.body, type=_Report)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNPARSABLE:
         return None

@@ -19,6 +19,7 @@ from collector.config.kinds import is_sendable
 from collector.contract.models import AccessToken
 from collector.contract.operations import PUBLISH_USAGE_EVENTS, Answer, Operation
 from collector.errors import (
+    UNPARSABLE,
     AppUnusable,
     CredentialsRefused,
     MalformedAnswer,
@@ -138,7 +139,7 @@ def read_token(response: Response, *, now_seconds: float) -> AccessToken:
         # Not to the letter: for a life that is null, 60.0 or "60" no event should wait.
         told = {name: field for name, field in fields.items() if field is not None}
         token = msgspec.convert(told, AccessToken, strict=False)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNPARSABLE as error:
         raise Retryable(f"getAccessToken: the answer is no token: {error}") from None
     if not token.access_token.isascii() or not token.access_token.isprintable() or not token.access_token:
         raise Retryable("getAccessToken: the token is empty or has characters that no header can carry")
@@ -176,7 +177,7 @@ def read_answer(response: Response, operation: Operation[Answer], *, now_seconds
         raise MalformedAnswer(f"{operation.id}: 200 with an empty body")
     try:
         return msgspec.json.decode(response.body, type=operation.answer)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNPARSABLE as error:
         raise MalformedAnswer(f"{operation.id}: the answer is not what the contract says: {error}") from None
 
 
@@ -210,7 +211,7 @@ def _check_success(response: Response, operation: str) -> None:
         raise Retryable(f"{operation}: 200 with a page of HTML; is there a proxy in between?")
     try:
         answer = msgspec.json.decode(content) if content else None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNPARSABLE:
         return
     if isinstance(answer, dict) and answer.get("success", True) is not True:
         raise Retryable(f"{operation}: 200, but success is not true{said(response)}")

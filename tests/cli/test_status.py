@@ -1,5 +1,6 @@
 """`collector status`, `top`, `healthcheck` and `completion`, as people and scripts run them."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -108,6 +109,24 @@ async def test_a_script_that_asks_for_json_gets_it_also_where_nothing_answers() 
         "isRunning": False,
         "said": f"{NOWHERE} does not answer: Connection refused",
     }
+
+
+@pytest.mark.parametrize("words", [("status",), ("healthcheck",), ("push", "-", "--to")])
+async def test_an_answer_that_is_nested_without_end_is_said_to_be_no_collectors(words: tuple[str, ...]) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        body = b'{"other":' + b"[" * 100_000
+        status = b"503 no" if words == ("healthcheck",) else b"200 OK"
+        writer.write(b"HTTP/1.1 %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (status, len(body), body))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        ended = await run(*words, *(() if "--to" in words else ("--url",)), url, stdin=b"{}")
+    assert ended.status == 1
+    assert f"{url} answered" in ended.err or f"{url}: it answered 503" in ended.err
+    assert "Traceback" not in ended.err
 
 
 # -- top ---------------------------------------------------------------------------------------------------------------

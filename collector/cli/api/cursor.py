@@ -23,7 +23,7 @@ import msgspec
 
 from collector.clock import Clock
 from collector.contract.models import MAX_AUDIT_EVENTS_PER_PAGE, AuditEvent
-from collector.errors import Unusable
+from collector.errors import UNPARSABLE, Unusable
 from collector.upstream.client import Client
 
 OVERLAP = timedelta(minutes=5)
@@ -75,7 +75,7 @@ class CursorFile:
             return None
         except OSError as error:
             raise Unusable(f"{self._file}: {error.strerror}") from error
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        except (*UNPARSABLE, OverflowError) as error:
             raise Unusable(f"{self._file} is no cursor: {error}; remove it to begin anew") from error
 
     def save(self, cursor: Cursor) -> None:

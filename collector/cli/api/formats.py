@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from collector.bodies import shown
-from collector.errors import Rejected
+from collector.errors import UNPARSABLE, Rejected
 
 PROBLEMS_SHOWN = 50
 MAX_CELL_CHARS = 2**20
@@ -106,7 +106,7 @@ def json_envelope(
         if envelope.keys().isdisjoint({list_name, *beside}):
             return {list_name: msgspec.Raw(b"[" + bytes(whole) + b"]")}
         return {list_name: msgspec.Raw(b"[]")} | envelope
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNPARSABLE as error:
         at = re.search(r"\(byte (\d+)\)", str(error))
         hint = "; for an object a line give --input-format ndjson" if "trailing" in str(error) else ""
         problems.add(_line_at(content, int(at[1]) if at else len(content)), f"not JSON: {error}{hint}")
@@ -117,7 +117,7 @@ def json_objects(content: bytes, array: msgspec.Raw, problems: Problems) -> Iter
     """The objects of an array that stands in `content`."""
     try:
         items = msgspec.json.decode(array, type=list[msgspec.Raw])
-    except (msgspec.DecodeError, RecursionError):
+    except UNPARSABLE:
         problems.add(_line_at(content, content.find(bytes(array))), f"{shown(array)}; expected an array of objects")
         return
     # Before the first item, and between one and the next, nothing stands that could be taken for an item's beginning.
@@ -133,7 +133,7 @@ def json_objects(content: bytes, array: msgspec.Raw, problems: Problems) -> Iter
 def _object(line: int, text: bytes, problems: Problems) -> Iterator[Found]:
     try:
         value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNPARSABLE as error:
         problems.add(line, f"not JSON: {error}")
         return
     if isinstance(value, dict):

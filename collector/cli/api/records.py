@@ -32,7 +32,7 @@ from collector.cli.api.formats import (
 )
 from collector.cli.options import GZIP_MAGIC
 from collector.contract import models
-from collector.errors import Rejected, Unusable
+from collector.errors import UNPARSABLE, Rejected, Unusable
 
 BOM = b"\xef\xbb\xbf"
 FORMAT_OF_SUFFIX = {
@@ -241,7 +241,7 @@ def _told_by_content(content: bytes) -> InputFormat:
         return InputFormat.JSON
     try:
         msgspec.json.decode(line, type=msgspec.Raw)
-    except (msgspec.DecodeError, RecursionError):
+    except UNPARSABLE:
         return InputFormat.JSON
     return InputFormat.NDJSON
 

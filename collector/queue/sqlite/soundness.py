@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from collector.errors import UNPARSABLE
 from collector.events import UsageEvent, event_key
 
 MAX_PROBLEMS = 20
@@ -34,7 +35,7 @@ def key_of(app_id: str, line: bytes) -> bytes | None:
     """The key of the event that a line holds; None where it holds none."""
     try:
         event = _DECODE(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNPARSABLE:
         return None
     return event_key(app_id, event.timestamp, event.email, event.event_name)
 
