@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from collector.clock import Clock
 from collector.config import Config
+from collector.dead_letters import DeadLetters
 from collector.errors import CollectorError
 from collector.flusher import Flusher
 from collector.observe.logs import get_logger, say_left_out, without_addresses
@@ -18,7 +19,6 @@ from collector.observe.status import (
     SHOWN_APPS,
     SHOWN_REFUSALS,
     AppStatus,
-    DeadLetters,
     History,
     Limit,
     QueueStatus,

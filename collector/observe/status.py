@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from collector.dead_letters import DeadLetters
 from collector.observe.logs import without_addresses
 
 HISTORY_SECONDS = 300
@@ -21,11 +22,7 @@ RATE_SECONDS = 10
 
 SHOWN_APPS = 100
 SHOWN_HELD = 3
-SHOWN_REASONS = 10
-SHOWN_LETTERS = 10
 SHOWN_REFUSALS = 20
-REASON_LETTERS = 1000
-"""Dead letters are counted by reason over the latest so many, so that a look costs the same however many there are."""
 
 NEARLY_FULL = 0.8
 OLD_SECONDS = 900.0
@@ -85,29 +82,6 @@ class AppStatus(msgspec.Struct, frozen=True, rename="camel"):
     since_seconds: float | None = None
     reason: str | None = None
     again_in_seconds: float | None = None
-
-
-class Reason(msgspec.Struct, frozen=True, rename="camel"):
-    """Why events became dead letters, and how many of the latest ones."""
-
-    reason: str
-    events: int
-    latest_ms: int
-
-
-class Letter(msgspec.Struct, frozen=True, rename="camel"):
-    """One dead letter, without the event."""
-
-    app_id: str
-    buried_ms: int
-    reason: str
-
-
-class DeadLetters(msgspec.Struct, frozen=True, rename="camel"):
-    """Events that upstream refused for good; by reason where at most REASON_LETTERS of them are counted."""
-
-    reasons: list[Reason] = []
-    latest: list[Letter] = []
 
 
 def without_people(letters: DeadLetters) -> DeadLetters:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from collector.clock import Clock
 from collector.config import Config
+from collector.dead_letters import DeadLetters
 from collector.errors import Unusable
 from collector.observe.metrics import Metrics
-from collector.observe.status import DeadLetters
 from collector.queue.base import Backend, QueueStats
 from collector.queue.sqlite.letters import Letters
 from collector.queue.sqlite.queue import SqliteQueue

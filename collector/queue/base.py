@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from collector.dead_letters import DeadLetters
 from collector.errors import CollectorError
 from collector.events import KEY_BYTES
-from collector.observe.status import DeadLetters
 
 
 class Batch(msgspec.Struct, frozen=True, gc=False, array_like=True):

@@ -5,14 +5,13 @@ import msgspec
 import pytest
 
 from collector.cli.screen import duration, events, screen, size
+from collector.dead_letters import DeadLetters, Reason
 from collector.observe.status import (
     AppStatus,
-    DeadLetters,
     Limit,
     Problem,
     QueueStatus,
     Rates,
-    Reason,
     Refusal,
     Severity,
     Status,

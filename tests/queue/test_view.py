@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from collector.dead_letters import SHOWN_LETTERS, DeadLetter, DeadLetters
 from collector.errors import QueueUnavailable
-from collector.observe.status import SHOWN_LETTERS, DeadLetters, Letter
 from collector.queue.base import AppStats, Batch, Burial
 from collector.queue.sqlite.database import APP_SHIFT, FILE_NAME
 from collector.queue.sqlite.operations import Done, Put, Settle
@@ -344,5 +344,5 @@ def test_dead_letters_are_counted_by_reason_over_the_latest_thousand(
     letters = view.dead_letters()
     assert [(reason.reason, reason.events) for reason in letters.reasons] == [("frequent", 900), ("rare", 100)]
     assert len(letters.latest) == SHOWN_LETTERS
-    assert letters.latest[0] == Letter("wiki", clock.now_ms(), "frequent")
+    assert letters.latest[0] == DeadLetter("wiki", clock.now_ms(), "frequent")
     assert letters.reasons[0].latest_ms == clock.now_ms()

@@ -6,8 +6,7 @@ from typing import Any
 
 import msgspec
 
-from collector.observe.status import REASON_LETTERS, SHOWN_LETTERS, SHOWN_REASONS, DeadLetters, Reason
-from collector.observe.status import Letter as LetterStatus
+from collector.dead_letters import REASON_LETTERS, SHOWN_LETTERS, SHOWN_REASONS, DeadLetter, DeadLetters, Reason
 from collector.queue.base import AppStats, QueueStats
 from collector.queue.jetstream.connection import ANSWER_SECONDS, Connection, ServerError, raise_error
 from collector.queue.jetstream.stream import Streams
@@ -93,13 +92,13 @@ async def dead_letters(connection: Connection, streams: Streams) -> DeadLetters:
     info = await connection.request(f"STREAM.INFO.{streams.letters}")
     after = max(0, info["state"]["last_seq"] - REASON_LETTERS)
     reasons: dict[str, Reason] = {}
-    latest: list[LetterStatus] = []
+    latest: list[DeadLetter] = []
     while (found := await first_message(connection, streams.letters, after=after)) is not None:
         after = found.sequence
         letter = msgspec.json.decode(found.data, type=LetterBody)
         before = reasons.get(letter.reason, Reason(letter.reason, 0, 0))
         reasons[letter.reason] = Reason(letter.reason, before.events + 1, letter.buried_ms)
-        latest = [LetterStatus(letter.app_id, letter.buried_ms, letter.reason), *latest[: SHOWN_LETTERS - 1]]
+        latest = [DeadLetter(letter.app_id, letter.buried_ms, letter.reason), *latest[: SHOWN_LETTERS - 1]]
     ranked = sorted(reasons.values(), key=lambda reason: -reason.events)
     return DeadLetters(ranked[:SHOWN_REASONS], latest)
 

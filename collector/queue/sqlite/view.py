@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from collector.clock import Clock
+from collector.dead_letters import REASON_LETTERS, SHOWN_LETTERS, SHOWN_REASONS, DeadLetter, DeadLetters, Reason
 from collector.errors import QueueUnavailable
-from collector.observe.status import REASON_LETTERS, SHOWN_LETTERS, SHOWN_REASONS, DeadLetters, Letter, Reason
 from collector.queue.base import AppStats, QueueStats
 from collector.queue.sqlite.database import APP_SHIFT, FILE_NAME, SQL, damaged, open_reader, translated
 from collector.queue.sqlite.run import LEASE_BATCHES, Segment
@@ -110,7 +110,7 @@ class View:
         with translated(self._file):
             reasons = self._execute(SQL["dead_reasons"], (REASON_LETTERS, SHOWN_REASONS)).fetchall()
             latest = self._execute(SQL["latest_dead"], (SHOWN_LETTERS,)).fetchall()
-        return DeadLetters([Reason(*row) for row in reasons], [Letter(*row) for row in latest])
+        return DeadLetters([Reason(*row) for row in reasons], [DeadLetter(*row) for row in latest])
 
     def stats(self, clock: Clock) -> QueueStats:
         """The queue at this instant. Costs the same however many events wait or are remembered."""
