@@ -9,7 +9,7 @@ from collector.cli.options import TimeType, config_option
 from collector.cli.screen import events
 from collector.clock import Clock
 from collector.config import load
-from collector.queue.backend import letters as letters_of
+from collector.queue.backend import by_hand
 from collector.queue.by_hand import Choice
 
 
@@ -30,8 +30,8 @@ def command(
     """
     config = load(config_file, with_credentials=False)
     choice = Choice(app_id, since_ms=since, until_ms=Clock().now_ms() if until is None else until)
-    with letters_of(config, for_writing=not dry_run) as letters:
-        count = letters.count_delivered(choice) if dry_run else letters.replay(choice)
+    with by_hand(config, for_writing=not dry_run) as queue:
+        count = queue.count_delivered(choice) if dry_run else queue.replay(choice)
     if as_json:
         click.echo(msgspec.json.encode({"events": count, "dryRun": dry_run}))
     else:

@@ -9,7 +9,8 @@ from collector.dead_letters import DeadLetters
 from collector.errors import Unusable
 from collector.observe.metrics import Metrics
 from collector.queue.base import Backend, QueueStats
-from collector.queue.sqlite.letters import Letters
+from collector.queue.by_hand import ByHand
+from collector.queue.sqlite.by_hand import FileByHand
 from collector.queue.sqlite.queue import SqliteQueue
 from collector.queue.sqlite.rescue.recover import examine
 from collector.queue.sqlite.step_thread import StepThread
@@ -17,7 +18,7 @@ from collector.queue.sqlite.view import View
 from collector.queue.sqlite.writer import Writer
 
 if TYPE_CHECKING:
-    from collector.queue.jetstream.letters import StreamLetters
+    from collector.queue.jetstream.by_hand import StreamByHand
 
 JETSTREAM = "jetstream"
 
@@ -60,11 +61,11 @@ def backend(
     )
 
 
-def letters(config: Config, *, for_writing: bool = False) -> "Letters | StreamLetters":
-    """Events and dead letters by hand, to be entered. Raises what opening the queue raises."""
-    if config.queue.backend != JETSTREAM:
-        return Letters(config.queue.path, for_writing=for_writing)
-    return _stream_letters(config)
+def by_hand(config: Config, *, for_writing: bool = False) -> ByHand:
+    """The same queue for one command. Raises what opening the queue raises."""
+    if config.queue.backend == JETSTREAM:
+        return _stream_by_hand(config)
+    return FileByHand(config.queue.path, for_writing=for_writing)
 
 
 def at_rest(config: Config) -> tuple[str, QueueStats, DeadLetters]:
@@ -73,7 +74,7 @@ def at_rest(config: Config) -> tuple[str, QueueStats, DeadLetters]:
     Raises what opening the queue raises.
     """
     if config.queue.backend == JETSTREAM:
-        with _stream_letters(config) as stream:
+        with _stream_by_hand(config) as stream:
             return stream.place, stream.stats(), stream.dead_letters()
     view = View(config.queue.path)
     try:
@@ -85,7 +86,7 @@ def at_rest(config: Config) -> tuple[str, QueueStats, DeadLetters]:
 def problems(config: Config) -> list[str]:
     """What is wrong with the queue, found by looking at all of it. Raises what opening the queue raises."""
     if config.queue.backend == JETSTREAM:
-        with _stream_letters(config) as stream:
+        with _stream_by_hand(config) as stream:
             return stream.problems()
     return examine(config.queue.path)
 
@@ -96,7 +97,7 @@ def need_file(config: Config, what: str) -> None:
         raise Unusable(f'{what} is for the file of queue.backend = "sqlite"; JetStream keeps its replicas sound itself')
 
 
-def _stream_letters(config: Config) -> "StreamLetters":
-    from collector.queue.jetstream.letters import StreamLetters  # noqa: PLC0415 - as above
+def _stream_by_hand(config: Config) -> "StreamByHand":
+    from collector.queue.jetstream.by_hand import StreamByHand  # noqa: PLC0415 - as above
 
-    return StreamLetters(config.jetstream)
+    return StreamByHand(config.jetstream)

@@ -39,7 +39,7 @@ KEPT = "100ms"
 
 SHOWN = "of the status page, which writes nothing"
 AT_RELOAD = "of a reload, and writes nothing; see tests/test_reload.py"
-BY_HAND = "of `collector queue dead`, `export` and `replay`; see tests/queue/test_letters.py"
+BY_HAND = "of `collector queue dead`, `export` and `replay`; see tests/queue/test_by_hand.py"
 OF_MANY_REFUSALS = "of many refusals in a row; see tests/test_flusher.py"
 NOT_TAKEN = {
     "database.damaged": "of a damaged file; see tests/queue/test_salvage.py",

@@ -15,8 +15,8 @@ import pytest
 
 from collector.errors import DiskFull, QueueBroken, QueueDamaged, QueueInUse, QueueUnavailable
 from collector.events import split_keys
+from collector.queue.sqlite.by_hand import FileByHand
 from collector.queue.sqlite.database import APPLICATION_ID, FILE_NAME, MIGRATIONS, make_file, migrate
-from collector.queue.sqlite.letters import Letters
 from collector.queue.sqlite.operations import Put
 from collector.queue.sqlite.rescue.bare_file import leaves_of, roots_of
 from collector.queue.sqlite.rescue.recover import examine, recover
@@ -499,7 +499,7 @@ def test_a_command_that_comes_before_the_next_start_does_not_open_what_has_a_dam
         file.seek(frames[len(frames) // 2].offset + 200)
         file.write(b"\xff" * 16)
     with pytest.raises(QueueDamaged, match="bad pages amid finished commits"):
-        Letters(directory, for_writing=for_writing)
+        FileByHand(directory, for_writing=for_writing)
     with pytest.raises(QueueDamaged, match="collector queue recover"):
         View(directory)
     assert read_log(wal).is_damaged

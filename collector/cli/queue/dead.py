@@ -2,9 +2,8 @@
 
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import msgspec
@@ -13,12 +12,8 @@ from collector.cli.options import TimeType, config_option
 from collector.cli.queue.export import OUTPUT, write_lines
 from collector.config import load
 from collector.errors import Unusable
-from collector.queue.backend import letters as letters_of
-from collector.queue.by_hand import FOREVER_MS, Choice, Letter
-from collector.queue.sqlite.letters import Letters
-
-if TYPE_CHECKING:
-    from collector.queue.jetstream.letters import StreamLetters
+from collector.queue.backend import by_hand
+from collector.queue.by_hand import FOREVER_MS, ByHand, Choice, Entry
 
 
 @click.group("dead", short_help="Dead letters: events that upstream refused for good.")
@@ -49,9 +44,9 @@ def choosing(function: Callable[..., None]) -> Callable[..., None]:
 def list_letters(config_file: Path | None, limit: int, as_json: bool, **chosen: Any) -> None:
     """Number, burial, app and reason of each, oldest first; no address of a person."""
     choice = _choice(chosen)
-    with _letters(config_file) as letters:
-        total = letters.count(choice)
-        for number, letter in enumerate(letters.dead(choice)):
+    with _queue(config_file) as queue:
+        total = queue.count_dead(choice)
+        for number, letter in enumerate(queue.dead(choice)):
             if number == limit:
                 click.echo(f"{total - limit:,} more; see --limit", err=True)
                 break
@@ -65,8 +60,8 @@ def list_letters(config_file: Path | None, limit: int, as_json: bool, **chosen: 
 @click.argument("number", type=click.IntRange(1))
 def show(config_file: Path | None, number: int) -> None:
     """Everything about dead letter NUMBER, as JSON, with the event as upstream got it."""
-    with _letters(config_file) as letters:
-        for letter in letters.dead(Choice(number=number)):
+    with _queue(config_file) as queue:
+        for letter in queue.dead(Choice(number=number)):
             text = msgspec.json.encode(_row(letter) | {"event": msgspec.Raw(letter.lines)})
             click.echo(msgspec.json.format(text, indent=2))
             return
@@ -79,8 +74,8 @@ def show(config_file: Path | None, number: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def retry(config_file: Path | None, as_json: bool, **chosen: Any) -> None:
     """Put dead letters back to wait; a running daemon sends them within a second or two."""
-    with _letters(config_file, for_writing=True) as letters:
-        _say(letters.retry(_choice(chosen)), "dead letters wait again", "retried", as_json=as_json)
+    with _queue(config_file, for_writing=True) as queue:
+        _say(queue.retry(_choice(chosen)), "dead letters wait again", "retried", as_json=as_json)
 
 
 @command.command("export", short_help="Write dead letters as NDJSON.")
@@ -88,8 +83,8 @@ def retry(config_file: Path | None, as_json: bool, **chosen: Any) -> None:
 @OUTPUT
 def export(config_file: Path | None, output: str, **chosen: Any) -> None:
     """Write dead letters as NDJSON, each event with appId, reason and buriedAt."""
-    with _letters(config_file) as letters:
-        write_lines(letters.dead(_choice(chosen)), output)
+    with _queue(config_file) as queue:
+        write_lines(queue.dead(_choice(chosen)), output)
 
 
 @command.command("purge")
@@ -102,25 +97,24 @@ def purge(config_file: Path | None, yes: bool, as_json: bool, **chosen: Any) -> 
     choice = _choice(chosen)
     if as_json and not yes:
         raise click.UsageError("--json needs --yes: there is nobody to ask")
-    with _letters(config_file, for_writing=True) as letters:
-        count = letters.count(choice)
+    with _queue(config_file, for_writing=True) as queue:
+        count = queue.count_dead(choice)
         if count and not yes and not click.confirm(f"Delete {count:,} dead letters for good?", err=True):
             click.echo("nothing was deleted")
             sys.exit(1)
-        _say(letters.purge(choice), "dead letters are deleted", "purged", as_json=as_json)
+        _say(queue.purge(choice), "dead letters are deleted", "purged", as_json=as_json)
 
 
-def _letters(config_file: Path | None, *, for_writing: bool = False) -> "Letters | StreamLetters":
-    return letters_of(load(config_file, with_credentials=False), for_writing=for_writing)
+def _queue(config_file: Path | None, *, for_writing: bool = False) -> ByHand:
+    return by_hand(load(config_file, with_credentials=False), for_writing=for_writing)
 
 
 def _choice(chosen: dict[str, Any]) -> Choice:
     return Choice(chosen["app_id"], chosen["reason"], chosen["since"], chosen["until"], number=chosen.get("number"))
 
 
-def _row(letter: Letter) -> dict[str, Any]:
-    buried = datetime.fromtimestamp(letter.when_ms / 1000, UTC).isoformat(timespec="milliseconds")
-    return {"number": letter.number, "buriedAt": buried, "appId": letter.app_id, "reason": letter.reason}
+def _row(letter: Entry) -> dict[str, Any]:
+    return {"number": letter.number, "buriedAt": letter.when, "appId": letter.app_id, "reason": letter.reason}
 
 
 def _say(count: int, words: str, name: str, *, as_json: bool) -> None:

@@ -1,7 +1,6 @@
 """`collector queue export`: whatever is in the queue, as lines that `collector push` can send."""
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -9,8 +8,8 @@ import msgspec
 
 from collector.cli.options import config_option
 from collector.config import load
-from collector.queue.backend import letters as letters_of
-from collector.queue.by_hand import Choice, Letter
+from collector.queue.backend import by_hand
+from collector.queue.by_hand import Choice, Entry
 
 WHAT = ("waiting", "dead", "delivered")
 OUTPUT = click.option(
@@ -37,25 +36,24 @@ def command(config_file: Path | None, what: str, app_id: str | None, output: str
 
     In constant memory, whatever there is. What a running daemon moves meanwhile may be missing, or be there twice.
     """
-    with letters_of(load(config_file, with_credentials=False)) as letters:
+    with by_hand(load(config_file, with_credentials=False)) as queue:
         choice = Choice(app_id)
-        sources = {"waiting": letters.waiting, "dead": letters.dead, "delivered": letters.delivered}
-        write_lines((letter for name in WHAT if what in {name, "all"} for letter in sources[name](choice)), output)
+        sources = {"waiting": queue.waiting, "dead": queue.dead, "delivered": queue.delivered}
+        write_lines((entry for name in WHAT if what in {name, "all"} for entry in sources[name](choice)), output)
 
 
-def write_lines(letters: Iterable[Letter], output: str) -> None:
-    """Writes each event of the letters on a line of its own."""
+def write_lines(entries: Iterable[Entry], output: str) -> None:
+    """Writes each event on a line of its own."""
     with click.open_file(output, "wb") as file:
-        for letter in letters:
-            file.writelines(_lines(letter))
+        for entry in entries:
+            file.writelines(_lines(entry))
 
 
-def _lines(letter: Letter) -> Iterator[bytes]:
+def _lines(entry: Entry) -> Iterator[bytes]:
     """The events with what belongs to them in front: if an event has such a field of its own, that one counts."""
-    head: dict[str, str] = {"appId": letter.app_id}
-    if letter.reason is not None:
-        buried = datetime.fromtimestamp(letter.when_ms / 1000, UTC)
-        head |= {"reason": letter.reason, "buriedAt": buried.isoformat(timespec="milliseconds")}
+    head = {"appId": entry.app_id}
+    if entry.reason is not None:
+        head |= {"reason": entry.reason, "buriedAt": entry.when}
     start = msgspec.json.encode(head)[:-1] + b","
-    for line in letter.lines.split(b"\n"):
+    for line in entry.lines.split(b"\n"):
         yield start + line[1:] + b"\n"

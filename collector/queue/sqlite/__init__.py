@@ -13,5 +13,5 @@ How an event goes through:
 
 Who writes is the `Store` behind a `Writer`; who reads is the `View` in a thread of its own. Several processes may put
 into one file; only the holder of the flushing role may lease. Before a file is opened `rescue` has made it ready; what
-commands do by hand is in `letters` and `backup`.
+commands do is in `by_hand` and `backup`.
 """

@@ -11,7 +11,7 @@ from collector.errors import DeadLettersFull, QueueBroken, QueueDamaged
 from collector.observe.metrics import Metrics
 from collector.queue.base import Burial, Verdict
 from collector.queue.by_hand import Choice
-from collector.queue.sqlite.letters import Letters
+from collector.queue.sqlite.by_hand import FileByHand
 from collector.queue.sqlite.queue import SqliteQueue
 from collector.queue.sqlite.store import Store
 from tests.fake_clock import START_MS, FakeClock
@@ -60,10 +60,10 @@ async def bury(queue: SqliteQueue, app_id: str, numbers: range, reason: str) -> 
 
 def dead_numbers(directory: Path, choice: Choice) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
-    with Letters(directory) as letters:
+    with FileByHand(directory) as letters:
         for letter in letters.dead(choice):
             found.setdefault(letter.app_id, []).extend(numbers_in(letter.app_id, letter.lines))
-        assert letters.count(choice) == sum(map(len, found.values()))
+        assert letters.count_dead(choice) == sum(map(len, found.values()))
     return found
 
 
@@ -104,7 +104,7 @@ async def test_retried_letters_wait_again_and_a_running_queue_notices_within_a_s
 ) -> None:
     known = remembered(tmp_path)
     left = {app: set(numbers) - set(expected.get(app, ())) for app, numbers in dead_numbers(tmp_path, Choice()).items()}
-    with Letters(tmp_path, for_writing=True) as letters:
+    with FileByHand(tmp_path, for_writing=True) as letters:
         assert letters.retry(choice) == sum(map(len, expected.values()))
     queue.arrivals.clear()
     await second_passes(clock)
@@ -128,7 +128,7 @@ async def test_retried_letters_wait_again_and_a_running_queue_notices_within_a_s
 
 
 async def test_purged_letters_are_gone_and_what_they_took_is_free(tmp_path: Path, queue: SqliteQueue) -> None:
-    with Letters(tmp_path, for_writing=True) as letters:
+    with FileByHand(tmp_path, for_writing=True) as letters:
         assert letters.purge(Choice("wiki", "no such day")) == 5
         assert letters.purge(Choice("wiki", "no such day")) == 0
     assert dead_numbers(tmp_path, Choice()) == {"wiki": [5, 6, 7], "crm": [0, 1, 2, 3]}
@@ -145,7 +145,7 @@ async def test_purged_letters_are_gone_and_what_they_took_is_free(tmp_path: Path
 async def test_many_letters_are_retried_in_steps_and_segments_of_a_batch(tmp_path: Path, clock: FakeClock) -> None:
     async with running(tmp_path, clock) as queue:
         await bury(queue, "wiki", range(2500), "no")
-        with Letters(tmp_path, for_writing=True) as letters:
+        with FileByHand(tmp_path, for_writing=True) as letters:
             assert letters.retry(Choice()) == 2500
         assert stored(tmp_path)["wiki"].segments == [1000, 1000, 500]
         assert stored(tmp_path)["wiki"].numbers == list(range(2500))
@@ -154,7 +154,7 @@ async def test_many_letters_are_retried_in_steps_and_segments_of_a_batch(tmp_pat
 
 @pytest.mark.usefixtures("queue")
 async def test_two_that_retry_at_once_put_each_letter_back_once(tmp_path: Path) -> None:
-    with Letters(tmp_path, for_writing=True) as one, Letters(tmp_path, for_writing=True) as other:
+    with FileByHand(tmp_path, for_writing=True) as one, FileByHand(tmp_path, for_writing=True) as other:
         stale = list(one.dead(Choice()))
         assert other.retry(Choice("wiki")) == 8
         one.dead = lambda _choice: iter(stale)  # type: ignore[method-assign, assignment]
@@ -170,7 +170,7 @@ def test_a_crash_at_any_statement_leaves_each_event_in_one_place(tmp_path: Path,
         broken.fill(store)
         before = broken.contents(live)
         copies: list[Path] = []
-        with Letters(live, for_writing=True) as letters:
+        with FileByHand(live, for_writing=True) as letters:
 
             def crash(_statement: str) -> None:
                 copies.append(broken.copied(live, tmp_path / f"copy{len(copies)}"))
@@ -200,7 +200,7 @@ async def test_what_was_delivered_is_kept_as_long_as_asked_and_then_pruned(tmp_p
     async with running(tmp_path, clock, keep_seconds=100) as queue:
         await queue.put([batch("wiki", range(10))])
         await queue.settle(await lease(queue, "wiki"), buried=[Burial(0, "no")], returned=[8, 9])
-        with Letters(tmp_path) as letters:
+        with FileByHand(tmp_path) as letters:
             (kept,) = letters.delivered(Choice())
         assert numbers_in("wiki", kept.lines) == [1, 2, 3, 4, 5, 6, 7]
         stats = await queue.stats()
@@ -237,7 +237,7 @@ async def test_a_replay_that_is_overtaken_takes_no_later_row_that_has_the_number
     async with running(tmp_path, clock, keep_seconds=10**6) as queue:
         await queue.put([batch("wiki", range(10))])
         await queue.settle(await lease(queue, "wiki"))
-        with Letters(tmp_path, for_writing=True) as one, Letters(tmp_path, for_writing=True) as other:
+        with FileByHand(tmp_path, for_writing=True) as one, FileByHand(tmp_path, for_writing=True) as other:
             stale = list(one.delivered(Choice()))
             assert other.replay(Choice()) == 10
             await second_passes(clock)
@@ -257,7 +257,7 @@ async def test_replayed_events_of_a_time_and_an_app_wait_again_once(tmp_path: Pa
                 await queue.settle(await lease(queue, app))
             clock.advance(60)
         choice = Choice("wiki", since_ms=START_MS + 60_000, until_ms=START_MS + 180_000)
-        with Letters(tmp_path, for_writing=True) as letters:
+        with FileByHand(tmp_path, for_writing=True) as letters:
             assert letters.count_delivered(choice) == 20
             assert letters.replay(choice) == 20
             assert letters.replay(choice) == 0
@@ -285,7 +285,7 @@ async def test_above_the_bound_nothing_is_buried_until_there_is_room(tmp_path: P
         held = await lease(queue, "wiki")
         with pytest.raises(DeadLettersFull):
             await queue.settle(held, buried=[Burial(0, "no")])
-        with Letters(tmp_path, for_writing=True) as letters:
+        with FileByHand(tmp_path, for_writing=True) as letters:
             assert letters.purge(Choice()) == 1
         await second_passes(clock)
         await queue.settle(held, buried=[Burial(0, "no")])
@@ -299,7 +299,7 @@ async def test_above_the_bound_nothing_is_buried_until_there_is_room(tmp_path: P
 async def test_a_flipped_bit_in_a_letter_is_not_put_back(tmp_path: Path) -> None:
     with opened(tmp_path) as connection:
         connection.execute("UPDATE dead SET line = CAST(replace(line, 'opened', 'openee') AS BLOB) WHERE dead = 3")
-    with Letters(tmp_path, for_writing=True) as letters, pytest.raises(QueueDamaged, match="row 3"):
+    with FileByHand(tmp_path, for_writing=True) as letters, pytest.raises(QueueDamaged, match="row 3"):
         letters.retry(Choice())
     assert dead_numbers(tmp_path, Choice(number=2)) == {"wiki": [1]}
 
@@ -307,5 +307,5 @@ async def test_a_flipped_bit_in_a_letter_is_not_put_back(tmp_path: Path) -> None
 @pytest.mark.parametrize("for_writing", [False, True])
 def test_where_there_is_no_queue_none_is_made(tmp_path: Path, for_writing: bool) -> None:
     with pytest.raises(QueueBroken, match="does not exist"):
-        Letters(tmp_path, for_writing=for_writing)
+        FileByHand(tmp_path, for_writing=for_writing)
     assert list(tmp_path.iterdir()) == []

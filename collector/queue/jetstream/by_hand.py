@@ -13,7 +13,7 @@ from collector.config.model import JetStream
 from collector.dead_letters import DeadLetters
 from collector.errors import Unusable
 from collector.queue.base import QueueStats
-from collector.queue.by_hand import Choice, Letter
+from collector.queue.by_hand import Choice, Entry
 from collector.queue.jetstream.connection import Connection, ServerError, decoded
 from collector.queue.jetstream.figures import LetterBody, Stored, dead_letters, first_message, stats
 from collector.queue.jetstream.stream import STREAM_NOT_FOUND, Streams, app_token, refuse_differences
@@ -21,8 +21,8 @@ from collector.queue.jetstream.stream import STREAM_NOT_FOUND, Streams, app_toke
 T = TypeVar("T")
 
 
-class StreamLetters:
-    """A connection for one command; also while collectors run. Raises what connecting raises, and Unusable."""
+class StreamByHand:
+    """A connection to the servers for one command. Raises what connecting raises, and Unusable."""
 
     def __init__(self, settings: JetStream) -> None:
         self._connection = Connection(settings)
@@ -61,48 +61,48 @@ class StreamLetters:
         """What is wrong with the streams, one sentence each."""
         return self._run(self._problems())
 
-    def count(self, choice: Choice) -> int:
-        """How many dead letters are meant."""
+    def count_dead(self, choice: Choice) -> int:
+        """See `ByHand.count_dead`."""
         return sum(1 for _ in self.dead(choice))
 
-    def count_delivered(self, choice: Choice) -> int:
-        """None are kept."""
-        return len(list(self.delivered(choice)))
+    def count_delivered(self, choice: Choice) -> int:  # noqa: ARG002 - as for SQLite
+        """None: what was delivered is deleted."""
+        return 0
 
-    def dead(self, choice: Choice) -> Iterator[Letter]:
-        """The dead letters, oldest first."""
+    def dead(self, choice: Choice) -> Iterator[Entry]:
+        """See `ByHand.dead`."""
         token = "*" if choice.app_id is None else app_token(choice.app_id)
         after = 0 if choice.number is None else choice.number - 1
         for stored in self._messages(self._streams.letters, f"{self._streams.dead}.{token}.>", after):
             body = msgspec.json.decode(stored.data, type=LetterBody)
-            letter = Letter(stored.sequence, body.app_id, body.buried_ms, body.reason, bytes(body.event))
-            if choice.number is not None and letter.number != choice.number:
+            entry = Entry(stored.sequence, body.app_id, body.buried_ms, body.reason, bytes(body.event))
+            if choice.number is not None and entry.number != choice.number:
                 return
             is_meant = choice.reason is None or choice.reason in body.reason
             if is_meant and choice.since_ms <= body.buried_ms < choice.until_ms:
-                yield letter
+                yield entry
 
-    def waiting(self, choice: Choice) -> Iterator[Letter]:
-        """What waits, in messages."""
+    def waiting(self, choice: Choice) -> Iterator[Entry]:
+        """See `ByHand.waiting`: messages, in the order of the stream."""
         apps = self._run(self._streams.apps(self._connection))
         token = "*" if choice.app_id is None else app_token(choice.app_id)
         for stored in self._messages(self._streams.events, f"{self._streams.data}.{token}.>"):
             name = stored.subject.removeprefix(self._streams.data + ".").split(".")[0]
-            yield Letter(stored.sequence, apps.get(name, name), 0, None, stored.data)
+            yield Entry(stored.sequence, apps.get(name, name), 0, None, stored.data)
 
-    def delivered(self, choice: Choice) -> Iterator[Letter]:  # noqa: ARG002 - as for SQLite
+    def delivered(self, choice: Choice) -> Iterator[Entry]:  # noqa: ARG002 - as for SQLite
         """Nothing: what was delivered is deleted."""
         return iter(())
 
     def retry(self, choice: Choice) -> int:
-        """How many dead letters wait again. One may be sent twice if this is interrupted; upstream absorbs that."""
+        """See `ByHand.retry`. One may be sent twice if this is interrupted; upstream absorbs that."""
         letters = list(self.dead(choice))
         for letter in letters:
             self._run(self._put_back(letter))
         return len(letters)
 
     def purge(self, choice: Choice) -> int:
-        """How many dead letters are gone."""
+        """See `ByHand.purge`."""
         letters = list(self.dead(choice))
         for letter in letters:
             self._run(self._delete(letter))
@@ -117,13 +117,13 @@ class StreamLetters:
             after = found.sequence
             yield found
 
-    async def _put_back(self, letter: Letter) -> None:
+    async def _put_back(self, letter: Entry) -> None:
         await self._streams.ensure_consumer(self._connection, letter.app_id)
         subject = self._streams.data_subject(letter.app_id, 1, len(letter.lines) + 1)
         decoded((await self._connection.ask(subject, letter.lines)).data)
         await self._delete(letter)
 
-    async def _delete(self, letter: Letter) -> None:
+    async def _delete(self, letter: Entry) -> None:
         body = {"seq": letter.number, "no_erase": True}
         await self._connection.request(f"STREAM.MSG.DELETE.{self._streams.letters}", body)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from collector.clock import Clock
-from collector.queue.by_hand import Choice, Letter
+from collector.queue.by_hand import Choice, Entry
 from collector.queue.sqlite.database import (
     BUSY_TIMEOUT_MS,
     FILE_NAME,
@@ -44,7 +44,7 @@ DEAD = _Kind(SQL["newest_letter"], SQL["drop_letter"], STEP_ROWS)
 DELIVERED = _Kind(SQL["newest_kept"], SQL["drop_delivered"], PAGE_ROWS)
 
 
-class Letters:
+class FileByHand:
     """A connection to the queue's file for one command. Raises what opening the file raises."""
 
     def __init__(self, directory: Path, *, for_writing: bool = False) -> None:
@@ -70,62 +70,62 @@ class Letters:
         self._connection.close()
         self._presence.release()
 
-    def count(self, choice: Choice) -> int:
-        """How many dead letters are meant."""
+    def count_dead(self, choice: Choice) -> int:
+        """See `ByHand.count_dead`."""
         row = self._one(SQL["count_letters"], (0, *choice))
         return int(row[0])
 
     def count_delivered(self, choice: Choice) -> int:
-        """How many delivered events are meant; they are told apart by time and app."""
+        """See `ByHand.count_delivered`."""
         row = self._one(SQL["count_kept"], (choice.app_id, choice.since_ms, choice.until_ms))
         return int(row[0])
 
-    def dead(self, choice: Choice) -> Iterator[Letter]:
-        """The dead letters, oldest first."""
+    def dead(self, choice: Choice) -> Iterator[Entry]:
+        """See `ByHand.dead`."""
         return self._paged(lambda after: (SQL["letters"], (after, *choice, STEP_ROWS)))
 
-    def waiting(self, choice: Choice) -> Iterator[Letter]:
-        """What waits, in segments, by app."""
+    def waiting(self, choice: Choice) -> Iterator[Entry]:
+        """See `ByHand.waiting`: segments, by app."""
         return self._paged(lambda after: (SQL["waiting_after"], (after, choice.app_id, PAGE_ROWS)))
 
-    def delivered(self, choice: Choice) -> Iterator[Letter]:
-        """What was delivered and is kept, oldest first."""
+    def delivered(self, choice: Choice) -> Iterator[Entry]:
+        """See `ByHand.delivered`."""
         span = (choice.since_ms, choice.until_ms)
         return self._paged(lambda after: (SQL["kept_after"], (after, choice.app_id, PAGE_ROWS, *span)))
 
     def retry(self, choice: Choice) -> int:
-        """How many dead letters wait again."""
+        """See `ByHand.retry`."""
         return self._take(DEAD, self.dead(choice), puts_back=True)
 
     def purge(self, choice: Choice) -> int:
-        """How many dead letters are gone."""
+        """See `ByHand.purge`."""
         return self._take(DEAD, self.dead(choice), puts_back=False)
 
     def replay(self, choice: Choice) -> int:
-        """How many delivered events wait again."""
+        """See `ByHand.replay`."""
         return self._take(DELIVERED, self.delivered(choice), puts_back=True)
 
-    def _take(self, kind: _Kind, letters: Iterator[Letter], *, puts_back: bool) -> int:
+    def _take(self, kind: _Kind, entries: Iterator[Entry], *, puts_back: bool) -> int:
         """Takes rows away, in the transaction that puts their events back where that is asked for; how many events."""
         (last,) = self._one(kind.newest, ())  # what comes meanwhile, perhaps of what was put back, is not meant
         events = 0
-        while step := list(itertools.islice(letters, kind.step_rows)):
+        while step := list(itertools.islice(entries, kind.step_rows)):
             with self._transaction():
                 # Another command may have taken some of them since they were read.
-                mine = [letter for letter in step if letter.number <= last and self._drop(kind, letter)]
+                mine = [entry for entry in step if entry.number <= last and self._drop(kind, entry)]
                 if puts_back:
                     self._put_back(mine)
-            events += sum(letter.events for letter in mine)
+            events += sum(entry.events for entry in mine)
         return events
 
-    def _drop(self, kind: _Kind, letter: Letter) -> bool:
-        return self._connection.execute(kind.drop, (letter.number, letter.when_ms)).rowcount == 1
+    def _drop(self, kind: _Kind, entry: Entry) -> bool:
+        return self._connection.execute(kind.drop, (entry.number, entry.when_ms)).rowcount == 1
 
-    def _put_back(self, letters: Sequence[Letter]) -> None:
+    def _put_back(self, entries: Sequence[Entry]) -> None:
         """New segments for their apps."""
-        for app_id in dict.fromkeys(letter.app_id for letter in letters):
+        for app_id in dict.fromkeys(entry.app_id for entry in entries):
             (app,) = self._connection.execute(SQL["find_app"], (app_id,)).fetchone()
-            for events, lines in _filled(letter for letter in letters if letter.app_id == app_id):
+            for events, lines in _filled(entry for entry in entries if entry.app_id == app_id):
                 row = (app, self._clock.now_us(), events, lines, lines_crc(app_id, lines))
                 self._connection.execute(SQL["add_segment"], row)
                 # Their keys are there already: what is stored again must not count as keys that are remembered.
@@ -147,7 +147,7 @@ class Letters:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
 
-    def _paged(self, query: Callable[[int], tuple[str, tuple[Any, ...]]]) -> Iterator[Letter]:
+    def _paged(self, query: Callable[[int], tuple[str, tuple[Any, ...]]]) -> Iterator[Entry]:
         """Rows after number 0, then after the last one; nothing stays open in between."""
         after = 0
         while True:
@@ -158,22 +158,22 @@ class Letters:
             yield from page
             after = page[-1].number
 
-    def _sound(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[Letter]:
+    def _sound(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[Entry]:
         for number, app_id, when_ms, reason, lines, crc in rows:
             due = lines_crc(app_id, lines) if reason is None else letter_crc(app_id, reason, lines)
             if crc not in {None, due}:
                 raise damaged(self._file, f"row {number} does not match its checksum")
-            yield Letter(number, app_id, when_ms, reason, lines)
+            yield Entry(number, app_id, when_ms, reason, lines)
 
 
-def _filled(letters: Iterable[Letter]) -> Iterator[tuple[int, bytes]]:
-    """The events and lines of segments that letters of one app make: at most SEGMENT_EVENTS, or those of one letter."""
+def _filled(entries: Iterable[Entry]) -> Iterator[tuple[int, bytes]]:
+    """The events and lines of segments that entries of one app make: at most SEGMENT_EVENTS, or those of one entry."""
     events, parts = 0, list[bytes]()
-    for letter in letters:
-        if parts and events + letter.events > SEGMENT_EVENTS:
+    for entry in entries:
+        if parts and events + entry.events > SEGMENT_EVENTS:
             yield events, b"\n".join(parts)
             events, parts = 0, []
-        events += letter.events
-        parts.append(letter.lines)
+        events += entry.events
+        parts.append(entry.lines)
     if parts:
         yield events, b"\n".join(parts)
