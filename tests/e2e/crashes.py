@@ -43,6 +43,8 @@ BY_HAND = "of `collector queue dead`, `export` and `replay`; see tests/queue/tes
 OF_MANY_REFUSALS = "of many refusals in a row; see tests/test_flusher.py"
 NOT_TAKEN = {
     "database.damaged": "of a damaged file; see tests/queue/test_salvage.py",
+    "database.foreign": "of another program's file; see tests/queue/test_database.py",
+    "database.missing": "of commands; see tests/queue/test_database.py",
     "database.newer": "of a file of a newer version; see tests/queue/test_database.py",
     "database._named_statements": "at import",
     "database._sql": "at import",

@@ -153,7 +153,7 @@ def open_reader(directory: Path) -> Connection:
     """
     file = directory / FILE_NAME
     if not is_there(file):
-        raise QueueBroken(f"{file} does not exist; a collector that ran with this queue.path would have made it")
+        raise missing(file)
     with nobody_present(directory, patience_seconds=BUSY_TIMEOUT_MS / 1000) as is_left_behind:
         log = read_log(file.with_name(FILE_NAME + "-wal")) if is_left_behind else EMPTY
     if log.is_damaged:
@@ -232,9 +232,7 @@ def _version(connection: sqlite3.Connection, file: Path) -> int:
         " FROM pragma_user_version, pragma_application_id"
     ).fetchone()
     if application_id != APPLICATION_ID and (version or tables):
-        raise QueueBroken(
-            f"{file} is a database of another program; set queue.path to another directory, or move the file away"
-        )
+        raise foreign(file, "a database of another program")
     return int(version)
 
 
@@ -246,6 +244,16 @@ def _split(script: str) -> list[str]:
             statements.append(rest)
             rest = ""
     return statements
+
+
+def missing(file: Path) -> QueueBroken:
+    """That there is no file, and when there would be one."""
+    return QueueBroken(f"{file} does not exist; a collector that ran with this queue.path would have made it")
+
+
+def foreign(file: Path, what: str) -> QueueBroken:
+    """That the file is no queue but `what`, and what is to be done."""
+    return QueueBroken(f"{file} is {what}; set queue.path to another directory, or move the file away")
 
 
 def newer(file: Path, version: int, latest: int = len(MIGRATIONS)) -> QueueBroken:

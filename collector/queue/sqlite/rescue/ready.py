@@ -25,6 +25,7 @@ from collector.queue.sqlite.database import (
     APPLICATION_ID,
     FILE_NAME,
     MIGRATIONS,
+    foreign,
     make_file,
     newer,
     schema_of,
@@ -158,10 +159,9 @@ def _header_damage(header: bytes, file: Path) -> str | None:
     if len(header) < HEADER_BYTES:
         if MAGIC.startswith(header[: len(MAGIC)]):
             return "it is cut off within its first page"
-        raise QueueBroken(f"{file} is not a database; set queue.path to another directory, or move the file away")
+        raise foreign(file, "not a database")
     if int.from_bytes(header[68:72]) != APPLICATION_ID:
-        whose = "a database of another program" if header.startswith(MAGIC) else "not a database"
-        raise QueueBroken(f"{file} is {whose}; set queue.path to another directory, or move the file away")
+        raise foreign(file, "a database of another program" if header.startswith(MAGIC) else "not a database")
     version = int.from_bytes(header[60:64])
     if version > len(MIGRATIONS):
         raise newer(file, version)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from collector.errors import QueueBroken, QueueInUse
-from collector.queue.sqlite.database import BUSY_TIMEOUT_MS, FILE_NAME, translated
+from collector.errors import QueueInUse
+from collector.queue.sqlite.database import BUSY_TIMEOUT_MS, FILE_NAME, missing, translated
 from collector.queue.sqlite.lock import Presence, RoleLock, is_there
 from collector.queue.sqlite.rescue.ready import damage, finish_interrupted, problems_of
 from collector.queue.sqlite.rescue.salvage import COMPLETE, Salvaged, salvage
@@ -60,5 +60,5 @@ def _existing(directory: Path) -> Path:
     """The queue's file, of which at least something is there."""
     file = directory / FILE_NAME
     if not any(is_there(file.with_name(name)) for name in (FILE_NAME, f"{FILE_NAME}-wal", COMPLETE)):
-        raise QueueBroken(f"{file} does not exist; a collector that ran with this queue.path would have made it")
+        raise missing(file)
     return file
