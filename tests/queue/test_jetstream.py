@@ -17,11 +17,12 @@ from collector.config.model import JetStream
 from collector.errors import CredentialsRefused, DeadLettersFull, QueueFull, QueueUnavailable, Unusable
 from collector.observe.metrics import Metrics
 from collector.queue.base import Batch, Burial, Lease, Queue, Verdict
-from collector.queue.jetstream import connection, figures, publication
+from collector.queue.jetstream import connection, pruning, publication
 from collector.queue.jetstream.connection import Connection
-from collector.queue.jetstream.figures import purge_keys
 from collector.queue.jetstream.lanes import EPOCH, MessageId
+from collector.queue.jetstream.pruning import purge_keys
 from collector.queue.jetstream.queue import JetStreamQueue
+from collector.queue.jetstream.stored import Stored, first_message
 from collector.queue.jetstream.stream import Streams, app_token
 from tests import nats
 from tests.fake_clock import FakeClock
@@ -348,13 +349,12 @@ async def test_old_keys_are_not_purged_as_one_with_what_waits_where_a_replica_do
 ) -> None:
     queue = await open_queue()
     await queue.put([batch("wiki", [1])])
-    first_message = figures.first_message
 
-    async def behind(*args: Any, subject: str = ">", **more: Any) -> figures.Stored | None:
+    async def behind(*args: Any, subject: str = ">", **more: Any) -> Stored | None:
         is_of_data = subject.startswith(queue._streams.data)
         return None if is_of_data else await first_message(*args, subject=subject, **more)
 
-    monkeypatch.setattr(figures, "first_message", behind)
+    monkeypatch.setattr(pruning, "first_message", behind)
     await purge_keys(queue._connection, queue._streams, 0)
     assert numbers_of(*await lease_all(queue, "wiki")) == [1]
 

@@ -15,7 +15,8 @@ from collector.errors import Unusable
 from collector.queue.base import QueueStats
 from collector.queue.by_hand import Choice, Entry
 from collector.queue.jetstream.connection import Connection, ServerError, decoded
-from collector.queue.jetstream.figures import LetterBody, Stored, dead_letters, first_message, stats
+from collector.queue.jetstream.figures import dead_letters, stats
+from collector.queue.jetstream.stored import LetterBody, Stored, first_message
 from collector.queue.jetstream.stream import STREAM_NOT_FOUND, Streams, app_token, refuse_differences
 
 T = TypeVar("T")

@@ -9,8 +9,8 @@ import msgspec
 
 from collector.errors import QueueUnavailable
 from collector.queue.jetstream.connection import Connection, ServerError, decoded
-from collector.queue.jetstream.figures import LetterBody, Stored, first_message, time_of
 from collector.queue.jetstream.lanes import Message, MessageId, Place
+from collector.queue.jetstream.stored import LetterBody, Stored, first_message, time_of
 from collector.queue.jetstream.stream import WRONG_LAST_SEQUENCE, Streams, app_token
 
 if TYPE_CHECKING:

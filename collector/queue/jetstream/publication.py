@@ -20,10 +20,9 @@ from collector.queue.jetstream.stream import WRONG_LAST_SEQUENCE, Streams, key_t
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
-MAX_MESSAGES = 1000
-"""In one atomic batch; the server's limit."""
 MAX_KEYS = 940
-"""In one transaction. The rest of its messages are for lines: of a megabyte, less where the next line is too long."""
+"""In one transaction, of 1000 messages that the server takes in an atomic batch. The rest of these are for lines: of a
+megabyte, less where the next line is too long."""
 MAX_APPS = 20
 MAX_BYTES = 20 * JETSTREAM_MESSAGE_BYTES
 """Of lines in one transaction. Two messages of an app that follow each other are longer than one, so that these are 40

@@ -13,10 +13,11 @@ from collector.observe.metrics import Metrics
 from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verdict
 from collector.queue.jetstream.connection import Connection, ServerError
 from collector.queue.jetstream.deliveries import Deliveries
-from collector.queue.jetstream.figures import dead_letters, purge_keys, stats
+from collector.queue.jetstream.figures import dead_letters, stats
 from collector.queue.jetstream.fleet import Fleet
 from collector.queue.jetstream.lanes import Lane, Place
 from collector.queue.jetstream.leases import Leases
+from collector.queue.jetstream.pruning import purge_keys
 from collector.queue.jetstream.publication import Arrival, Publication
 from collector.queue.jetstream.stream import Streams, app_token
 from collector.queue.limits import BUSY_RETRY_AFTER_SECONDS, Limits

@@ -15,8 +15,6 @@ CONSUMER_NOT_FOUND = 10014
 NO_SUITABLE_PEERS = 10005
 """What a cluster says whose servers have not all found one another yet."""
 WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
-API_LEVEL = "2"
-"""Of JetStream's API, with atomic batches: nats-server 2.12."""
 
 MAX_ACK_PENDING = 100_000
 """Messages that all collectors together may hold of one app: enough for full batches of messages of one event each."""
