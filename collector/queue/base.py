@@ -108,6 +108,23 @@ class QueueStats(msgspec.Struct, frozen=True, rename="camel"):
     wal_bytes: int
     apps: list[AppStats]
 
+    @classmethod
+    def over(cls, apps: list[AppStats], *, remembered_keys: int, file_bytes: int, wal_bytes: int) -> "QueueStats":
+        """What the apps come to together, with what is no single app's."""
+        ages = [app.oldest_age_ms for app in apps if app.oldest_age_ms is not None]
+        return cls(
+            waiting_events=sum(app.waiting_events for app in apps),
+            waiting_bytes=sum(app.waiting_bytes for app in apps),
+            oldest_age_ms=max(ages, default=None),
+            dead_events=sum(app.dead_events for app in apps),
+            dead_bytes=sum(app.dead_bytes for app in apps),
+            kept_events=sum(app.kept_events for app in apps),
+            remembered_keys=remembered_keys,
+            file_bytes=file_bytes,
+            wal_bytes=wal_bytes,
+            apps=apps,
+        )
+
 
 class Queue(Protocol):
     """What sources and the flusher may rely on."""

@@ -27,19 +27,11 @@ async def stats(connection: Connection, streams: Streams) -> QueueStats:
         events, size = waiting.get(token, (0, 0))
         share = round(dead["state"]["bytes"] * buried.get(token, 0) / max(1, dead["state"]["messages"]))
         rows.append(AppStats(apps.get(token, token), events, size, age_ms, buried.get(token, 0), share, 0))
-    ages = [row.oldest_age_ms for row in rows if row.oldest_age_ms is not None]
-    messages = sum(info["state"]["subjects"].values())
-    return QueueStats(
-        waiting_events=sum(row.waiting_events for row in rows),
-        waiting_bytes=sum(row.waiting_bytes for row in rows),
-        oldest_age_ms=max(ages, default=None),
-        dead_events=dead["state"]["messages"],
-        dead_bytes=dead["state"]["bytes"],
-        kept_events=0,
-        remembered_keys=info["state"]["messages"] - messages,
+    return QueueStats.over(
+        rows,
+        remembered_keys=info["state"]["messages"] - sum(info["state"]["subjects"].values()),
         file_bytes=info["state"]["bytes"] + dead["state"]["bytes"],
         wal_bytes=0,
-        apps=rows,
     )
 
 

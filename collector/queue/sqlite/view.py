@@ -127,19 +127,7 @@ class View:
             )
             for name, events, size, dead, dead_bytes, kept, stamp in rows
         ]
-        ages = [app.oldest_age_ms for app in apps if app.oldest_age_ms is not None]
-        return QueueStats(
-            waiting_events=sum(app.waiting_events for app in apps),
-            waiting_bytes=sum(app.waiting_bytes for app in apps),
-            oldest_age_ms=max(ages, default=None),
-            dead_events=sum(app.dead_events for app in apps),
-            dead_bytes=sum(app.dead_bytes for app in apps),
-            kept_events=sum(app.kept_events for app in apps),
-            remembered_keys=remembered,
-            file_bytes=file_bytes,
-            wal_bytes=wal_bytes,
-            apps=apps,
-        )
+        return QueueStats.over(apps, remembered_keys=remembered, file_bytes=file_bytes, wal_bytes=wal_bytes)
 
     def close(self) -> None:
         """Closes the connection."""
