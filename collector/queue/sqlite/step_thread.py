@@ -39,7 +39,7 @@ class StepThread:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self.post(step, loop, partial(settle, future, take))
+        self.post(step, loop, partial(resolve, future, take))
         return future
 
     def post(self, step: Callable[[], Any], loop: asyncio.AbstractEventLoop, heard: Heard) -> None:
@@ -71,7 +71,7 @@ class StepThread:
             del item, step, loop, heard, result, failure  # or they would live until the next step
 
 
-def settle(
+def resolve(
     future: asyncio.Future[Any], take: Callable[[Any], None] | None, result: object, failure: BaseException | None
 ) -> None:
     """A step is done, or has failed: `take` hears of it, and whoever still waits."""

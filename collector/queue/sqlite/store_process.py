@@ -38,7 +38,7 @@ from collector.clock import Clock
 from collector.errors import CollectorError, QueueBroken, QueueUnavailable
 from collector.observe.logs import get_logger, say_left_out
 from collector.queue.sqlite.operations import Done, Operation
-from collector.queue.sqlite.step_thread import settle
+from collector.queue.sqlite.step_thread import resolve
 from collector.queue.sqlite.store import Store
 from collector.queue.sqlite.writer import MAX_GROUP_BYTES, Commit, T, Take, make_commit
 
@@ -238,7 +238,7 @@ class StoreProcess(asyncio.Protocol):
         self._committed(commit)
 
     def _answer(self, result: object, failure: BaseException | None) -> None:
-        settle(*self._steps.popleft(), result, failure)
+        resolve(*self._steps.popleft(), result, failure)
 
 
 def _end(pid: int) -> str:
