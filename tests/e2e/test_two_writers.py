@@ -22,20 +22,15 @@ WRITER = """
 import asyncio, sys
 from pathlib import Path
 import msgspec
-from collector.clock import Clock
 from collector.events import event_key
-from collector.observe.metrics import Metrics
 from collector.queue.sqlite import database
 from collector.queue.base import Batch
-from collector.queue.sqlite.queue import SqliteQueue
+from tests.queue.samples import sqlite_queue
 
 database.AUTO_CHECKPOINT_PAGES = 4
 
 async def main():
-    queue = SqliteQueue(
-        Path(sys.argv[1]), batch_events=1000, max_bytes=10**9, max_uncommitted_bytes=10**9, max_dead_bytes=10**9,
-        dedup_retention_seconds=10**6, keep_delivered_seconds=0, clock=Clock(), metrics=Metrics(),
-    )
+    queue = sqlite_queue(Path(sys.argv[1]), batch_events=1000, max_bytes=10**9, max_uncommitted_bytes=10**9)
     await queue.open()
     for text in sys.stdin.buffer:
         events = [msgspec.json.decode(each) for each in msgspec.json.decode(text)]

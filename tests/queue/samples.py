@@ -8,10 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from collector.clock import Clock
 from collector.events import event_key, split_keys
+from collector.observe.metrics import Metrics
 from collector.queue.base import Batch
 from collector.queue.sqlite.at_hand import AtHand
 from collector.queue.sqlite.database import FILE_NAME
+from collector.queue.sqlite.queue import SqliteQueue
 from collector.queue.sqlite.run import Run
 from collector.queue.sqlite.view import View
 
@@ -67,6 +70,21 @@ def numbers_in(app_id: str, text: bytes) -> list[int]:
         assert each == line(app_id, number)
         numbers.append(number)
     return numbers
+
+
+def sqlite_queue(directory: Path, **settings: Any) -> SqliteQueue:
+    """A queue, not open yet, of small batches and with room for a megabyte, unless `settings` say otherwise."""
+    usual: dict[str, Any] = {
+        "batch_events": 10,
+        "max_bytes": 10**6,
+        "max_uncommitted_bytes": 10**6,
+        "max_dead_bytes": 10**6,
+        "dedup_retention_seconds": 86_400,
+        "keep_delivered_seconds": 0,
+        "clock": Clock(),
+        "metrics": Metrics(),
+    }
+    return SqliteQueue(directory, **(usual | settings))
 
 
 def next_run(view: View, app_id: str, after: int, batch_events: int) -> Run | None:

@@ -7,31 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from collector.clock import Clock
 from collector.errors import DiskFull, QueueBroken
-from collector.observe.metrics import Metrics
 from collector.queue.sqlite import backup
 from collector.queue.sqlite.backup import back_up
 from collector.queue.sqlite.database import FILE_NAME
 from collector.queue.sqlite.queue import SqliteQueue
 from collector.queue.sqlite.rescue.ready import damage
 from tests.patience import until
-from tests.queue.samples import batch, remembered, stored
+from tests.queue.samples import batch, remembered, sqlite_queue, stored
 
 
 @pytest.fixture
 async def queue(tmp_path: Path) -> AsyncIterator[SqliteQueue]:
-    queue = SqliteQueue(
-        tmp_path / "queue",
-        batch_events=100,
-        max_bytes=10**9,
-        max_uncommitted_bytes=10**9,
-        max_dead_bytes=10**6,
-        dedup_retention_seconds=86_400,
-        keep_delivered_seconds=0,
-        clock=Clock(),
-        metrics=Metrics(),
-    )
+    queue = sqlite_queue(tmp_path / "queue", batch_events=100, max_bytes=10**9, max_uncommitted_bytes=10**9)
     await queue.open()
     yield queue
     await queue.close()

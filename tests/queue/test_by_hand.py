@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from collector.errors import DeadLettersFull, QueueBroken, QueueDamaged
-from collector.observe.metrics import Metrics
 from collector.queue.base import Burial, Verdict
 from collector.queue.by_hand import Choice
 from collector.queue.sqlite.by_hand import FileByHand
@@ -17,25 +17,13 @@ from collector.queue.sqlite.store import Store
 from tests.fake_clock import START_MS, FakeClock
 from tests.patience import until
 from tests.queue import broken
-from tests.queue.contract import BATCH_EVENTS, available, lease, lease_all, numbers_of
-from tests.queue.samples import batch, batches, line, numbers_in, opened, remembered, stored
+from tests.queue.contract import available, lease, lease_all, numbers_of
+from tests.queue.samples import batch, batches, line, numbers_in, opened, remembered, sqlite_queue, stored
 
 
 @asynccontextmanager
-async def running(
-    directory: Path, clock: FakeClock, *, max_dead_bytes: int = 10**6, keep_seconds: float = 0
-) -> AsyncIterator[SqliteQueue]:
-    queue = SqliteQueue(
-        directory,
-        batch_events=BATCH_EVENTS,
-        max_bytes=10**6,
-        max_uncommitted_bytes=10**6,
-        max_dead_bytes=max_dead_bytes,
-        dedup_retention_seconds=86_400,
-        keep_delivered_seconds=keep_seconds,
-        clock=clock,
-        metrics=Metrics(),
-    )
+async def running(directory: Path, clock: FakeClock, **settings: Any) -> AsyncIterator[SqliteQueue]:
+    queue = sqlite_queue(directory, clock=clock, **settings)
     await queue.open()
     maintenance = asyncio.create_task(queue.maintain())
     yield queue
@@ -197,7 +185,7 @@ def test_a_crash_at_any_statement_leaves_each_event_in_one_place(tmp_path: Path,
 
 
 async def test_what_was_delivered_is_kept_as_long_as_asked_and_then_pruned(tmp_path: Path, clock: FakeClock) -> None:
-    async with running(tmp_path, clock, keep_seconds=100) as queue:
+    async with running(tmp_path, clock, keep_delivered_seconds=100) as queue:
         await queue.put([batch("wiki", range(10))])
         await queue.settle(await lease(queue, "wiki"), buried=[Burial(0, "no")], returned=[8, 9])
         with FileByHand(tmp_path) as letters:
@@ -214,7 +202,7 @@ async def test_what_was_delivered_is_kept_as_long_as_asked_and_then_pruned(tmp_p
 
 
 async def test_what_is_kept_outlives_a_clock_that_is_ahead_for_a_moment(tmp_path: Path, clock: FakeClock) -> None:
-    async with running(tmp_path, clock, keep_seconds=60) as queue:
+    async with running(tmp_path, clock, keep_delivered_seconds=60) as queue:
         await queue.put([batch("wiki", range(10))])
         await queue.settle(await lease(queue, "wiki"))
         clock.jump(3600)
@@ -234,7 +222,7 @@ async def test_nothing_is_kept_where_nobody_asked_for_it(tmp_path: Path, clock: 
 async def test_a_replay_that_is_overtaken_takes_no_later_row_that_has_the_number_of_one_that_is_gone(
     tmp_path: Path, clock: FakeClock
 ) -> None:
-    async with running(tmp_path, clock, keep_seconds=10**6) as queue:
+    async with running(tmp_path, clock, keep_delivered_seconds=10**6) as queue:
         await queue.put([batch("wiki", range(10))])
         await queue.settle(await lease(queue, "wiki"))
         with FileByHand(tmp_path, for_writing=True) as one, FileByHand(tmp_path, for_writing=True) as other:
@@ -250,7 +238,7 @@ async def test_a_replay_that_is_overtaken_takes_no_later_row_that_has_the_number
 
 
 async def test_replayed_events_of_a_time_and_an_app_wait_again_once(tmp_path: Path, clock: FakeClock) -> None:
-    async with running(tmp_path, clock, keep_seconds=10**6) as queue:
+    async with running(tmp_path, clock, keep_delivered_seconds=10**6) as queue:
         for begin in range(0, 40, 10):
             await queue.put([batch("wiki", range(begin, begin + 10)), batch("crm", range(begin, begin + 10))])
             for app in ("wiki", "crm"):

@@ -10,19 +10,16 @@ from unittest import mock
 
 import pytest
 
-from collector.clock import Clock
 from collector.errors import DiskFull, QueueUnavailable
 from collector.events import split_keys
-from collector.observe.metrics import Metrics
 from collector.queue.base import Batch, Verdict
 from collector.queue.sqlite import recent_keys
 from collector.queue.sqlite.operations import Put
-from collector.queue.sqlite.queue import SqliteQueue
 from collector.queue.sqlite.store import Store
 from collector.queue.sqlite.store_process import StoreProcess
 from tests.fake_clock import START_MS, FakeClock
 from tests.patience import until
-from tests.queue.samples import EAGER, batch, opened, remembered
+from tests.queue.samples import EAGER, batch, opened, remembered, sqlite_queue
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
@@ -332,18 +329,7 @@ def test_a_disk_in_the_way_of_it_is_said_and_no_key_forgotten(open_store: Opener
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("in_process", [False, True])
 async def test_a_queue_makes_room_by_itself_and_enters_all_in_the_end(tmp_path: Path, in_process: bool) -> None:
-    queue = SqliteQueue(
-        tmp_path,
-        batch_events=10,
-        max_bytes=10**7,
-        max_uncommitted_bytes=10**6,
-        max_dead_bytes=10**6,
-        dedup_retention_seconds=86_400,
-        keep_delivered_seconds=0,
-        clock=Clock(),
-        metrics=Metrics(),
-        writer=StoreProcess.fork() if in_process else None,
-    )
+    queue = sqlite_queue(tmp_path, writer=StoreProcess.fork() if in_process else None)
     await queue.open()
     maintenance = asyncio.create_task(queue.maintain())
     known: set[int] = set()

@@ -37,7 +37,7 @@ from collector.queue.sqlite.store import Store
 from tests.fake_clock import FakeClock
 from tests.patience import PATIENCE_SECONDS, until
 from tests.queue.contract import BATCH_EVENTS, QueueContract, available, lease, lease_all, numbers_of
-from tests.queue.samples import batch, batches, child, hear, key, line, opened, remembered, stored, tell
+from tests.queue.samples import batch, batches, child, hear, key, line, opened, remembered, sqlite_queue, stored, tell
 
 Opener = Callable[..., Awaitable[SqliteQueue]]
 
@@ -47,26 +47,9 @@ async def open_queue(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Opener]:
     """Opens queues on the test's directory, and closes those that are open at its end."""
     opened_queues: list[SqliteQueue] = []
 
-    async def open_one(
-        *,
-        max_bytes: int = 10**6,
-        max_uncommitted_bytes: int = 10**6,
-        max_dead_bytes: int = 10**6,
-        retention_seconds: float = 86_400,
-        keep_seconds: float = 0,
-    ) -> SqliteQueue:
+    async def open_one(**settings: Any) -> SqliteQueue:
         clock.advance(0.001)  # no two lives of a queue share an instant
-        queue = SqliteQueue(
-            tmp_path,
-            batch_events=BATCH_EVENTS,
-            max_bytes=max_bytes,
-            max_uncommitted_bytes=max_uncommitted_bytes,
-            max_dead_bytes=max_dead_bytes,
-            dedup_retention_seconds=retention_seconds,
-            keep_delivered_seconds=keep_seconds,
-            clock=clock,
-            metrics=Metrics(),
-        )
+        queue = sqlite_queue(tmp_path, clock=clock, **settings)
         await queue.open()
         opened_queues.append(queue)
         return queue
@@ -178,18 +161,11 @@ async def test_a_reopened_queue_has_all_that_was_not_settled_in_order_and_knows_
 
 PUT_AND_HANG = """
 import asyncio, pathlib, sys
-from collector.clock import Clock
-from collector.observe.metrics import Metrics
 from collector.queue.base import Burial
-from collector.queue.sqlite.queue import SqliteQueue
-from tests.queue.samples import batch
+from tests.queue.samples import batch, sqlite_queue
 
 async def main():
-    queue = SqliteQueue(
-        pathlib.Path(sys.argv[1]), batch_events=10, max_bytes=10**6, max_uncommitted_bytes=10**6,
-        max_dead_bytes=10**6,
-        dedup_retention_seconds=86_400, keep_delivered_seconds=0, clock=Clock(), metrics=Metrics(),
-    )
+    queue = sqlite_queue(pathlib.Path(sys.argv[1]))
     queue.take_flusher_role()
     await queue.open()
     for begin in range(0, 100, 10):
@@ -271,18 +247,11 @@ async def test_a_file_that_is_no_queue_cannot_be_opened(tmp_path: Path, open_que
 
 PUT_WHEN_TOLD = """
 import asyncio, json, pathlib, sys
-from collector.clock import Clock
 from collector.errors import QueueInUse
-from collector.observe.metrics import Metrics
-from collector.queue.sqlite.queue import SqliteQueue
-from tests.queue.samples import batch
+from tests.queue.samples import batch, sqlite_queue
 
 async def main():
-    queue = SqliteQueue(
-        pathlib.Path(sys.argv[1]), batch_events=10, max_bytes=10**6, max_uncommitted_bytes=10**6,
-        max_dead_bytes=10**6,
-        dedup_retention_seconds=86_400, keep_delivered_seconds=0, clock=Clock(), metrics=Metrics(),
-    )
+    queue = sqlite_queue(pathlib.Path(sys.argv[1]))
     await queue.open()
     try:
         queue.take_flusher_role()
@@ -601,17 +570,7 @@ async def test_the_statistics_are_those_of_the_file(tmp_path: Path, queue: Sqlit
 
 async def test_every_commit_is_measured(tmp_path: Path, clock: FakeClock) -> None:
     metrics = Metrics()
-    queue = SqliteQueue(
-        tmp_path,
-        batch_events=BATCH_EVENTS,
-        max_bytes=10**6,
-        max_uncommitted_bytes=10**6,
-        max_dead_bytes=10**6,
-        dedup_retention_seconds=100,
-        keep_delivered_seconds=0,
-        clock=clock,
-        metrics=metrics,
-    )
+    queue = sqlite_queue(tmp_path, clock=clock, metrics=metrics)
     await queue.open()
     await asyncio.gather(*(queue.put([batch("wiki", [number])]) for number in range(7)))
     await queue.settle(await lease(queue, "wiki"))
@@ -627,7 +586,7 @@ async def test_a_key_is_forgotten_after_its_retention_and_at_most_a_24th_later(
     tmp_path: Path, open_queue: Opener, clock: FakeClock
 ) -> None:
     retention = 240
-    queue = await open_queue(retention_seconds=retention)
+    queue = await open_queue(dedup_retention_seconds=retention)
     maintenance = asyncio.create_task(queue.maintain())
     put_at: dict[int, float] = {}
     forgotten_after = []
@@ -654,7 +613,7 @@ async def test_a_walk_over_more_keys_than_one_step_covers_reaches_them_all(
     tmp_path: Path, open_queue: Opener, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("collector.queue.sqlite.pruning.MIN_KEYS", 7)
-    queue = await open_queue(retention_seconds=240)
+    queue = await open_queue(dedup_retention_seconds=240)
     maintenance = asyncio.create_task(queue.maintain())
     await queue.put([batch("wiki", range(50))])
     clock.advance(235)
@@ -675,7 +634,7 @@ async def test_no_key_is_forgotten_early_because_the_clock_was_set(
     tmp_path: Path, open_queue: Opener, clock: FakeClock, jumps: list[int]
 ) -> None:
     retention = 600.0
-    queue = await open_queue(retention_seconds=retention)
+    queue = await open_queue(dedup_retention_seconds=retention)
     maintenance = asyncio.create_task(queue.maintain())
     put_at: dict[bytes, float] = {}
     for second in range(int(2.2 * retention)):
@@ -707,7 +666,7 @@ async def test_where_many_keys_are_due_there_are_several_steps_in_a_turn(
 ) -> None:
     monkeypatch.setattr("collector.queue.sqlite.pruning.MIN_KEYS", 1)
     monkeypatch.setattr("collector.queue.sqlite.pruning.MAX_KEYS", 2)
-    queue = await open_queue(retention_seconds=240)  # a pass takes ten turns, so 10 of a hundred keys are due in each
+    queue = await open_queue(dedup_retention_seconds=240)  # a pass takes ten turns: ten of a hundred keys in each
     await queue.put([batch("wiki", range(100))])
     clock.advance(240)
     maintenance = asyncio.create_task(queue.maintain())
@@ -723,7 +682,7 @@ async def test_where_many_keys_are_due_there_are_several_steps_in_a_turn(
 async def test_maintenance_that_fails_is_logged_and_made_up_for_later(
     tmp_path: Path, open_queue: Opener, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    queue = await open_queue(retention_seconds=24)
+    queue = await open_queue(dedup_retention_seconds=24)
     maintenance = asyncio.create_task(queue.maintain())
     await queue.put([batch("wiki", [1])])
     await tick(clock)

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from collector.cli.run import _configure
 from collector.config.model import Log
 from collector.errors import ChunkFailed, CollectorError, DiskFull, QueueBroken, QueueUnavailable
-from collector.observe.metrics import Metrics
 from collector.queue.base import Batch, Queue, Verdict
 from collector.queue.sqlite.database import FILE_NAME
 from collector.queue.sqlite.queue import SqliteQueue
@@ -29,8 +28,8 @@ from collector.queue.sqlite.store_process import Kind, StoreProcess, _frame, _Fr
 from collector.queue.sqlite.writer import Commit
 from tests.fake_clock import FakeClock
 from tests.patience import PATIENCE_SECONDS, until
-from tests.queue.contract import BATCH_EVENTS, QueueContract, lease, lease_all, numbers_of
-from tests.queue.samples import batch, child, hear, remembered, tell, waiting_numbers
+from tests.queue.contract import QueueContract, lease, lease_all, numbers_of
+from tests.queue.samples import batch, child, hear, remembered, sqlite_queue, tell, waiting_numbers
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
@@ -55,18 +54,8 @@ async def open_queue(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Opener]:
 
     async def open_one(*, in_one_process: bool = False) -> SqliteQueue:
         clock.advance(0.001)  # no two lives of a queue share an instant
-        queue = SqliteQueue(
-            tmp_path,
-            batch_events=BATCH_EVENTS,
-            max_bytes=10**8,
-            max_uncommitted_bytes=10**8,
-            max_dead_bytes=10**6,
-            dedup_retention_seconds=86_400,
-            keep_delivered_seconds=0,
-            clock=clock,
-            metrics=Metrics(),
-            writer=None if in_one_process else StoreProcess.fork(),
-        )
+        writer = None if in_one_process else StoreProcess.fork()
+        queue = sqlite_queue(tmp_path, max_bytes=10**8, max_uncommitted_bytes=10**8, clock=clock, writer=writer)
         queues.append(queue)
         await queue.open()
         return queue
