@@ -20,7 +20,7 @@ from collector.clock import Clock
 from collector.config import Config
 from collector.config.changes import Changes, changes
 from collector.config.kinds import Address, UnixUrl
-from collector.config.model import Events
+from collector.config.model import Events, Flush
 from collector.contract.operations import SCOPE_WRITE
 from collector.election import Delivery, Election
 from collector.errors import CollectorError, Unusable
@@ -36,6 +36,7 @@ from collector.pace import Pace
 from collector.queue.backend import backend
 from collector.queue.sqlite.step_thread import StepThread
 from collector.queue.sqlite.writer import Writer
+from collector.retry_schedule import Delays
 from collector.sources.gateway import Gateway
 from collector.sources.recorder import Recorded, Recorder, event_of
 from collector.supervision import Supervision
@@ -108,18 +109,13 @@ class Collector:
             batch_events=config.flush.batch_events,
             linger_seconds=config.flush.linger,
             max_in_flight=config.flush.max_in_flight,
-            backoff_base_seconds=config.flush.backoff_base,
-            backoff_max_seconds=config.flush.backoff_max,
-            hold_retry_seconds=config.flush.hold_retry,
+            delays=_delays(config.flush),
             pace=Pace(config.flush.max_requests_per_second, self._queue.fleet_share, clock=self._clock),
             clock=self._clock,
             metrics=self.metrics,
         )
         self._recorder = Recorder(
-            self._intake,
-            max_waiting_events=config.events.max_recorded,
-            clock=self._clock,
-            metrics=self.metrics,
+            self._intake, max_waiting_events=config.events.max_recorded, clock=self._clock, metrics=self.metrics
         )
         self._passage = Passage(self._transport, self._tokens, base_url=config.upstream.base_url)
         self._gateway = Gateway(config.gateway.operations, self._passage, self.metrics)
@@ -290,9 +286,7 @@ class Collector:
         self._flusher.use_pace(
             linger_seconds=flush.linger,
             max_in_flight=flush.max_in_flight,
-            backoff_base_seconds=flush.backoff_base,
-            backoff_max_seconds=flush.backoff_max,
-            hold_retry_seconds=flush.hold_retry,
+            delays=_delays(flush),
             max_requests_per_second=flush.max_requests_per_second,
         )
         self._transport.use_timeout(config.delivery_timeout)
@@ -385,6 +379,10 @@ def _parser(events: Events) -> BodyParser:
         max_event_name_chars=events.max_event_name_chars,
         max_kept_bytes=events.max_kept_bytes,
     )
+
+
+def _delays(flush: Flush) -> Delays:
+    return Delays(flush.backoff_base, flush.backoff_max, flush.hold_retry)
 
 
 def _transport(config: Config) -> Transport:

@@ -28,7 +28,7 @@ from collector.errors import DeadLettersFull, PartlyRejected, Rejected, Retryabl
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.observe.outages import Outages
-from collector.pace import Pace, unpaced
+from collector.pace import Pace
 from collector.parcel import Outcome, Parcel
 from collector.queue.base import Backlog, Lease, Queue
 from collector.retry_schedule import Delays, Lane, RetrySchedule
@@ -61,13 +61,11 @@ class Flusher:
         batch_events: int,
         linger_seconds: float,
         max_in_flight: int,
-        backoff_base_seconds: float,
-        backoff_max_seconds: float,
-        hold_retry_seconds: float,
+        delays: Delays,
+        pace: Pace,
         clock: Clock,
         metrics: Metrics,
         random_fraction: Callable[[], float] = random.random,
-        pace: Pace | None = None,
     ) -> None:
         self._queue = queue
         self._publisher = publisher
@@ -76,9 +74,8 @@ class Flusher:
         self._max_in_flight = max_in_flight
         self._clock = clock
         self._metrics = metrics
-        self._pace = pace or unpaced(clock)
+        self._pace = pace
         self.outages = Outages(clock)
-        delays = Delays(backoff_base_seconds, backoff_max_seconds, hold_retry_seconds)
         self._retries = RetrySchedule(self.outages, delays, clock=clock, random_fraction=random_fraction)
         self._lanes: dict[str, Lane] = {}
         self._limit = AdaptiveLimit(max_in_flight)
@@ -111,16 +108,14 @@ class Flusher:
         *,
         linger_seconds: float,
         max_in_flight: int,
-        backoff_base_seconds: float,
-        backoff_max_seconds: float,
-        hold_retry_seconds: float,
+        delays: Delays,
         max_requests_per_second: int,
     ) -> None:
         """From now on these hold; who waits already, waits as long as before."""
         self._linger_seconds = linger_seconds
         self._max_in_flight = max_in_flight
         self._limit.use_maximum(max_in_flight)
-        self._retries.delays = Delays(backoff_base_seconds, backoff_max_seconds, hold_retry_seconds)
+        self._retries.delays = delays
         self._pace.use_limit(max_requests_per_second)
         self._queue.arrivals.set()
 

@@ -26,8 +26,3 @@ class Pace:
             self._next = mine + 1.0 / (self._per_second * self._share())
             if mine > now:
                 await self._clock.sleep(mine - now)
-
-
-def unpaced(clock: Clock) -> Pace:
-    """No limit."""
-    return Pace(0, lambda: 1.0, clock=clock)

@@ -23,9 +23,11 @@ from collector.errors import (
 )
 from collector.flusher import BATCH_REGROWTH, Flusher
 from collector.observe.metrics import Metrics
+from collector.pace import Pace
 from collector.parcel import SUSPICIOUS_BURIALS
 from collector.queue.base import Backlog, Burial, Lease
 from collector.queue.sqlite.queue import SqliteQueue
+from collector.retry_schedule import Delays
 from tests.fake_clock import FakeClock
 from tests.patience import PATIENCE_SECONDS, until
 from tests.queue.samples import batch, line, numbers_in, opened, waiting_numbers
@@ -166,9 +168,8 @@ class Rig:
             batch_events=BATCH_EVENTS,
             linger_seconds=LINGER_SECONDS,
             max_in_flight=max_in_flight,
-            backoff_base_seconds=1.0,
-            backoff_max_seconds=backoff_max_seconds,
-            hold_retry_seconds=HOLD_RETRY_SECONDS,
+            delays=Delays(1.0, backoff_max_seconds, HOLD_RETRY_SECONDS),
+            pace=Pace(0, self.queue.fleet_share, clock=self.clock),
             clock=self.clock,
             metrics=self.metrics,
             random_fraction=lambda: 0.5,
