@@ -1,6 +1,7 @@
 """What several tests stand on."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from hypothesis import settings
@@ -30,7 +31,19 @@ async def state() -> AsyncIterator[State]:
 @pytest.fixture
 async def sandbox(state: State) -> AsyncIterator[Sandbox]:
     """An upstream that knows no app, and takes it amiss if it is asked for what no operation expects."""
-    sandbox = Sandbox(state)
+    async with _serving(Sandbox(state)) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+async def upstream(state: State) -> AsyncIterator[Sandbox]:
+    """The same that takes events of every app."""
+    async with _serving(Sandbox(state, create_apps=True)) as sandbox:
+        yield sandbox
+
+
+@asynccontextmanager
+async def _serving(sandbox: Sandbox) -> AsyncIterator[Sandbox]:
     await sandbox.start("127.0.0.1", 0)
     yield sandbox
     await sandbox.stop()

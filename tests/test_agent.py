@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -20,14 +19,6 @@ from tests.e2e.books import settled
 from tests.embedded import config, embedded, metric
 from tests.patience import until
 from tests.programs import NOWHERE
-
-
-@pytest.fixture
-async def upstream(state: State) -> AsyncIterator[Sandbox]:
-    sandbox = Sandbox(state, create_apps=True)
-    await sandbox.start("127.0.0.1", 0)
-    yield sandbox
-    await sandbox.stop()
 
 
 async def post(collector: Collector, names: list[str], app_id: str = "wiki") -> None:

@@ -1,6 +1,5 @@
 """An edge and its central collector in one loop: what the central says of each event, and what comes of it."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -16,14 +15,6 @@ from tests.patience import until
 
 APP = "wiki"
 KEPT = {"events__keep_fields": "note"}
-
-
-@pytest.fixture
-async def upstream(state: State) -> AsyncIterator[Sandbox]:
-    sandbox = Sandbox(state, create_apps=True)
-    await sandbox.start("127.0.0.1", 0)
-    yield sandbox
-    await sandbox.stop()
 
 
 async def post(collector: Collector, names: list[str], app_id: str = APP) -> None:

@@ -1,7 +1,6 @@
 """`collector queue …` and `collector replay`, beside a running daemon and without one."""
 
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +59,9 @@ def desk(tmp_path: Path) -> Desk:
 
 
 @pytest.fixture
-async def upstream(state: State) -> AsyncIterator[Sandbox]:
-    sandbox = Sandbox(state, create_apps=True)
-    await sandbox.start("127.0.0.1", 0)
-    sandbox.set_faults(Fault(status=400, body="no such action", event_name="poison"))
-    yield sandbox
-    await sandbox.stop()
+def upstream(upstream: Sandbox) -> Sandbox:
+    upstream.set_faults(Fault(status=400, body="no such action", event_name="poison"))
+    return upstream
 
 
 async def post(daemon: Daemon, sent: list[Event]) -> None:

@@ -1,6 +1,6 @@
 """`collector queue …` where the queue is a stream: the same words, beside a running daemon and without one."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
@@ -8,7 +8,6 @@ import pytest
 
 from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
-from collector.sandbox.state import State
 from tests import nats
 from tests.cli.test_queue import POISONED, Desk, events, keys
 from tests.e2e.books import Books
@@ -24,12 +23,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[nats.Server]:
 
 
 @pytest.fixture
-async def upstream(state: State) -> AsyncIterator[Sandbox]:
-    sandbox = Sandbox(state, create_apps=True)
-    await sandbox.start("127.0.0.1", 0)
-    sandbox.set_faults(Fault(status=400, event_name="poison", body="not to my taste"))
-    yield sandbox
-    await sandbox.stop()
+def upstream(upstream: Sandbox) -> Sandbox:
+    upstream.set_faults(Fault(status=400, event_name="poison", body="not to my taste"))
+    return upstream
 
 
 def settings(server: nats.Server, stream: str) -> dict[str, str]:
