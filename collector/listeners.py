@@ -19,6 +19,7 @@ from collector.clock import Clock
 from collector.config import Config
 from collector.config.kinds import Address, Secret
 from collector.config.model import Access, Http
+from collector.config.rules import exposure
 from collector.config.tokens import read_tokens
 from collector.errors import ConfigInvalid, Unusable, why_unbound
 from collector.forks import let_go_in_child, no_fork
@@ -35,8 +36,6 @@ from collector.sources.http_body import BodyLimits
 from collector.sources.unix import UnixSocket
 
 log = get_logger(__name__)
-
-OPEN_REMEDIES = {"TCP": "give access.tokens_file, or set ", "UDP": "datagrams carry no token; set "}
 
 
 class Listeners:
@@ -124,14 +123,11 @@ class Listeners:
 
     def _check_doors(self, access: Access) -> None:
         """What a configuration is checked for as it is read, but by where the sockets are in truth."""
-        if access.allow_unauthenticated:
-            return
         places = [("TCP", self.http.address), ("UDP", self.udp_address), *self._passed_places]
         problems = [
-            f"a socket for {kind} at {str(place)!r} can be reached from other machines; "
-            f"{OPEN_REMEDIES[kind]}access.allow_unauthenticated = true"
-            for kind, place in dict.fromkeys(places)
-            if place is not None and not place.is_loopback and (kind == "UDP" or access.tokens_file is None)
+            f"a socket for {protocol} at {reach}"
+            for protocol, place in dict.fromkeys(places)
+            if place is not None and (reach := exposure(protocol, place, access))
         ]
         if problems:
             raise ConfigInvalid("\n".join(problems))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from collector.config.kinds import Address, UnixUrl
-from collector.config.model import JETSTREAM_MESSAGE_BYTES, Config, Events
+from collector.config.model import JETSTREAM_MESSAGE_BYTES, Access, Config, Events
 from collector.config.tokens import read_tokens
 from collector.errors import ConfigInvalid
 
@@ -80,13 +80,9 @@ def way_in_problems(config: Config) -> list[Problem]:
         except ConfigInvalid as error:
             key, _, rest = str(error).partition(": ")
             found.append(Problem(key, rest))
-    for key, listen, remedy in (
-        ("http.listen", None if access.tokens_file else config.http.listen, "give access.tokens_file, or set "),
-        ("udp.listen", config.udp.listen, "datagrams carry no token; set "),
-    ):
-        if listen is not None and not listen.is_loopback and not access.allow_unauthenticated:
-            reach = f"{str(listen)!r} can be reached from other machines"
-            found.append(Problem(key, reach, f"{remedy}access.allow_unauthenticated = true"))
+    for key, protocol, listen in (("http.listen", "TCP", config.http.listen), ("udp.listen", "UDP", config.udp.listen)):
+        if listen is not None and (reach := exposure(protocol, listen, access)):
+            found.append(Problem(key, reach))
     if config.unix.owner is not None and (stranger := _stranger(config.unix.owner)):
         found.append(Problem("unix.owner", f"{config.unix.owner!r}: there is no {stranger} on this machine"))
     if config.unix.stream is not None and config.unix.stream == config.unix.datagram:
@@ -94,6 +90,18 @@ def way_in_problems(config: Config) -> list[Problem]:
             Problem("unix.datagram", repr(str(config.unix.datagram)), "allowed: another file than unix.stream")
         )
     return found
+
+
+def exposure(protocol: str, listen: Address, access: Access) -> str | None:
+    """Why there must be no socket for TCP or UDP: any machine could send to it. None where that is not so, or allowed.
+
+    Datagrams carry no token.
+    """
+    asks_for_tokens = protocol == "TCP" and access.tokens_file is not None
+    if listen.is_loopback or access.allow_unauthenticated or asks_for_tokens:
+        return None
+    remedy = "give access.tokens_file, or set" if protocol == "TCP" else "datagrams carry no token; set"
+    return f"{str(listen)!r} can be reached from other machines; {remedy} access.allow_unauthenticated = true"
 
 
 def _stranger(owner: str) -> str | None:
