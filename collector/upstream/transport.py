@@ -162,9 +162,8 @@ class Transport:
             return NotDone(f"{request.name}: cannot connect to {place}: {why_unconnected(error)}")
         if request.has_secret_url and isinstance(error, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)):
             return MalformedAnswer(f"{request.name}: the uploadUrl that upstream gave is no http:// or https:// URL")
-        if isinstance(
-            error, aiohttp.ClientResponseError
-        ):  # its own words name a status that nobody has sent, and the URL
+        if isinstance(error, aiohttp.ClientResponseError):
+            # Its own words name a status that nobody has sent, and the URL.
             said = "what answers there does not speak HTTP"
         elif isinstance(error, aiohttp.ClientPayloadError):
             said = "the answer broke off, or cannot be decoded"

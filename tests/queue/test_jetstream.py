@@ -19,7 +19,7 @@ from collector.observe.metrics import Metrics
 from collector.queue.base import Batch, Burial, Lease, Queue, Verdict
 from collector.queue.jetstream import connection, pruning, publication
 from collector.queue.jetstream.connection import Connection
-from collector.queue.jetstream.lanes import EPOCH, MessageId
+from collector.queue.jetstream.lanes import EPOCH, MessageId, Origin
 from collector.queue.jetstream.pruning import purge_keys
 from collector.queue.jetstream.queue import JetStreamQueue
 from collector.queue.jetstream.stored import Stored, first_message
@@ -314,7 +314,7 @@ async def test_dead_letters_are_stored_once_however_often_they_are_buried_and_ha
     queue = await open_queue(max_dead_bytes=1000)
     await queue.put([batch("wiki", range(10))])
     held = await lease(queue, "wiki")
-    await queue._bury("wiki", [(Burial(3, "no such day"), queue._leases.places(held)[3])])
+    await queue._bury("wiki", [(Burial(3, "no such day"), queue._leases.origins(held)[3])])
     size = queue._dead_bytes
     await queue.settle(held, buried=[Burial(3, "no such day")])
     assert queue._dead_bytes == size
@@ -340,7 +340,7 @@ async def test_a_stream_that_is_gone_is_said_in_our_own_words_and_keeps_nobody_f
 async def test_a_dead_letter_of_a_stream_that_was_made_anew_is_another_one(open_queue: Opener) -> None:
     queue = await open_queue()
     for line in (b'{"a":1}', b'{"a":2}', b'{"a":2}'):
-        await queue._bury("wiki", [(Burial(0, "no such day"), (MessageId(7, EPOCH), 0, line))])
+        await queue._bury("wiki", [(Burial(0, "no such day"), Origin(MessageId(7, EPOCH), 0, line))])
     assert (await queue.stats()).dead_events == 2
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from collector.errors import QueueUnavailable
 from collector.queue.jetstream.connection import Connection, ServerError, decoded
-from collector.queue.jetstream.lanes import Message, MessageId, Place
+from collector.queue.jetstream.lanes import Message, MessageId, Origin
 from collector.queue.jetstream.stored import LetterBody, Stored, first_message, time_of
 from collector.queue.jetstream.stream import WRONG_LAST_SEQUENCE, Streams, app_token
 
@@ -58,9 +58,9 @@ class Deliveries:
             found.append(stored)
         return found
 
-    async def bury(self, app_id: str, reason: str, place: Place, now_ms: int) -> bool:
+    async def bury(self, app_id: str, reason: str, origin: Origin, now_ms: int) -> bool:
         """An event is a dead letter, once however often this is repeated; whether this call has made it one."""
-        message, position, line = place
+        message, position, line = origin
         body = LetterBody(app_id, reason, now_ms, msgspec.Raw(line))
         # With a digest: in a stream that was made anew the numbers begin again, and old letters are still there.
         name = f"{message.sequence}.{position}.{hashlib.blake2b(line, digest_size=8).hexdigest()}"

@@ -53,8 +53,12 @@ class Slice(NamedTuple):
     lines: tuple[bytes, ...]
 
 
-Place = tuple[MessageId, int, bytes]
-"""Where an event of a lease comes from: its message, its position in there, and its line."""
+class Origin(NamedTuple):
+    """Where an event of a lease comes from: its message, and its position in there; with its line."""
+
+    message: MessageId
+    position: int
+    line: bytes
 
 
 class Lane:

@@ -12,7 +12,7 @@ from collector.clock import Clock
 from collector.observe.logs import get_logger
 from collector.queue.base import Lease
 from collector.queue.jetstream.deliveries import NO_REPLY, Deliveries
-from collector.queue.jetstream.lanes import Lane, Message, MessageId, Place, Slice
+from collector.queue.jetstream.lanes import Lane, Message, MessageId, Origin, Slice
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -57,10 +57,10 @@ class Leases:
             lines = [line for piece in pieces for line in piece.lines]
             return Lease(lane.app_id, self._last_number, self._last_number, len(lines), b"\n".join(lines))
 
-    def places(self, lease: Lease) -> list[Place]:
+    def origins(self, lease: Lease) -> list[Origin]:
         """Where each event of a lease comes from, by its position."""
         return [
-            (piece.message, position, line)
+            Origin(piece.message, position, line)
             for piece in self._leases[lease.first]
             for position, line in zip(piece.positions, piece.lines, strict=True)
         ]
@@ -71,9 +71,9 @@ class Leases:
         Of a message some of whose events wait on, nothing is settled there: after a crash all of them are sent again,
         which upstream's own key absorbs. Raises QueueUnavailable with nothing changed here. One at a time of a lane.
         """
-        places = self.places(lease)
-        rest, open_events = _rest(places, back), dict[MessageId, int]()
-        for number, (message, _, _) in enumerate(places):
+        origins = self.origins(lease)
+        rest, open_events = _rest(origins, back), dict[MessageId, int]()
+        for number, (message, _, _) in enumerate(origins):
             if number not in back:
                 open_events[message] = open_events.get(message, lane.message(message).open_events) - 1
         done = [message for message, events in open_events.items() if not events]
@@ -82,11 +82,11 @@ class Leases:
             lane.message(message).open_events = events
         for message in done:
             del lane.messages[message]
-        settled = len(places) - len(back)
+        settled = len(origins) - len(back)
         lane.waiting_events = max(0, lane.waiting_events - settled)
-        size = sum(len(line) + 1 for number, (_, _, line) in enumerate(places) if number not in back)
+        size = sum(len(line) + 1 for number, (_, _, line) in enumerate(origins) if number not in back)
         lane.waiting_bytes = max(0, lane.waiting_bytes - size)
-        lane.leased_events -= len(places)
+        lane.leased_events -= len(origins)
         del self._leases[lease.first]
         if rest:
             for piece in rest:
@@ -147,11 +147,11 @@ class Leases:
         lane.add(Message(message_id, message.reply, len(lines), since), lines)
 
 
-def _rest(places: Sequence[Place], back: set[int]) -> list[Slice]:
-    """Those of the places that wait on, by message."""
+def _rest(origins: Sequence[Origin], back: set[int]) -> list[Slice]:
+    """Those that wait on, by message."""
     by_message: dict[MessageId, list[tuple[int, bytes]]] = {}
     for number in sorted(back):
-        message, position, line = places[number]
+        message, position, line = origins[number]
         by_message.setdefault(message, []).append((position, line))
     return [
         Slice(message, tuple(position for position, _ in events), tuple(line for _, line in events))

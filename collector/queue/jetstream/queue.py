@@ -15,7 +15,7 @@ from collector.queue.jetstream.connection import Connection, ServerError
 from collector.queue.jetstream.deliveries import Deliveries
 from collector.queue.jetstream.figures import dead_letters, stats
 from collector.queue.jetstream.fleet import Fleet
-from collector.queue.jetstream.lanes import Lane, Place
+from collector.queue.jetstream.lanes import Lane, Origin
 from collector.queue.jetstream.leases import Leases
 from collector.queue.jetstream.pruning import purge_keys
 from collector.queue.jetstream.publication import Arrival, Publication
@@ -106,10 +106,7 @@ class JetStreamQueue:
                 await self._streams.ensure(self._connection)
                 await self.refresh()
                 await self._fleet.join()
-            except (
-                QueueUnavailable,
-                ServerError,
-            ) as error:  # also: a stream is not known yet to all who make it at once
+            except (QueueUnavailable, ServerError) as error:  # also: a stream that others make is not known to all yet
                 if asyncio.get_running_loop().time() > deadline:
                     if isinstance(error, QueueUnavailable):
                         raise
@@ -207,8 +204,8 @@ class JetStreamQueue:
         lane = self._lanes[lease.app_id]
         async with lane.settling:  # two leases may share a message
             if buried:
-                places = self._leases.places(lease)
-                await self._bury(lane.app_id, [(burial, places[burial.position]) for burial in buried])
+                origins = self._leases.origins(lease)
+                await self._bury(lane.app_id, [(burial, origins[burial.position]) for burial in buried])
             await self._leases.settle(lane, lease, set(returned))
 
     async def maintain(self) -> None:
@@ -338,13 +335,13 @@ class JetStreamQueue:
             if before == 0 or before < self._batch_events <= lane.available:
                 self.arrivals.set()
 
-    async def _bury(self, app_id: str, letters: Sequence[tuple[Burial, Place]]) -> None:
-        size = sum(len(line) + len(burial.reason) for burial, (_, _, line) in letters)
+    async def _bury(self, app_id: str, letters: Sequence[tuple[Burial, Origin]]) -> None:
+        size = sum(len(origin.line) + len(burial.reason) for burial, origin in letters)
         if self._dead_bytes + size > self._limits.max_dead_bytes:
             raise self._limits.dead_letters_full(self._dead_bytes, [burial for burial, _ in letters])
-        for burial, place in letters:
-            if await self._deliveries.bury(app_id, burial.reason, place, self._clock.now_ms()):
-                self._dead_bytes += len(place[2]) + len(burial.reason)
+        for burial, origin in letters:
+            if await self._deliveries.bury(app_id, burial.reason, origin, self._clock.now_ms()):
+                self._dead_bytes += len(origin.line) + len(burial.reason)
 
     def _lane(self, app_id: str) -> Lane:
         lane = self._lanes.get(app_id)
