@@ -25,6 +25,7 @@ from collector.version import __version__
 
 EXIT_FAILED = 1
 EXIT_OUTCOME_UNKNOWN = 3
+EXIT_NOT_RUNNING = 69
 EXIT_NOT_NOW = 75
 EXIT_CREDENTIALS = 77
 EXIT_CONFIG = 78

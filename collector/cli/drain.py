@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 import msgspec
 
+from collector.cli import EXIT_NOT_NOW, EXIT_NOT_RUNNING
 from collector.cli.options import DurationType, place_options
 from collector.cli.reach import Unreachable
 from collector.cli.screen import events
-from collector.cli.status import EXIT_NOT_RUNNING, look, say_unreachable
+from collector.cli.status import look, say_unreachable
 
 LOOK_SECONDS = 0.5
-EXIT_NOT_EMPTY = 75  # EX_TEMPFAIL of sysexits
 
 
 @click.command("drain", short_help="Wait until everything is delivered.")
@@ -55,4 +55,4 @@ def command(
         click.echo(f"{place}: {events(waiting)} waiting" if waiting else f"{place}: everything is delivered")
     if not status.is_running:
         sys.exit(EXIT_NOT_RUNNING)
-    sys.exit(EXIT_NOT_EMPTY if waiting else 0)
+    sys.exit(EXIT_NOT_NOW if waiting else 0)

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from collector.cli import EXIT_FAILED, EXIT_NOT_RUNNING
 from collector.cli.options import place_options
 from collector.cli.reach import Place, Unreachable, ask, place
 from collector.cli.screen import plain, screen, terminal_columns
@@ -16,9 +17,6 @@ from collector.observe.status import SHOWN_APPS, Severity, Status, UpstreamStatu
 from collector.queue.backend import at_rest
 from collector.queue.figures import app_status, queue_status
 from collector.version import __version__
-
-EXIT_TROUBLE = 1
-EXIT_NOT_RUNNING = 69  # EX_UNAVAILABLE of sysexits
 
 
 @click.command("status", short_help="Show how the collector is, on one screen.")
@@ -62,7 +60,7 @@ def exit_code(status: Status) -> int:
     """What a script is told."""
     if not status.is_running:
         return EXIT_NOT_RUNNING
-    return EXIT_TROUBLE if any(problem.severity is Severity.ERROR for problem in status.problems) else 0
+    return EXIT_FAILED if any(problem.severity is Severity.ERROR for problem in status.problems) else 0
 
 
 def look(config_file: Path | None, url: str | None, token_file: Path | None, timeout: float) -> tuple[Place, Status]:

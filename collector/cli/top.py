@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from collector.cli import EXIT_NOT_RUNNING
 from collector.cli.options import place_options
 from collector.cli.reach import Unreachable
 from collector.cli.screen import plain, screen, terminal_columns
-from collector.cli.status import EXIT_NOT_RUNNING, exit_code, look, unreachable_json
+from collector.cli.status import exit_code, look, unreachable_json
 
 
 @click.command("top", short_help="Show how the collector is, live.")
