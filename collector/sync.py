@@ -29,7 +29,7 @@ from collector.events import UsageEvent
 from collector.forks import never_free
 from collector.intake import Report
 from collector.observe.logs import get_logger
-from collector.sources.recorder import CHUNK_EVENTS, RETRY_SECONDS, Recorded, Refused, event_of
+from collector.sources.recorder import CHUNK_EVENTS, RETRY_SECONDS, Overload, Recorded, event_of
 
 log = get_logger(__name__)
 
@@ -59,7 +59,7 @@ class SyncCollector:
         self._life: _Life | None = None
         self._storing: _Storing | None = None
         self._is_starting = self._must_stop = False
-        self._refused = Refused(self._clock)
+        self._overload = Overload(self._clock)
         self._make_locks()
         _all.add(self)
 
@@ -98,7 +98,7 @@ class SyncCollector:
         waiting = storing.waiting
         if len(waiting) >= self._max_waiting:
             with self._storing_lock:  # nobody holds it for long
-                self._refused.events += 1
+                self._overload.events += 1
             return False
         waiting.append(event)
         if storing.needs_word:
@@ -171,7 +171,7 @@ class SyncCollector:
 
     def _start_storing(self) -> "_Storing":
         with self._storing_lock:
-            made = self._storing or _Storing(self.record_many, self._tell_refused)
+            made = self._storing or _Storing(self.record_many, self._tell_overload)
             if self._storing is None:  # nor has a handler of signals that came in between made one
                 self._storing = made
                 try:
@@ -190,17 +190,17 @@ class SyncCollector:
                 successor.waiting.append(item)
                 successor.wake()
 
-    def _tell_refused(self) -> None:
+    def _tell_overload(self) -> None:
         if (life := self._life) is not None:
-            self._refused.count(life.collector.metrics.refusals)
-        self._refused.say()
+            self._overload.count(life.collector.metrics.refusals)
+        self._overload.say()
 
     def _forget(self) -> None:
         """This is a forked child: what was begun belongs to the parent."""
         never_free(self._life)
         never_free(self._storing)
         self._make_locks()
-        self._refused = Refused(self._clock)
+        self._overload = Overload(self._clock)
         self._is_starting = self._must_stop = False
         self._listens = self._listens and self._life is None  # else its parent does
         self._life = self._storing = None
@@ -290,13 +290,13 @@ class _Storing:
     SimpleQueue: a handler of signals that interrupts the setting of a threading.Event, to set it too, waits for ever.
     """
 
-    def __init__(self, store: Callable[[Sequence[UsageEvent]], Report], tell_refused: Callable[[], None]) -> None:
+    def __init__(self, store: Callable[[Sequence[UsageEvent]], Report], tell_overload: Callable[[], None]) -> None:
         self.waiting: deque[UsageEvent | threading.Event] = deque()
         self.needs_word = False
         """The thread does not look by itself: whoever has appended something to `waiting` must say so."""
         self.has_ended = False
         self._store = store
-        self._tell_refused = tell_refused
+        self._tell_overload = tell_overload
         self._words: SimpleQueue[None] = SimpleQueue()
         self._is_over = False
         self._give_up_at = float("inf")
@@ -376,7 +376,7 @@ class _Storing:
                     log.warning("recorder.rejected", events=report.rejected, reason=report.errors[0].reason)
                 return
             finally:
-                self._tell_refused()
+                self._tell_overload()
 
 
 _all: weakref.WeakSet[SyncCollector] = weakref.WeakSet()

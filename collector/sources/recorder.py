@@ -56,7 +56,7 @@ def event_of(email: object, event_name: object, timestamp_ms: object, app_id: ob
     return UsageEvent(timestamp_ms, email, event_name, str.__str__(app_id))
 
 
-class Refused:
+class Overload:
     """Events for which there was no room: add to `events`, then `count` and `say`, then or later and in any thread."""
 
     def __init__(self, clock: Clock) -> None:
@@ -92,7 +92,7 @@ class Recorder:
         self._clock = clock
         self._verdicts = Verdicts(metrics.events, SOURCE)
         self._refusals = metrics.refusals
-        self._refused = Refused(clock)
+        self._overload = Overload(clock)
         self._waiting: deque[UsageEvent] = deque()
         self._offered = asyncio.Event()
         self._emptied = asyncio.Event()
@@ -126,9 +126,9 @@ class Recorder:
     def offer(self, event: UsageEvent) -> bool:
         """Whether there was room for the event. It is stored soon; until then it dies with the process."""
         if len(self._waiting) >= self._max_waiting_events:
-            self._refused.events += 1
-            self._refused.count(self._refusals)
-            self._refused.say()
+            self._overload.events += 1
+            self._overload.count(self._refusals)
+            self._overload.say()
             return False
         self._waiting.append(event)
         self._emptied.clear()
@@ -156,7 +156,7 @@ class Recorder:
                 for _ in chunk:
                     self._waiting.popleft()
             self._emptied.set()
-            self._refused.say()
+            self._overload.say()
 
 
 def _line(event: UsageEvent) -> bytes:
