@@ -79,6 +79,7 @@ def test_what_a_queue_cannot_do_and_who_signs_in_by_half_or_twice_is_refused(
         ("http://[::1]:8787", "0.0.0.0:8787", True),
         ("http://10.0.0.1:8787", "10.0.0.1:8787", True),
         ("http://localhost", "127.0.0.1:80", True),
+        ("https://localhost", "127.0.0.1:443", True),
         ("unix:/run/http.sock", "127.0.0.1:8787", True),
         ("unix:/run/other.sock", "127.0.0.1:8787", False),
         ("http://127.0.0.1:8788", "127.0.0.1:8787", False),
