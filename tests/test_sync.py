@@ -474,7 +474,7 @@ def test_a_fork_that_python_does_not_know_of_is_refused_a_collector_that_ran_bef
     source = """
 import ctypes
 record(0)
-pid = ctypes.CDLL(None).fork()
+pid = ctypes.PyDLL(None).fork()  # with the interpreter lock, as uWSGI: else the child may wait for it for ever
 if not pid:
     ctypes.pythonapi.PyOS_AfterFork_Child()
     try:
