@@ -235,7 +235,18 @@ def test_a_viewer_shows_a_token_or_gives_it_as_password(authorization: str) -> N
 
 @pytest.mark.parametrize(
     "authorization",
-    ["", "Bearer wrong", TOKEN, basic(TOKEN, ""), basic("x", "wrong"), f"Basic {TOKEN}", "Basic !", "Basic", "Basic ="],
+    [
+        "",
+        "Bearer wrong",
+        TOKEN,
+        basic(TOKEN, ""),
+        basic("x", "wrong"),
+        f"Basic {TOKEN}",
+        "Basic !",
+        "Basic é",
+        "Basic",
+        "Basic =",
+    ],
 )
 def test_a_viewer_without_a_token_is_asked_for_one(authorization: str) -> None:
     with pytest.raises(Refusal) as refused:
