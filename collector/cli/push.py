@@ -20,6 +20,7 @@ from collector.cli.loop import run
 from collector.cli.options import GZIP_MAGIC, config_option
 from collector.cli.reach import first_token, place
 from collector.config import load
+from collector.config.kinds import is_host
 from collector.errors import UNPARSABLE, Retryable, Unusable
 from collector.intake import Report
 from collector.upstream.transport import why_unconnected
@@ -104,10 +105,9 @@ def _checked(url: str) -> str:
         return url
     try:
         parts = urlsplit(url)
-        if parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0:
-            parts.hostname.encode("idna")
+        if parts.scheme in {"http", "https"} and parts.hostname and is_host(parts.hostname) and parts.port != 0:
             return url
-    except ValueError:  # a port that is none, a host that cannot be
+    except ValueError:  # a port that is none
         pass
     raise click.BadParameter(f"{url!r} is not http://HOST:PORT or unix:PATH")
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from collector.config import Config
+from collector.config.kinds import is_host
 from collector.config.tokens import read_tokens
 from collector.errors import CollectorError, ConfigInvalid, Unusable
 
@@ -58,7 +59,7 @@ def _place_of_url(url: str, token: str | None) -> Place:
         port = parts.port
     except ValueError as error:
         raise Unusable(f"{url}: {error}; expected http://HOST:PORT or unix:PATH") from None
-    if parts.scheme != "http" or not parts.hostname:
+    if parts.scheme != "http" or not parts.hostname or not is_host(parts.hostname):
         raise Unusable(f"{url} is not http://HOST:PORT or unix:PATH")
     return Place(None, parts.hostname, port or 80, token)
 

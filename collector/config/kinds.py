@@ -170,6 +170,14 @@ def is_sendable(text: str) -> bool:
     return True
 
 
+def is_host(name: str) -> bool:
+    """Whether a host can have this name: one that cannot be encoded (RFC 3490) is not even looked up."""
+    try:
+        return bool(name.encode("idna"))
+    except UnicodeError:
+        return False
+
+
 def _sendable(value: Any) -> str:
     if not is_sendable(_text(value)):
         raise ValueError(value)
@@ -294,6 +302,8 @@ def parse_address(value: Any) -> Address:
         raise Refused(f'{value!r}: an IPv6 host stands in brackets, such as "[::1]:8787"')
     if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(value)
+    if not is_host(host):
+        raise Refused(f"{value!r}: {host!r} can be no host's name")
     return Address(host, int(port))
 
 
@@ -319,10 +329,9 @@ def _parse_url(value: Any) -> str:
     if "@" in str(value):
         raise Refused("a URL with an @ in it (not shown, for there may be a password before it)")
     parts = urlsplit(_sendable(value))
-    if parts.scheme not in {"http", "https"} or not parts.hostname or not _URL.fullmatch(value):
+    if parts.scheme not in {"http", "https"} or not _URL.fullmatch(value) or not is_host(parts.hostname or ""):
         raise ValueError(value)
     _ = parts.port  # raises ValueError where it is no number
-    parts.hostname.encode("idna")  # raises UnicodeError, a ValueError, where looking it up would
     return str(value).rstrip("/")
 
 

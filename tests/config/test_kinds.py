@@ -161,7 +161,13 @@ def test_a_name_that_json_would_write_differently_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "written"), [(Address("127.0.0.1", 80), "127.0.0.1:80"), (Address("::1", 80), "[::1]:80")]
+    ("address", "written"),
+    [
+        (Address("127.0.0.1", 80), "127.0.0.1:80"),
+        (Address("::1", 80), "[::1]:80"),
+        (Address("fe80::1%eth0", 80), "[fe80::1%eth0]:80"),
+        (Address("büro.example.com", 80), "büro.example.com:80"),
+    ],
 )
 def test_an_address_is_written_as_it_is_read(address: Address, written: str) -> None:
     assert str(address) == written

@@ -218,6 +218,7 @@ def test_every_problem_is_told_at_once_with_key_value_and_what_is_allowed(write:
         ("[flushing]\nlinger = '1s'", "flushing: unknown; did you mean flush?"),
         ("zzz = 1", "zzz: unknown; see config.example.toml"),
         ("[http.listen]\nport = 1", "http.listen: {'port': 1}; allowed: HOST:PORT"),
+        ("[http]\nlisten = 'a..b:80'", "http.listen: 'a..b:80': 'a..b' can be no host's name; allowed: HOST:PORT"),
         ("queue = 'here'", "queue: text; allowed: a section, [queue]"),
         ("[[upstream]]\nclient_secret = 'hunter2'", "upstream: a list; allowed: a section, [upstream]"),
         ("[flush]\nbatch_events = '10 events'", "flush.batch_events: '10 events'; allowed: a whole number"),
