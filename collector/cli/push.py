@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import random
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from collector.config.kinds import is_host
 from collector.errors import UNPARSABLE, Retryable, Unusable
 from collector.intake import Report
 from collector.upstream.transport import why_unconnected
+from collector.upstream.wire import retry_after_seconds
 
 LINES_PER_REQUEST = 5000
 BYTES_PER_REQUEST = 2**19
@@ -232,15 +234,15 @@ class _Sender:
         attempt = 0
         while True:
             attempt += 1
-            retry_after = 0.0
+            retry_after: float | None = None
             try:
                 async with self._session.post("v1/events", data=body) as response:
                     answer = await response.read()
                     if response.status not in RETRIED:
                         return response.status, answer
                     why = f"it answered {response.status}"
-                    stated = response.headers.get("Retry-After", "")
-                    retry_after = float(stated) if stated.isdigit() else 0.0
+                    stated = response.headers.get("Retry-After")
+                    retry_after = retry_after_seconds(stated, now_seconds=time.time())
             except aiohttp.ClientConnectorError as error:
                 why = f"cannot connect: {why_unconnected(error)}"
             except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -3,6 +3,7 @@
 Only the standard library: what a container runs every few seconds must start in a moment.
 """
 
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -78,10 +79,9 @@ def ask(at: Place, path: str, *, timeout_seconds: float) -> tuple[int, bytes]:
     except OSError as error:
         raise Unreachable(f"{at} does not answer: {error.strerror or error}") from error
     head, _, body = bytes(answer).partition(b"\r\n\r\n")
-    words = head.split(b" ", 2)
-    if not head.startswith(b"HTTP/1.") or len(words) < 2 or not words[1].isdigit():
+    if not re.match(rb"HTTP/1\.\d \d{3}\b", head):
         raise Unreachable(f"{at} does not answer as a collector does")
-    return int(words[1]), body
+    return int(head[9:12]), body
 
 
 def _connected(at: Place, timeout_seconds: float) -> socket.socket:
