@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from collector.cli.options import place_options
+from collector.cli.options import place_options, plain
 from collector.cli.reach import Unreachable, ask, place
 from collector.config import load
 from collector.errors import UNPARSABLE
@@ -42,6 +42,6 @@ def command(
 
 def _reason(body: bytes, status: int) -> str:
     try:
-        return str(msgspec.json.decode(body)["errors"][0]["reason"])
+        return plain(str(msgspec.json.decode(body)["errors"][0]["reason"]))
     except (*UNPARSABLE, LookupError, TypeError):
         return f"it answered {status}"

@@ -1,4 +1,4 @@
-"""What several commands share: --config, where a collector is, and addresses, times and durations."""
+"""What several commands share: --config, where a collector is, addresses, times and durations; strangers' words."""
 
 import time
 from collections.abc import Callable
@@ -51,6 +51,11 @@ def place_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def plain(text: str) -> str:
+    """What a stranger wrote, for a terminal: without control characters, which could move its cursor or worse."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 class TextType(click.ParamType[str]):

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from collector.backoff import delay_seconds
 from collector.cli.loop import run
-from collector.cli.options import GZIP_MAGIC, config_option
+from collector.cli.options import GZIP_MAGIC, config_option, plain
 from collector.cli.reach import first_token, place
 from collector.config import load
 from collector.config.kinds import is_host
@@ -223,7 +223,7 @@ class _Sender:
             self._errors_shown += 1
             if self._errors_shown <= ERRORS_SHOWN:
                 place = "" if error.index is None else f":{chunk[error.index].number}"
-                click.echo(f"{file}{place}: {error.reason}", err=True)
+                click.echo(f"{file}{place}: {plain(error.reason)}", err=True)
             elif self._errors_shown == ERRORS_SHOWN + 1:
                 click.echo("further rejected events are counted, not shown", err=True)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
+from collector.cli.options import plain
 from collector.observe.status import AppStatus, Severity, Status
 
 WIDTH = 78
@@ -130,11 +131,6 @@ def _bars(values: Sequence[float], top: float, room: int) -> str:
         sum(latest[start : start + LINE_SECONDS]) / LINE_SECONDS for start in range(first, len(latest), LINE_SECONDS)
     ]
     return "".join(BARS[min(8, -int(-8 * mean // top))] if top else " " for mean in means)
-
-
-def plain(text: str) -> str:
-    """The text without control characters, which could move the cursor or worse."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def duration(seconds: float) -> str:

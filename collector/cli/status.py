@@ -7,9 +7,9 @@ import click
 import msgspec
 
 from collector.cli import EXIT_FAILED, EXIT_NOT_RUNNING
-from collector.cli.options import place_options
+from collector.cli.options import place_options, plain
 from collector.cli.reach import Place, Unreachable, ask, place
-from collector.cli.screen import plain, screen, terminal_columns
+from collector.cli.screen import screen, terminal_columns
 from collector.clock import Clock
 from collector.config import Config, load
 from collector.errors import UNPARSABLE, CollectorError, Unusable

@@ -12,9 +12,9 @@ from rich.live import Live
 from rich.text import Text
 
 from collector.cli import EXIT_NOT_RUNNING
-from collector.cli.options import place_options
+from collector.cli.options import place_options, plain
 from collector.cli.reach import Unreachable
-from collector.cli.screen import plain, screen, terminal_columns
+from collector.cli.screen import screen, terminal_columns
 from collector.cli.status import exit_code, look, unreachable_json
 
 

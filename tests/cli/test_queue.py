@@ -137,6 +137,22 @@ async def test_what_waits_of_a_lost_app_is_buried_while_nobody_delivers(
     assert keys(await desk.ask("queue", "export", "--app", "wiki")) == {("wiki", number) for number in range(1500)}
 
 
+async def test_names_and_reasons_of_strangers_do_nothing_to_the_terminal(tmp_path: Path, desk: Desk) -> None:
+    name, reason = "\x1b[2Jwiki\r\n\u202e", "\x1b]0;owned\x07"
+    async with running(tmp_path, NOWHERE, stop__deadline="0s") as daemon:
+        await post(daemon, events(3, name))
+        assert await daemon.stop() == 0
+    for words in (("stats",), ("bury", "--app", name, "--reason", reason, "--yes"), ("dead", "list"), ("stats",)):
+        said = await desk.ask("queue", *words)
+        assert "wiki" in said
+        assert all(character.isprintable() for character in said.replace("\n", "")), said
+        assert "wiki\n" not in said
+    assert {
+        letter["appId"]
+        for letter in map(msgspec.json.decode, (await desk.ask("queue", "dead", "list", "--json")).splitlines())
+    } == {name}
+
+
 async def test_without_room_for_dead_letters_what_is_left_waits_on(tmp_path: Path, desk: Desk) -> None:
     async with running(tmp_path, NOWHERE) as daemon:
         await post(daemon, events(1000))

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from collector.cli.options import plain
 from collector.errors import Unusable
 
 STDOUT = 1
@@ -195,7 +196,7 @@ def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], title: str
 
 def _plain(text: str) -> Text:
     """Text that is shown as it is: no markup, and no characters that would steer the terminal."""
-    return Text("".join(character if character.isprintable() else "?" for character in text))
+    return Text(plain(text))
 
 
 def _print(tables: Iterable[Table]) -> None:

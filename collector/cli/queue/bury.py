@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from collector.cli.loop import run
-from collector.cli.options import config_option
+from collector.cli.options import config_option, plain
 from collector.clock import Clock
 from collector.config import Config, load
 from collector.observe.metrics import Metrics
@@ -32,14 +32,15 @@ def command(config_file: Path | None, app_id: str, reason: str, yes: bool, as_js
     config = load(config_file, with_credentials=False)
     _, stats, _ = at_rest(config)
     waiting = next((app.waiting_events for app in stats.apps if app.app_id == app_id), 0)
-    if waiting and not yes and not click.confirm(f"Make {waiting:,} events of {app_id} dead letters?", err=True):
+    if waiting and not yes and not click.confirm(f"Make {waiting:,} events of {plain(app_id)} dead letters?", err=True):
         click.echo("nothing was buried")
         sys.exit(1)
     buried = run(_bury(config, app_id, reason)) if waiting else 0
     if as_json:
         click.echo(msgspec.json.encode({"buried": buried}))
     else:
-        click.echo(f"{buried:,} events of {app_id} are dead letters" if waiting else f"no event of {app_id} waits")
+        app = plain(app_id)
+        click.echo(f"{buried:,} events of {app} are dead letters" if waiting else f"no event of {app} waits")
 
 
 async def _bury(config: Config, app_id: str, reason: str) -> int:

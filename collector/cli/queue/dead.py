@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from collector.cli.options import TimeType, config_option
+from collector.cli.options import TimeType, config_option, plain
 from collector.cli.queue.export import OUTPUT, write_lines
 from collector.config import load
 from collector.errors import Unusable
@@ -50,7 +50,8 @@ def list_letters(config_file: Path | None, limit: int, as_json: bool, **chosen: 
             if number == limit:
                 click.echo(f"{total - limit:,} more; see --limit", err=True)
                 break
-            click.echo(msgspec.json.encode(_row(letter)) if as_json else "  ".join(map(str, _row(letter).values())))
+            words = "  ".join(plain(str(value)) for value in _row(letter).values())
+            click.echo(msgspec.json.encode(_row(letter)) if as_json else words)
     if not as_json:
         click.echo(f"{total:,} dead letters")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from collector.cli.options import config_option
+from collector.cli.options import config_option, plain
 from collector.config import load
 from collector.queue.backend import at_rest
 from collector.queue.base import QueueStats
@@ -30,11 +30,12 @@ def _table(queue: QueueStats) -> str:
         f"file            {queue.file_bytes:>12,} bytes   + log {queue.wal_bytes:,} bytes",
     ]
     if queue.apps:
-        width = max(len("app"), *(len(app.app_id) for app in queue.apps))
+        names = [plain(app.app_id) for app in queue.apps]
+        width = max(len("app"), *map(len, names))
         lines += ["", f"{'app':<{width}}  {'waiting':>12}  {'oldest':>12}  {'dead':>8}"]
         lines += [
-            f"{app.app_id:<{width}}  {app.waiting_events:>12,}  {_age(app.oldest_age_ms):>12}  {app.dead_events:>8,}"
-            for app in queue.apps
+            f"{name:<{width}}  {app.waiting_events:>12,}  {_age(app.oldest_age_ms):>12}  {app.dead_events:>8,}"
+            for name, app in zip(names, queue.apps, strict=True)
         ]
     return "\n".join(lines)
 

@@ -178,7 +178,7 @@ async def test_workflows_their_executions_and_one_of_them_are_shown(api: Api, st
     one = await api("workflows", "execution", "w1", "e1", "--format", "table")
     assert one.out == (
         "executionId  e1\nworkflowId   w1\nstatus       done\nusers\n"
-        "email  suggestedOutcome  actionedOutcome\na@b    revoke            kept [bold]?[31m\n"
+        "email  suggestedOutcome  actionedOutcome\na@b    revoke            kept [bold]\N{REPLACEMENT CHARACTER}[31m\n"
     )
 
 
