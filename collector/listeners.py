@@ -31,7 +31,7 @@ from collector.sources.access import Guard
 from collector.sources.datagrams import DatagramSource, bind_udp, say_if_short, say_if_small
 from collector.sources.gateway import Gateway
 from collector.sources.http import HttpSource
-from collector.sources.http_application import Limits
+from collector.sources.http_application import ConnectionLimits
 from collector.sources.http_body import BodyLimits
 from collector.sources.unix import UnixSocket
 
@@ -194,8 +194,8 @@ def _tokens(config: Config) -> Sequence[Secret]:
     return () if config.access.tokens_file is None else read_tokens(config.access.tokens_file)
 
 
-def _connection_limits(http: Http) -> Limits:
-    return Limits(
+def _connection_limits(http: Http) -> ConnectionLimits:
+    return ConnectionLimits(
         head_bytes=http.max_header_bytes,
         head_seconds=http.header_timeout,
         body_seconds=http.body_timeout,

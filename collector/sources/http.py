@@ -27,7 +27,7 @@ from collector.sources.access import FIELDS, Guard
 from collector.sources.answers import JSON_TYPE, SOURCE, Answers, retry_after
 from collector.sources.encodings import ENCODINGS
 from collector.sources.gateway import Gateway, Route
-from collector.sources.http_application import Limits
+from collector.sources.http_application import ConnectionLimits
 from collector.sources.http_body import Body, BodyLimits, Memory
 from collector.sources.http_message import Answer, ClientGone, Refusal, Request, header_lines, path_name
 from collector.sources.http_server import Server
@@ -86,7 +86,7 @@ class HttpSource:
         intake: Intake,
         *,
         listen: Address,
-        connection_limits: Limits,
+        connection_limits: ConnectionLimits,
         body_limits: BodyLimits,
         guard: Guard,
         gateway: Gateway,
@@ -137,7 +137,7 @@ class HttpSource:
             self.address = self.address or Address(*bound.getsockname()[:2])
         self._listeners.append(listener)
 
-    def use_limits(self, connection_limits: Limits, body_limits: BodyLimits) -> None:
+    def use_limits(self, connection_limits: ConnectionLimits, body_limits: BodyLimits) -> None:
         """From now on these hold, also for connections that are open."""
         self._server.limits, self._limits = connection_limits, body_limits
         self._server.known_heads.forget()

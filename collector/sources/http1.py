@@ -20,7 +20,7 @@ from typing import Protocol, cast
 
 import httptools
 
-from collector.sources.http_application import BODY_STEP_BYTES, Application, Limits
+from collector.sources.http_application import BODY_STEP_BYTES, Application, ConnectionLimits
 from collector.sources.http_message import (
     Answer,
     AnswerBroken,
@@ -55,7 +55,7 @@ class Host(Protocol):
     """The server that a connection belongs to, as far as connections know it."""
 
     application: Application
-    limits: Limits
+    limits: ConnectionLimits
     stopping: bool
     stopped: bool
     in_flight: int

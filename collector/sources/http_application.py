@@ -11,7 +11,7 @@ BODY_STEP_BYTES = 64 * 2**10
 """A body's deadline is renewed with each step that has come: a slow line is fine, a dripping one is not."""
 
 
-class Limits(msgspec.Struct, frozen=True):
+class ConnectionLimits(msgspec.Struct, frozen=True):
     """What one server puts up with. `head_bytes` is the request line with all header fields."""
 
     head_bytes: int

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from email.utils import formatdate
 
 from collector.sources.http1 import LINGER_SECONDS, Connection
-from collector.sources.http_application import Application, Limits
+from collector.sources.http_application import Application, ConnectionLimits
 from collector.sources.http_message import Refusal
 from collector.sources.known_heads import KnownHeads
 
@@ -19,7 +19,7 @@ TICK_SECONDS = 1.0
 class Server:
     """All connections of one source, over however many sockets. `connect` is the protocol factory for each."""
 
-    def __init__(self, application: Application, limits: Limits) -> None:
+    def __init__(self, application: Application, limits: ConnectionLimits) -> None:
         self.application = application
         self.limits = limits
         self.stopping = self.stopped = False

@@ -23,7 +23,7 @@ from collector.sources.access import Guard
 from collector.sources.gateway import Gateway
 from collector.sources.http import HttpSource
 from collector.sources.http1 import Connection
-from collector.sources.http_application import Limits
+from collector.sources.http_application import ConnectionLimits
 from collector.sources.http_body import BodyLimits
 from collector.upstream.passage import Passage
 from collector.upstream.transport import Transport
@@ -190,7 +190,7 @@ class Http:
                 metrics=metrics,
             ),
             listen=Address("127.0.0.1", 0),
-            connection_limits=Limits(16384, 10, 30, 75, 512, 512),
+            connection_limits=ConnectionLimits(16384, 10, 30, 75, 512, 512),
             body_limits=BodyLimits(2**20, 2**20, 2**20, 2**20),
             guard=Guard(),
             gateway=Gateway((), unused, metrics),

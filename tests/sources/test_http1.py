@@ -26,7 +26,7 @@ from collector.sources.http1 import (
     PIPELINE_HIGH_WATER,
     Connection,
 )
-from collector.sources.http_application import BODY_STEP_BYTES, Limits
+from collector.sources.http_application import BODY_STEP_BYTES, ConnectionLimits
 from collector.sources.http_message import Answer, ClientGone, Refusal, Request, header_lines
 from collector.sources.http_server import Server
 from collector.sources.known_heads import Answered, Begin
@@ -322,7 +322,7 @@ async def serving(**limits: float) -> AsyncIterator[Site]:
     complaints: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: complaints.append(context))
     app = Echo()
-    server = Server(app, msgspec.convert(LIMITS | limits, Limits))
+    server = Server(app, msgspec.convert(LIMITS | limits, ConnectionLimits))
     listener = await loop.create_server(server.connect, "127.0.0.1", 0)
     site = Site(server, app, listener)
     try:
