@@ -31,16 +31,16 @@ def command(config_file: Path | None, app_id: str, reason: str, yes: bool, as_js
         raise click.UsageError("--json needs --yes: there is nobody to ask")
     config = load(config_file, with_credentials=False)
     _, stats, _ = at_rest(config)
+    name = plain(app_id)
     waiting = next((app.waiting_events for app in stats.apps if app.app_id == app_id), 0)
-    if waiting and not yes and not click.confirm(f"Make {waiting:,} events of {plain(app_id)} dead letters?", err=True):
+    if waiting and not yes and not click.confirm(f"Make {waiting:,} events of {name} dead letters?", err=True):
         click.echo("nothing was buried")
         sys.exit(1)
     buried = run(_bury(config, app_id, reason)) if waiting else 0
     if as_json:
         click.echo(msgspec.json.encode({"buried": buried}))
     else:
-        app = plain(app_id)
-        click.echo(f"{buried:,} events of {app} are dead letters" if waiting else f"no event of {app} waits")
+        click.echo(f"{buried:,} events of {name} are dead letters" if waiting else f"no event of {name} waits")
 
 
 async def _bury(config: Config, app_id: str, reason: str) -> int:

@@ -12,6 +12,7 @@ from collector.cli.options import TimeType, config_option, plain
 from collector.cli.queue.export import OUTPUT, write_lines
 from collector.config import load
 from collector.errors import Unusable
+from collector.observe.logs import without_addresses
 from collector.queue.backend import by_hand
 from collector.queue.by_hand import FOREVER_MS, ByHand, Choice, Entry
 
@@ -50,8 +51,8 @@ def list_letters(config_file: Path | None, limit: int, as_json: bool, **chosen: 
             if number == limit:
                 click.echo(f"{total - limit:,} more; see --limit", err=True)
                 break
-            words = "  ".join(plain(str(value)) for value in _row(letter).values())
-            click.echo(msgspec.json.encode(_row(letter)) if as_json else words)
+            row = _row(letter) | {"reason": without_addresses(letter.reason or "")}
+            click.echo(msgspec.json.encode(row) if as_json else plain("  ".join(map(str, row.values()))))
     if not as_json:
         click.echo(f"{total:,} dead letters")
 
