@@ -7,6 +7,8 @@ the queue's file when somebody asks, at most once a second.
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
+import msgspec
+
 from collector.clock import Clock
 from collector.config import Config
 from collector.dead_letters import DeadLetters
@@ -152,14 +154,14 @@ class Observer:
             upstream=self._upstream(),
             totals=self._totals(),
             rates=self._history.rates(),
-            apps=apps[:SHOWN_APPS],
+            apps=apps,
             apps_left_out=max(0, len(apps) - SHOWN_APPS),
             dead_letters=without_people(self._dead_letters),
             refusals=self._refusals(),
             limits=self._limits(),
         )
-        status.problems.extend(problems(status, why_unready=self._why_unready()))
-        return status
+        found = problems(status, why_unready=self._why_unready())  # of all apps, also of those that are not shown
+        return msgspec.structs.replace(status, apps=apps[:SHOWN_APPS], problems=found)
 
     def _upstream(self) -> UpstreamStatus:
         url, since = self._config.delivers_to, self._flusher.outages.failing_since

@@ -95,3 +95,13 @@ async def test_more_apps_than_fit_are_counted(tmp_path: Path) -> None:
         status = await collector.status()
     assert (len(status.apps), status.apps_left_out) == (100, 30)
     assert status.queue.waiting_events == 130
+
+
+async def test_held_apps_are_counted_also_where_they_do_not_fit(tmp_path: Path) -> None:
+    async with embedded(tmp_path, NOWHERE, flush__linger="1h", stop__deadline="0s") as collector:
+        apps = [f"app{number:03}" for number in range(130)]
+        await collector._queue.put([batch(app_id, range(1)) for app_id in apps])
+        for app_id in apps:
+            collector._flusher.outages.hold(app_id, "unknown", again_in_seconds=300.0, waiting_events=1)
+        status = await collector.status()
+    assert status.problems[-1].text == "127 more apps are held."
