@@ -270,15 +270,19 @@ def _list(about: str, allowed: str, is_allowed: Callable[[str], bool]) -> Kind:
 
 
 def path(about: str) -> Kind:
-    """A place in the file system; `~` is the home directory."""
-    return Kind(about, "a path", _parse_path, _quoted)
+    """A place in the file system that logs and answers can name; `~` is the home directory."""
+    return Kind(about, "a path in UTF-8", _parse_path, _quoted)
 
 
 def _parse_path(value: Any) -> Path:
+    if "\0" in _text(value):
+        raise ValueError(value)
     try:
-        return Path(_text(value)).expanduser()
+        found = Path(value).expanduser()
     except RuntimeError as error:
         raise Refused(f"{value!r}: {error}") from error
+    _sendable(str(found))
+    return found
 
 
 def secret(about: str) -> Kind:
