@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from collector.errors import DiskFull, QueueBroken
+from collector.errors import DiskFull, QueueBroken, QueueInUse
 from collector.queue.sqlite import backup
 from collector.queue.sqlite.backup import back_up
-from collector.queue.sqlite.database import FILE_NAME
+from collector.queue.sqlite.database import FILE_NAME, sync
 from collector.queue.sqlite.queue import SqliteQueue
 from collector.queue.sqlite.rescue.ready import damage
 from tests.patience import until
@@ -86,6 +86,43 @@ async def test_a_copy_that_fails_leaves_nothing(
     with pytest.raises(DiskFull):
         back_up(tmp_path / "queue", tmp_path / "copy")
     assert list((tmp_path / "copy").iterdir()) == []
+
+
+async def test_a_copy_goes_nowhere_where_the_log_of_a_queue_was_left(queue: SqliteQueue, tmp_path: Path) -> None:
+    await queue.put([batch("wiki", range(3))])
+    log = tmp_path / "copy" / (FILE_NAME + "-wal")
+    log.parent.mkdir()
+    log.write_bytes((tmp_path / "queue" / (FILE_NAME + "-wal")).read_bytes())
+    with pytest.raises(QueueBroken, match=f"{FILE_NAME}-wal is there already; name a directory without a queue"):
+        back_up(tmp_path / "queue", tmp_path / "copy")
+    assert list(log.parent.iterdir()) == [log]
+
+
+async def test_of_two_copies_to_one_place_at_once_the_second_is_refused(
+    queue: SqliteQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await queue.put([batch("wiki", range(3))])
+
+    def another(path: Path) -> None:
+        with pytest.raises(QueueInUse, match="another backup"):
+            back_up(tmp_path / "queue", tmp_path / "copy")
+        sync(path)
+
+    monkeypatch.setattr(backup, "sync", another)
+    back_up(tmp_path / "queue", tmp_path / "copy")
+    assert [file.name for file in (tmp_path / "copy").iterdir()] == [FILE_NAME]
+    assert damage(tmp_path / "copy" / FILE_NAME) == []
+    assert stored(tmp_path / "copy")["wiki"].events == 3
+
+
+async def test_what_a_copy_that_was_killed_has_left_is_no_part_of_the_next(queue: SqliteQueue, tmp_path: Path) -> None:
+    await queue.put([batch("wiki", range(3))])
+    (tmp_path / "copy").mkdir()
+    for name in (".backup", ".backup-journal"):
+        (tmp_path / "copy" / (FILE_NAME + name)).write_bytes(b"half" * 10_000)
+    back_up(tmp_path / "queue", tmp_path / "copy")
+    assert [file.name for file in (tmp_path / "copy").iterdir()] == [FILE_NAME]
+    assert damage(tmp_path / "copy" / FILE_NAME) == []
 
 
 async def test_a_copy_that_cannot_be_made_there_says_so(queue: SqliteQueue, tmp_path: Path) -> None:
