@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple, Protocol, Self
 
 FOREVER_MS = 2**63 - 1
+ANY_NUMBER = 2**63 - 1
 
 
 class Choice(NamedTuple):
@@ -19,6 +20,8 @@ class Choice(NamedTuple):
     since_ms: int = 0
     until_ms: int = FOREVER_MS
     number: int | None = None
+    last: int = ANY_NUMBER
+    """The newest one that is meant, by its number: a person says what becomes of those that were there."""
 
 
 class Entry(NamedTuple):
@@ -50,6 +53,10 @@ class ByHand(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+    def newest_dead(self) -> int:
+        """The number of the newest dead letter; 0 where there was none."""
+        ...
 
     def count_dead(self, choice: Choice) -> int:
         """How many dead letters are meant."""

@@ -15,6 +15,7 @@ from collector.sandbox.state import State
 from tests.cli.child import Ended, finish, run, started
 from tests.e2e.books import Books, Event, settled
 from tests.e2e.daemon import Daemon, environment, running
+from tests.patience import until
 
 NOWHERE = "http://127.0.0.1:1"
 POISONED = [0, 500, 999]
@@ -51,6 +52,9 @@ class Desk:
 
     async def answer(self, *words: str) -> Any:
         return msgspec.json.decode(await self.ask(*words, "--json"))
+
+    async def has_dead(self, count: int) -> bool:
+        return bool((await self.answer("queue", "stats"))["deadEvents"] == count)
 
 
 @pytest.fixture
@@ -131,6 +135,22 @@ async def test_purging_asks_first_and_a_no_deletes_nothing(
     assert "3 dead letters are deleted" in await desk.ask("queue", "dead", "purge", stdin=b"y\n")
     assert "0 dead letters are deleted" in await desk.ask("queue", "dead", "purge")
     assert "needs --yes" in await desk.ask("queue", "dead", "purge", "--json", status=2)
+
+
+async def test_what_is_buried_while_the_question_stands_is_not_purged(
+    tmp_path: Path, desk: Desk, upstream: Sandbox, state: State
+) -> None:
+    async with running(tmp_path, upstream.url) as daemon:
+        await post(daemon, events(1000))
+        await settled(state, 997)
+        await daemon.logs("flusher.events_buried")
+        async with started("queue", "dead", "purge", env=desk.env) as purging:
+            assert purging.stderr is not None
+            await purging.stderr.readuntil(b"for good?")
+            await post(daemon, [Event("wiki", 5000, "person@example.com", "poison")])
+            await until(lambda: desk.has_dead(4))
+            assert "3 dead letters are deleted" in (await finish(purging, stdin=b"y\n")).out
+        assert await desk.has_dead(1)
 
 
 async def test_what_waits_of_a_lost_app_is_buried_while_nobody_delivers(

@@ -130,6 +130,17 @@ async def test_purged_letters_are_gone_and_what_they_took_is_free(tmp_path: Path
     assert await queue.put([batch("wiki", range(5))]) == [Verdict(0, tuple(range(5)))]
 
 
+async def test_letters_that_come_after_the_newest_that_was_known_are_not_purged(
+    tmp_path: Path, queue: SqliteQueue
+) -> None:
+    with FileByHand(tmp_path, for_writing=True) as letters:
+        choice = Choice("wiki", last=letters.newest_dead())
+        count = letters.count_dead(choice)
+        await bury(queue, "wiki", range(100, 103), "no such day")
+        assert letters.count_dead(choice) == letters.purge(choice) == count
+    assert dead_numbers(tmp_path, Choice("wiki")) == {"wiki": [100, 101, 102]}
+
+
 async def test_many_letters_are_retried_in_steps_and_segments_of_a_batch(tmp_path: Path, clock: FakeClock) -> None:
     async with running(tmp_path, clock) as queue:
         await bury(queue, "wiki", range(2500), "no")

@@ -95,11 +95,14 @@ def export(config_file: Path | None, output: str, **chosen: Any) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; needs --yes.")
 def purge(config_file: Path | None, yes: bool, as_json: bool, **chosen: Any) -> None:
-    """Delete dead letters for good."""
-    choice = _choice(chosen)
+    """Delete dead letters for good.
+
+    What becomes one while it asks is not meant, and stays.
+    """
     if as_json and not yes:
         raise click.UsageError("--json needs --yes: there is nobody to ask")
     with _queue(config_file, for_writing=True) as queue:
+        choice = _choice(chosen)._replace(last=queue.newest_dead())
         count = queue.count_dead(choice)
         if count and not yes and not click.confirm(f"Delete {count:,} dead letters for good?", err=True):
             click.echo("nothing was deleted")

@@ -62,6 +62,11 @@ class StreamByHand:
         """What is wrong with the streams, one sentence each."""
         return self._run(self._problems())
 
+    def newest_dead(self) -> int:
+        """See `ByHand.newest_dead`."""
+        info = self._run(self._connection.request(f"STREAM.INFO.{self._streams.letters}"))
+        return int(info["state"]["last_seq"])
+
     def count_dead(self, choice: Choice) -> int:
         """See `ByHand.count_dead`."""
         return sum(1 for _ in self.dead(choice))
@@ -77,7 +82,7 @@ class StreamByHand:
         for stored in self._messages(self._streams.letters, f"{self._streams.dead}.{token}.>", after):
             body = msgspec.json.decode(stored.data, type=LetterBody)
             entry = Entry(stored.sequence, body.app_id, body.buried_ms, body.reason, bytes(body.event))
-            if choice.number is not None and entry.number != choice.number:
+            if entry.number > choice.last or choice.number not in {None, entry.number}:
                 return
             is_meant = choice.reason is None or choice.reason in body.reason
             if is_meant and choice.since_ms <= body.buried_ms < choice.until_ms:

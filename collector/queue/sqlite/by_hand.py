@@ -70,6 +70,11 @@ class FileByHand:
         self._connection.close()
         self._presence.release()
 
+    def newest_dead(self) -> int:
+        """See `ByHand.newest_dead`."""
+        (number,) = self._one(DEAD.newest, ())
+        return int(number)
+
     def count_dead(self, choice: Choice) -> int:
         """See `ByHand.count_dead`."""
         row = self._one(SQL["count_letters"], (0, *choice))

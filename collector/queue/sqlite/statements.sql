@@ -130,17 +130,17 @@ FROM app ORDER BY name;
 
 -- name: letters
 -- Dead letters after number ?1, of app ?2 (NULL: any), whose reason contains ?3 (NULL: any), buried from ?4 to before
--- ?5 (milliseconds), or with number ?6 alone; at most ?7 of them.
+-- ?5 (milliseconds), or with number ?6 alone, up to number ?7; at most ?8 of them.
 SELECT dead, name, buried_ms, reason, line, dead.crc
 FROM dead JOIN app USING (app)
 WHERE dead > ?1 AND (?2 IS NULL OR name = ?2) AND (?3 IS NULL OR instr(reason, ?3)) AND buried_ms >= ?4
-  AND buried_ms < ?5 AND (?6 IS NULL OR dead = ?6)
-ORDER BY dead LIMIT ?7;
+  AND buried_ms < ?5 AND (?6 IS NULL OR dead = ?6) AND dead <= ?7
+ORDER BY dead LIMIT ?8;
 
 -- name: count_letters
 SELECT count(*) FROM dead JOIN app USING (app)
 WHERE dead > ?1 AND (?2 IS NULL OR name = ?2) AND (?3 IS NULL OR instr(reason, ?3)) AND buried_ms >= ?4
-  AND buried_ms < ?5 AND (?6 IS NULL OR dead = ?6);
+  AND buried_ms < ?5 AND (?6 IS NULL OR dead = ?6) AND dead <= ?7;
 
 -- name: drop_letter
 DELETE FROM dead WHERE dead = ?1 AND buried_ms = ?2;
