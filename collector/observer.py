@@ -268,7 +268,7 @@ class Observer:
         )
         gauge(
             "queue_unavailable",
-            "1 while the disk (full, read-only, failing) keeps the queue from taking events, else 0.",
+            "1 while the disk (full, read-only, failing, hanging) keeps the queue from taking events, else 0.",
             lambda: self._queue.trouble is not None,
         )
         gauge(

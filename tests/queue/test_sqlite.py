@@ -26,7 +26,7 @@ from collector.events import split_keys
 from collector.observe.metrics import Metrics
 from collector.queue.base import Batch, Burial, Queue, Verdict
 from collector.queue.limits import BUSY_RETRY_AFTER_SECONDS, FULL_RETRY_AFTER_SECONDS
-from collector.queue.sqlite import store_thread
+from collector.queue.sqlite import hang, store_thread
 from collector.queue.sqlite.database import FILE_NAME
 from collector.queue.sqlite.lock import nobody_present
 from collector.queue.sqlite.pruning import MAX_KEYS, MAX_STEPS, MIN_KEYS, PASSES, PruneWalk
@@ -398,6 +398,28 @@ async def test_what_is_learnt_from_the_file_does_not_undo_a_commit_that_came_lat
     assert queue.waiting_events == 1
     assert await queue.lease("wiki", BATCH_EVENTS) is None
     assert numbers_of(await lease(queue, "crm")) == [1]
+
+
+async def test_while_the_disk_hangs_nobody_else_waits_for_it_and_it_is_said(
+    maintained: SqliteQueue, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hang, "HANG_SECONDS", 0.0)
+    caplog.set_level("INFO")
+    await at_rest(clock)
+    goes_on = threading.Event()
+    hanging = maintained._writer.run(lambda _store: goes_on.wait(PATIENCE_SECONDS))
+    early = maintained.put([batch("wiki", range(5))])
+    clock.advance(1)
+    await until(lambda: maintained.trouble is not None)
+    with pytest.raises(QueueUnavailable, match="the disk seems to hang"):
+        maintained.put([batch("wiki", range(5, 10))])
+    goes_on.set()
+    assert await hanging
+    assert [verdict.accepted for verdict in await early] == [5]
+    await until(lambda: maintained.trouble is None)
+    assert [verdict.accepted for verdict in await maintained.put([batch("wiki", range(5, 10))])] == [5]
+    said = [record.getMessage() for record in caplog.records]
+    assert said.index("queue.unavailable") < said.index("queue.available_again")
 
 
 async def test_more_uncommitted_bytes_than_allowed_are_refused_until_the_commit(

@@ -18,6 +18,7 @@ from collector.queue.limits import Limits
 from collector.queue.sqlite.at_hand import AtHand
 from collector.queue.sqlite.database import BUSY_TIMEOUT_MS, FILE_NAME, damaged
 from collector.queue.sqlite.group_commit import GroupCommit
+from collector.queue.sqlite.hang import HangWatch
 from collector.queue.sqlite.lanes import Lane, Lanes, Range
 from collector.queue.sqlite.lock import RoleLock
 from collector.queue.sqlite.operations import Done, Put, Settle, Waiting
@@ -28,7 +29,7 @@ from collector.queue.sqlite.step_thread import StepThread
 from collector.queue.sqlite.store import Store
 from collector.queue.sqlite.store_thread import StoreThread
 from collector.queue.sqlite.view import View
-from collector.queue.sqlite.writer import Writer, unheard
+from collector.queue.sqlite.writer import T, Writer, unheard
 
 log = get_logger(__name__)
 
@@ -74,6 +75,7 @@ class SqliteQueue:
         self._burying_bytes = 0  # of burials that wait for their commit
         self._damage: QueueBroken | None = None
         self._damage_found = asyncio.Event()
+        self._hang = HangWatch(directory)
         self._writer: Writer = writer or StoreThread(new_thread("collector-queue-writer"))
         self._reader = new_thread("collector-queue-reader")
         self._opened = contextlib.AsyncExitStack()
@@ -150,7 +152,7 @@ class SqliteQueue:
     @property
     def trouble(self) -> CollectorError | None:
         """Why the disk keeps the queue from taking events at the moment; None where it does not."""
-        return self._writer.trouble
+        return self._writer.trouble or self._hang.trouble
 
     def oldest_waiting_seconds(self) -> float:
         """How long the oldest event that is not leased has waited; 0 where there is none."""
@@ -169,6 +171,8 @@ class SqliteQueue:
 
     def put(self, batches: Sequence[Batch]) -> asyncio.Future[Sequence[Verdict]]:
         """See `Queue.put`. What can be said at once is raised at once."""
+        if (hang := self._hang.trouble) is not None:
+            raise hang
         put, limits = Put.of(batches), self._limits
         size, uncommitted = put.bytes, self._commits.uncommitted_bytes
         waiting = self._waiting_bytes + uncommitted
@@ -249,23 +253,26 @@ class SqliteQueue:
 
     async def _maintain_once(self, walk: PruneWalk) -> None:
         before_ms = self._wall.earliest_us() // 1000 - int(self._keep_seconds * 1000)
-        foreign_commits, has_kept = await self._writer.run(partial(_look_after, before_ms=before_ms))
+        foreign_commits, has_kept = await self._do(partial(_look_after, before_ms=before_ms))
         if self._foreign_commits != foreign_commits:
             await self.refresh()
         trouble = self._writer.trouble
         while has_kept:
-            has_kept = await self._writer.run(partial(Store.drop_kept, before_ms=before_ms))  # in between others commit
+            has_kept = await self._do(partial(Store.drop_kept, before_ms=before_ms))  # in between others commit
         if trouble is not None:
             return  # it is said and shown; nothing else can be done before it ends
         if walk.is_due(self._clock.monotonic()):
-            steps, keys = walk.steps(await self._writer.run(Store.remembered_keys))
+            steps, keys = walk.steps(await self._do(Store.remembered_keys))
             before_us = self._wall.earliest_us() - int(self._retention_seconds * 1e6)
             while steps and walk.reached is not None:
                 prune = partial(Store.prune, after=walk.reached, keys=keys, before_us=before_us)
-                walk.reached, steps = await self._writer.run(prune), steps - 1
-        has_more = await self._writer.run(Store.tidy)
+                walk.reached, steps = await self._do(prune), steps - 1
+        has_more = await self._do(Store.tidy)
         while has_more:
-            has_more = await self._writer.run(Store.enter_recent_keys)
+            has_more = await self._do(Store.enter_recent_keys)
+
+    def _do(self, step: Callable[[Store], T]) -> asyncio.Future[T]:
+        return self._hang.watch(self._writer.run(step))
 
     async def stats(self) -> QueueStats:
         """The queue at this instant, as `collector queue stats` shows it."""
