@@ -9,7 +9,7 @@ import msgspec
 
 from collector.cli import EXIT_NOT_NOW, EXIT_NOT_RUNNING
 from collector.cli.options import DurationType, place_options
-from collector.cli.reach import Unreachable
+from collector.cli.reach import Busy, Unreachable
 from collector.cli.screen import events
 from collector.cli.status import look, say_unreachable
 
@@ -44,6 +44,11 @@ def command(
         except Unreachable as error:
             say_unreachable(error, as_json=as_json)
             sys.exit(EXIT_NOT_RUNNING)
+        except Busy:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(LOOK_SECONDS)
+            continue
         waiting = status.queue.waiting_events
         if not waiting or not status.is_running or time.monotonic() >= until:
             break

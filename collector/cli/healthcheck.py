@@ -7,9 +7,8 @@ import click
 import msgspec
 
 from collector.cli.options import place_options, plain
-from collector.cli.reach import Unreachable, ask, place
+from collector.cli.reach import Unreachable, ask, place, reason
 from collector.config import load
-from collector.errors import UNPARSABLE
 
 
 @click.command("healthcheck", short_help="Ask whether the collector lives, or takes events.")
@@ -32,16 +31,10 @@ def command(
         healthy, said = False, str(error)
     else:
         healthy = status == 200
-        said = f"{where} is {'ready' if ready else 'alive'}" if healthy else f"{where}: {_reason(body, status)}"
+        why_not = plain(reason(body) or "") or f"it answered {status}"
+        said = f"{where} is {'ready' if ready else 'alive'}" if healthy else f"{where}: {why_not}"
     if as_json:
         click.echo(msgspec.json.encode({"healthy": healthy, "said": said}))
     else:
         click.echo(said, err=not healthy)
     sys.exit(0 if healthy else 1)
-
-
-def _reason(body: bytes, status: int) -> str:
-    try:
-        return plain(str(msgspec.json.decode(body)["errors"][0]["reason"]))
-    except (*UNPARSABLE, LookupError, TypeError):
-        return f"it answered {status}"

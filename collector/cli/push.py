@@ -19,7 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from collector.backoff import delay_seconds
 from collector.cli.loop import run
 from collector.cli.options import GZIP_MAGIC, config_option, plain
-from collector.cli.reach import first_token, place
+from collector.cli.reach import first_token, place, reason
 from collector.config import load
 from collector.config.kinds import is_host
 from collector.errors import UNPARSABLE, Retryable, Unusable
@@ -241,6 +241,8 @@ class _Sender:
                     if response.status not in RETRIED:
                         return response.status, answer
                     why = f"it answered {response.status}"
+                    if told := reason(answer):
+                        why += f": {plain(told)}"
                     stated = response.headers.get("Retry-After")
                     retry_after = retry_after_seconds(stated, now_seconds=time.time())
             except aiohttp.ClientConnectorError as error:

@@ -1,6 +1,6 @@
 """How the commands that look at a running collector reach it: over its Unix socket, or HTTP.
 
-Only the standard library: what a container runs every few seconds must start in a moment.
+Little but the standard library: what a container runs every few seconds must start in a moment.
 """
 
 import re
@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+import msgspec
+
 from collector.config import Config
 from collector.config.kinds import is_host
 from collector.config.tokens import read_tokens
-from collector.errors import CollectorError, ConfigInvalid, Unusable
+from collector.errors import UNPARSABLE, CollectorError, ConfigInvalid, Unusable
 
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask who listens there
 MAX_ANSWER_BYTES = 64 * 2**20
@@ -21,6 +23,10 @@ MAX_ANSWER_BYTES = 64 * 2**20
 
 class Unreachable(CollectorError):
     """No collector answers there."""
+
+
+class Busy(Unusable):
+    """A collector answers that it has no room for the question."""
 
 
 class Place(NamedTuple):
@@ -74,14 +80,26 @@ def ask(at: Place, path: str, *, timeout_seconds: float) -> tuple[int, bytes]:
         with _connected(at, timeout_seconds) as connection:
             connection.sendall(request.encode("latin-1", "replace"))
             answer = bytearray()
-            while (part := connection.recv(2**16)) and len(answer) < MAX_ANSWER_BYTES:
-                answer += part
+            try:
+                while (part := connection.recv(2**16)) and len(answer) < MAX_ANSWER_BYTES:
+                    answer += part
+            except ConnectionResetError:
+                if not answer:  # who is refused before the request was read is cut off behind the answer
+                    raise
     except OSError as error:
         raise Unreachable(f"{at} does not answer: {error.strerror or error}") from error
     head, _, body = bytes(answer).partition(b"\r\n\r\n")
     if not re.match(rb"HTTP/1\.\d \d{3}\b", head):
         raise Unreachable(f"{at} does not answer as a collector does")
     return int(head[9:12]), body
+
+
+def reason(body: bytes) -> str | None:
+    """Why a collector has answered as it did; None where it does not say so, or is none."""
+    try:
+        return str(msgspec.json.decode(body)["errors"][0]["reason"])
+    except (*UNPARSABLE, LookupError, TypeError):
+        return None
 
 
 def _connected(at: Place, timeout_seconds: float) -> socket.socket:

@@ -48,7 +48,7 @@ def terminal_columns() -> int | None:
 def _head(status: Status, place: str, columns: int | None) -> Iterator[str]:
     errors = any(problem.severity is Severity.ERROR for problem in status.problems)
     colour = "red" if errors else "yellow" if status.problems else "green"
-    up = f"up {duration(status.uptime_seconds)}" if status.is_running else "not running"
+    up = f"up {duration(status.uptime_seconds)}" if status.is_running else "no answer"
     yield f"{click.style('●', fg=colour)} {click.style('collector', bold=True)} {status.version}  {up}  {plain(place)}"
     for problem in status.problems:
         fg = "red" if problem.severity is Severity.ERROR else "yellow"

@@ -8,7 +8,7 @@ import msgspec
 
 from collector.cli import EXIT_FAILED, EXIT_NOT_RUNNING
 from collector.cli.options import place_options, plain
-from collector.cli.reach import Place, Unreachable, ask, place
+from collector.cli.reach import Busy, Place, Unreachable, ask, place, reason
 from collector.cli.screen import screen, terminal_columns
 from collector.clock import Clock
 from collector.config import Config, load
@@ -51,9 +51,9 @@ def say_unreachable(error: Unreachable, *, as_json: bool) -> None:
         click.echo(f"collector: {error}", err=True)
 
 
-def unreachable_json(error: Unreachable) -> str:
+def unreachable_json(error: Unreachable | Busy) -> str:
     """What stands in place of the document where neither a collector nor a queue could be asked."""
-    return msgspec.json.encode({"isRunning": False, "said": plain(str(error))}).decode()
+    return msgspec.json.encode({"isRunning": isinstance(error, Busy), "said": plain(str(error))}).decode()
 
 
 def exit_code(status: Status) -> int:
@@ -66,7 +66,7 @@ def exit_code(status: Status) -> int:
 def look(config_file: Path | None, url: str | None, token_file: Path | None, timeout: float) -> tuple[Place, Status]:
     """Where was asked, and the status: the collector's own, or from the files of the configuration's queue.
 
-    With `url` no files are read. Raises Unreachable where there is neither.
+    With `url` no files are read. Raises Unreachable where there is neither, and Busy.
     """
 
     def config() -> Config:
@@ -88,6 +88,8 @@ def _ask(where: Place, timeout_seconds: float) -> Status:
     status, body = ask(where, "/status.json", timeout_seconds=timeout_seconds)
     if status == 401:
         raise Unusable(f"{where} wants to see a token; --token-file says which")
+    if status == 503:
+        raise Busy(f"{where}: {reason(body) or 'it answered 503'}")
     if status != 200:
         raise Unusable(f"{where} answered {status}; is it a collector of this version?")
     try:

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from collector.cli import EXIT_NOT_RUNNING
+from collector.cli import EXIT_FAILED, EXIT_NOT_RUNNING
 from collector.cli.options import place_options, plain
-from collector.cli.reach import Unreachable
+from collector.cli.reach import Busy, Unreachable
 from collector.cli.screen import screen, terminal_columns
 from collector.cli.status import exit_code, look, unreachable_json
 
@@ -68,7 +68,8 @@ def _look(
     """Exit code and text of one look; a collector that is gone may come back."""
     try:
         where, status = look(config_file, url, token_file, timeout)
-    except Unreachable as error:
-        return EXIT_NOT_RUNNING, unreachable_json(error) if as_json else plain(str(error))
+    except (Busy, Unreachable) as error:
+        code = EXIT_FAILED if isinstance(error, Busy) else EXIT_NOT_RUNNING
+        return code, unreachable_json(error) if as_json else plain(str(error))
     text = msgspec.json.encode(status).decode() if as_json else screen(status, str(where), terminal_columns()) + "\n"
     return exit_code(status), text

@@ -194,7 +194,7 @@ def problems(status: Status, *, why_unready: str | None = None) -> list[Problem]
     """What is wrong by this document, the worst first."""
     found = []
     if not status.is_running:
-        found.append(Problem(Severity.ERROR, "No collector is running; this is what its queue's files say."))
+        found.append(Problem(Severity.ERROR, "No collector answers; this is what its queue's files say."))
     if why_unready is not None:
         found.append(Problem(Severity.ERROR, f"No events are taken: {why_unready}."))
     found += [*_delivery_problems(status), *_limit_problems(status.limits), *_losses(status)]

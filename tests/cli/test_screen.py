@@ -75,7 +75,7 @@ def test_what_strangers_wrote_cannot_move_the_cursor() -> None:
 
 def test_a_collector_without_history_has_its_screen_too() -> None:
     status = Status("1", is_running=False, now_ms=0, queue=QueueStatus("q"), upstream=UpstreamStatus("", "unknown"))
-    assert "not running" in screen(status, "")
+    assert "no answer" in screen(status, "")
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ async def test_without_a_collector_the_files_are_read_and_it_says_so(tmp_path: P
         assert await daemon.stop() == 0
     ended = await run("status", env=env)
     assert ended.status == 69
-    assert "No collector is running" in ended.out
+    assert "No collector answers" in ended.out
     assert "7 events" in ended.out
     said = document(await run("status", "--json", env=env))
     assert (said.is_running, said.queue.waiting_events, said.apps[0].app_id) == (False, 7, "wiki")
@@ -139,6 +139,27 @@ async def test_an_answer_that_no_collector_gives_is_said_whatever_it_is(
     assert said in ended.err
     assert "Traceback" not in ended.err
     assert ended.status == status
+
+
+async def test_a_collector_without_a_connection_to_spare_is_no_collector_that_is_gone(tmp_path: Path) -> None:
+    why = "http.max_connections = 1 connections are open"
+    async with running(tmp_path, NOWHERE, http__max_connections="1") as daemon:
+        await post(daemon)
+        env = settings(tmp_path, daemon)
+        host, port = daemon.url.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        for words in (["status"], ["drain", "--deadline", "10ms"], ["healthcheck"], ["healthcheck", "--ready"]):
+            ended = await run(*words, env=env)
+            assert (ended.status, ended.out) == (1, "")
+            assert f"{daemon.url}: {why}" in ended.err
+        ended = await run("top", "--count", "2", "--interval", "0.1", env=env)
+        assert (ended.status, ended.out.count(why)) == (1, 2)
+        said = msgspec.json.decode((await run("top", "--count", "1", "--json", env=env)).out)
+        assert said == {"isRunning": True, "said": f"{daemon.url}: {why}"}
+        ended = await run("push", "-", "--patience", "0", stdin=b"{}\n", env=env)
+        assert ended.status == 75
+        assert f"it answered 503: {why}; 0 were sent" in ended.err
+        writer.close()
 
 
 # -- top ---------------------------------------------------------------------------------------------------------------

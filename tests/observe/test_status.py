@@ -38,7 +38,7 @@ def test_a_collector_that_delivers_has_no_problem() -> None:
 @pytest.mark.parametrize(
     ("changes", "severity", "said"),
     [
-        ({"is_running": False}, Severity.ERROR, "No collector is running"),
+        ({"is_running": False}, Severity.ERROR, "No collector answers"),
         ({"upstream": UpstreamStatus("", "failing", reason="503")}, Severity.ERROR, "503"),
         ({"apps": [held("wiki")]}, Severity.ERROR, "wiki is held until somebody acts: 403"),
         ({"limits": [Limit("queue.max_bytes", 100, 100, "bytes")]}, Severity.ERROR, "queue.max_bytes is 100% used"),
