@@ -16,7 +16,7 @@ import pytest
 from collector.errors import DiskFull, QueueBroken, QueueDamaged, QueueInUse, QueueUnavailable
 from collector.events import split_keys
 from collector.queue.sqlite.by_hand import FileByHand
-from collector.queue.sqlite.database import APPLICATION_ID, FILE_NAME, MIGRATIONS, make_file, migrate
+from collector.queue.sqlite.database import APPLICATION_ID, FILE_NAME, MIGRATIONS, make_file, migrate, open_reader
 from collector.queue.sqlite.operations import Put
 from collector.queue.sqlite.rescue.bare_file import leaves_of, roots_of
 from collector.queue.sqlite.rescue.recover import examine, recover
@@ -287,6 +287,17 @@ def unprivileged_folder() -> Iterator[Path]:
             os.seteuid(NOBODY)
         yield Path(folder)
         os.seteuid(was)
+
+
+def test_who_may_not_write_is_told_how_to_read_a_queue_that_nobody_has_open(unprivileged_folder: Path) -> None:
+    directory = unprivileged_folder / "queue"
+    start(directory)
+    directory.chmod(0o500)
+    with pytest.raises(QueueUnavailable, match="copy the directory to where you may write") as no:
+        open_reader(directory)
+    assert str(directory / FILE_NAME) in str(no.value)
+    directory.chmod(0o700)
+    open_reader(directory).close()
 
 
 @pytest.mark.parametrize("name", ["", FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm", "open.lock"])

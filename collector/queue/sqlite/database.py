@@ -158,14 +158,30 @@ def open_reader(directory: Path) -> Connection:
         log = read_log(file.with_name(FILE_NAME + "-wal")) if is_left_behind else EMPTY
     if log.is_damaged:
         raise damaged(file, log.damage)
-    with _opening(file, "ro") as connection:
+    with _explaining_to_readers(file), _opening(file, "ro") as connection:
         version = _version(connection, file)
-        if version != len(MIGRATIONS):
+        if version > len(MIGRATIONS):
+            raise newer(file, version)
+        if version < len(MIGRATIONS):
             raise QueueBroken(
                 f"{file} has schema version {version}, this collector reads {len(MIGRATIONS)}; "
                 "start the daemon of this version once to migrate it"
             )
     return connection
+
+
+@contextlib.contextmanager
+def _explaining_to_readers(file: Path) -> Iterator[None]:
+    """To read a file in WAL mode SQLite makes the log's index beside it, or says something else where it cannot."""
+    try:
+        yield
+    except QueueUnavailable as error:
+        if os.access(file.parent, os.W_OK, effective_ids=True):
+            raise
+        raise QueueUnavailable(
+            f"{file} can be read without the right to write beside it only while a collector has it open; "
+            "copy the directory to where you may write, and set queue.path to the copy"
+        ) from error
 
 
 @contextlib.contextmanager
