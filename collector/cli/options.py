@@ -1,5 +1,6 @@
 """What several commands share: --config, where a collector is, addresses, times and durations; strangers' words."""
 
+import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -32,7 +33,7 @@ def place_options(command: Command) -> Command:
     for option in (
         click.option(
             "--timeout",
-            type=click.FloatRange(0, min_open=True),
+            type=SecondsType(min_open=True),
             default=3.0,
             show_default=True,
             help="Seconds to wait.",
@@ -56,6 +57,20 @@ def place_options(command: Command) -> Command:
 def plain(text: str) -> str:
     """What a stranger wrote, for a terminal: without control characters, which could move its cursor or worse."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+class SecondsType(click.FloatRange):
+    """A number of seconds; at most a day, or as many as somebody likes."""
+
+    def __init__(self, minimum: float = 0.0, maximum: float | None = 86_400.0, *, min_open: bool = False) -> None:
+        super().__init__(minimum, maximum, min_open=min_open)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, which `nan` is not, though it is in no range's way."""
+        found = float(super().convert(value, param, ctx))
+        if math.isnan(found):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return found
 
 
 class TextType(click.ParamType[str]):
@@ -98,7 +113,8 @@ class TimeType(click.ParamType[int]):
             return value
         try:
             if value.startswith("-"):
-                return time.time_ns() // 10**6 - round(seconds(value[1:]) * 1000)
+                ago = timedelta(seconds=seconds(value[1:]))  # which bounds it
+                return time.time_ns() // 10**6 - round(ago / timedelta(milliseconds=1))
             instant = datetime.fromisoformat(value)
             return round((instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp() * 1000)
         except (ValueError, OverflowError):

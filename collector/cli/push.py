@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from collector.backoff import delay_seconds
 from collector.cli.loop import run
-from collector.cli.options import GZIP_MAGIC, config_option, plain
+from collector.cli.options import GZIP_MAGIC, SecondsType, config_option, plain
 from collector.cli.reach import first_token, place, reason
 from collector.config import load
 from collector.config.kinds import is_host
@@ -68,7 +68,7 @@ class Totals(msgspec.Struct):
 )
 @click.option(
     "--patience",
-    type=click.FloatRange(0),
+    type=SecondsType(maximum=None),
     default=60.0,
     show_default=True,
     help="Seconds to retry while the collector cannot take a request.",
@@ -103,7 +103,7 @@ def command(
 
 
 def _checked(url: str) -> str:
-    if url.startswith("unix:"):
+    if url.startswith("unix:") and url != "unix:":
         return url
     try:
         parts = urlsplit(url)

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from collector.cli.options import TimeType, config_option
+from collector.cli.options import TextType, TimeType, config_option
 from collector.cli.screen import events
 from collector.clock import Clock
 from collector.config import load
@@ -17,7 +17,7 @@ from collector.queue.by_hand import Choice
 @config_option
 @click.option("--since", type=TimeType(), required=True, help="Delivered at or after: ISO 8601 (UTC), or -7d.")
 @click.option("--until", type=TimeType(), help="Delivered before: ISO 8601 (UTC), or -1h. Now without it.")
-@click.option("--app", "app_id", help="Only events of this app.")
+@click.option("--app", "app_id", type=TextType(), help="Only events of this app.")
 @click.option("--dry-run", is_flag=True, help="Only say how many.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from collector.cli import EXIT_FAILED, EXIT_NOT_RUNNING
-from collector.cli.options import place_options, plain
+from collector.cli.options import SecondsType, place_options, plain
 from collector.cli.reach import Busy, Unreachable
 from collector.cli.screen import screen, terminal_columns
 from collector.cli.status import exit_code, look, unreachable_json
@@ -22,7 +22,7 @@ from collector.cli.status import exit_code, look, unreachable_json
 @place_options
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1),
+    type=SecondsType(0.1),
     default=1.0,
     show_default=True,
     help="Seconds between two looks.",

@@ -7,6 +7,7 @@ import pytest
 
 from collector.cli.options import DurationType, MomentType, TimeType
 from collector.clock import Clock
+from tests.cli.child import run
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -54,6 +55,7 @@ def test_a_time_may_be_so_long_ago(text: str, ago: timedelta) -> None:
         "1767225600000",
         "2026-02-30",
         "-9999999999d",
+        "-99999999999999d",
         "0001-01-01T00:00+10:00",
     ],
 )
@@ -102,3 +104,25 @@ def test_what_is_no_time_is_refused_with_the_value_and_what_is_allowed(text: str
     with pytest.raises(click.BadParameter, match=r"allowed: ISO 8601 .* -7d") as refusal:
         TimeType().convert(text, None, None)
     assert repr(text) in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status", "--timeout", "nan"),
+        ("healthcheck", "--timeout", "inf"),
+        ("top", "--interval", "nan"),
+        ("top", "--interval", "1e12"),
+        ("push", "-", "--patience", "nan"),
+        ("push", "-", "--to", "unix:"),
+        ("queue", "dead", "list", "--app", "\udcff"),
+        ("queue", "dead", "purge", "--reason", "\udcff"),
+        ("queue", "bury", "--app", "\udcff", "--reason", "gone"),
+        ("queue", "export", "--app", "\udcff"),
+        ("replay", "--since", "-1d", "--app", "\udcff"),
+    ],
+)
+async def test_what_is_no_number_or_no_text_is_wrong_usage(words: tuple[str, ...]) -> None:
+    ended = await run(*words)
+    assert (ended.status, ended.out) == (2, "")
+    assert f"Invalid value for '{words[-2] if 'bury' not in words else '--app'}'" in ended.err

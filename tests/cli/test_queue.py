@@ -89,7 +89,9 @@ async def test_dead_letters_are_listed_shown_exported_retried_and_purged_beside_
         shown = msgspec.json.decode(await desk.ask("queue", "dead", "show", "2"))
         assert shown["event"] == {"timestamp": 500, "email": "person@example.com", "eventName": "poison"}
         assert "no such action" in shown["reason"]
-        assert "there is no dead letter 99" in await desk.ask("queue", "dead", "show", "99", status=1)
+        for missing in ("99", "9" * 30):
+            assert f"there is no dead letter {missing}" in await desk.ask("queue", "dead", "show", missing, status=1)
+            assert await desk.answer("queue", "dead", "retry", "--number", missing) == {"retried": 0}
 
         exported = await desk.ask("queue", "dead", "export", "--app", "wiki")
         assert keys(exported) == {("wiki", number) for number in POISONED}

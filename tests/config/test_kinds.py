@@ -94,6 +94,7 @@ def test_a_value_is_read_as_it_was_meant(kind: Kind, value: object, meant: objec
         (NAMES, [None, 1, True, [1], [""], [["a"]], {"a": 1}, ("a",)]),
         (PATH, ["", "/queue-\udcff", "/queue\0", None, 1, ["a"]]),
         (SECRET, ["", "\udcff", None, 1, ["hunter2"]]),
+        (ADDRESS, ["a..b:1", "\udcff:1"]),
         (ADDRESS, ["", "8787", ":8787", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "[]:1"]),
         (ADDRESS, ["a:+1", "a: 1", "a:\u0661", "a:b", "a:1.0", 8787, None, ["a:1"], "a:" + "1" * 5000]),
         (

@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from collector.cli.loop import run
-from collector.cli.options import config_option, plain
+from collector.cli.options import TextType, config_option, plain
 from collector.clock import Clock
 from collector.config import Config, load
 from collector.observe.metrics import Metrics
@@ -17,8 +17,8 @@ from collector.queue.base import Burial
 
 @click.command("bury", short_help="Make dead letters of all that waits of an app.")
 @config_option
-@click.option("--app", "app_id", required=True, help="The app.")
-@click.option("--reason", required=True, help="Why, for whoever reads the dead letters.")
+@click.option("--app", "app_id", type=TextType(), required=True, help="The app.")
+@click.option("--reason", type=TextType(), required=True, help="Why, for whoever reads the dead letters.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; needs --yes.")
 def command(config_file: Path | None, app_id: str, reason: str, yes: bool, as_json: bool) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 import click
 import msgspec
 
-from collector.cli.options import TimeType, config_option, plain
+from collector.cli.options import TextType, TimeType, config_option, plain
 from collector.cli.queue.export import OUTPUT, write_lines
 from collector.config import load
 from collector.errors import Unusable
 from collector.observe.logs import without_addresses
 from collector.queue.backend import by_hand
-from collector.queue.by_hand import FOREVER_MS, ByHand, Choice, Entry
+from collector.queue.by_hand import ANY_NUMBER, FOREVER_MS, ByHand, Choice, Entry
 
 
 @click.group("dead", short_help="Dead letters: events that upstream refused for good.")
@@ -30,8 +30,8 @@ def choosing(function: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--until", type=TimeType(), default=FOREVER_MS, help="Buried before: ISO 8601 (UTC), or -12h."),
         click.option("--since", type=TimeType(), default=0, help="Buried at or after: ISO 8601 (UTC), or -7d."),
-        click.option("--reason", help="Only those whose reason contains this text."),
-        click.option("--app", "app_id", help="Only those of this app."),
+        click.option("--reason", type=TextType(), help="Only those whose reason contains this text."),
+        click.option("--app", "app_id", type=TextType(), help="Only those of this app."),
         config_option,
     ):
         function = option(function)
@@ -63,7 +63,7 @@ def list_letters(config_file: Path | None, limit: int, as_json: bool, **chosen: 
 def show(config_file: Path | None, number: int) -> None:
     """Everything about dead letter NUMBER, as JSON, with the event as upstream got it."""
     with _queue(config_file) as queue:
-        for letter in queue.dead(Choice(number=number)):
+        for letter in queue.dead(Choice(number=min(number, ANY_NUMBER))):
             text = msgspec.json.encode(_row(letter) | {"event": msgspec.Raw(letter.lines)})
             click.echo(msgspec.json.format(text, indent=2))
             return
@@ -115,7 +115,9 @@ def _queue(config_file: Path | None, *, for_writing: bool = False) -> ByHand:
 
 
 def _choice(chosen: dict[str, Any]) -> Choice:
-    return Choice(chosen["app_id"], chosen["reason"], chosen["since"], chosen["until"], number=chosen.get("number"))
+    number = chosen.get("number")
+    choice = Choice(chosen["app_id"], chosen["reason"], chosen["since"], chosen["until"])
+    return choice if number is None else choice._replace(number=min(number, ANY_NUMBER))
 
 
 def _row(letter: Entry) -> dict[str, Any]:

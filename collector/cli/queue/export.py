@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from collector.cli.options import config_option
+from collector.cli.options import TextType, config_option
 from collector.config import load
 from collector.queue.backend import by_hand
 from collector.queue.by_hand import Choice, Entry
@@ -29,7 +29,7 @@ OUTPUT = click.option(
     show_default=True,
     help="delivered: as far as queue.keep_delivered keeps it.",
 )
-@click.option("--app", "app_id", help="Only events of this app.")
+@click.option("--app", "app_id", type=TextType(), help="Only events of this app.")
 @OUTPUT
 def command(config_file: Path | None, what: str, app_id: str | None, output: str) -> None:
     """Write events as NDJSON, each with its appId; dead letters with reason and buriedAt as well.
