@@ -83,7 +83,7 @@ async def test_with_neither_collector_nor_files_it_says_what_was_looked_for(tmp_
     assert "queue.sqlite3 does not exist" in ended.err
 
 
-@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "nonsense", "http://", "http://127.0.0.1:x", "http://a..b", "http://\udcff"])
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "nonsense", "http://", "http://127.0.0.1:x", "http://a..b"])
 async def test_a_url_that_is_none_is_named(url: str) -> None:
     ended = await run("status", "--url", url)
     assert (ended.status, ended.out) == (1, "")

@@ -14,8 +14,9 @@ import pytest
 
 from collector.queue.sqlite.reserve import RESERVE_BYTES
 from collector.sandbox.faults import Fault
-from tests.e2e.books import Event
-from tests.e2e.daemon import Daemon
+from tests.cli.child import run
+from tests.e2e.books import Books, Event
+from tests.e2e.daemon import Daemon, environment, running
 from tests.e2e.oracle import Oracle, new_seed, oracle_in
 from tests.system.disk import SmallDisk, small_disk
 
@@ -25,6 +26,7 @@ SETTLED_SECONDS = 2.5
 RECOVERY_SECONDS = 30.0
 
 DOWN = Fault(status=503)
+NOWHERE = "http://127.0.0.1:1"
 
 
 @pytest.fixture
@@ -151,3 +153,19 @@ async def test_a_daemon_that_was_stopped_starts_on_a_disk_that_another_program_h
         await daemon.until_readiness_is(200)
         assert await daemon.stop() == 0
     await oracle.close_books()
+
+
+async def test_dead_letters_can_be_purged_beside_a_daemon_whose_disk_is_full(disk: SmallDisk) -> None:
+    env = environment(disk.folder, NOWHERE)
+    async with running(disk.folder, NOWHERE, stop__deadline="0s") as daemon, aiohttp.ClientSession() as session:
+        events = [Event("wiki", number, "person@example.com", "seen") for number in range(20_000)]
+        await Books().post(session, daemon.url, events)
+        assert await daemon.stop() == 0
+    assert (await run("queue", "bury", "--app", "wiki", "--reason", "gone", "--yes", env=env)).status == 0
+    async with running(disk.folder, NOWHERE) as daemon:
+        disk.fill()
+        ended = await run("queue", "dead", "purge", "--yes", env=env)
+        assert (ended.status, ended.out) == (0, "20,000 dead letters are deleted\n"), ended.err
+        disk.clear()
+        await daemon.until_readiness_is(200)
+        assert await daemon.stop() == 0

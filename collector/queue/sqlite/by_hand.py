@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from collector.clock import Clock
+from collector.errors import DiskFull
 from collector.queue.by_hand import Choice, Entry
 from collector.queue.sqlite.database import (
     BUSY_TIMEOUT_MS,
@@ -23,6 +24,7 @@ from collector.queue.sqlite.database import (
     translated,
 )
 from collector.queue.sqlite.lock import Presence
+from collector.queue.sqlite.reserve import Reserve
 from collector.queue.sqlite.soundness import letter_crc, lines_crc
 
 STEP_ROWS = 1000
@@ -50,6 +52,7 @@ class FileByHand:
     def __init__(self, directory: Path, *, for_writing: bool = False) -> None:
         self._file = directory / FILE_NAME
         self._presence = Presence(directory)
+        self._reserve = Reserve(directory)
         self._clock = Clock()
         reader = open_reader(directory)  # refuses what is missing, not ours, or not of our version
         if not for_writing:
@@ -103,7 +106,7 @@ class FileByHand:
         return self._take(DEAD, self.dead(choice), puts_back=True)
 
     def purge(self, choice: Choice) -> int:
-        """See `ByHand.purge`."""
+        """See `ByHand.purge`. On a full disk, which this may mend, the reserve makes room for it."""
         return self._take(DEAD, self.dead(choice), puts_back=False)
 
     def replay(self, choice: Choice) -> int:
@@ -115,13 +118,24 @@ class FileByHand:
         (last,) = self._one(kind.newest, ())  # what comes meanwhile, perhaps of what was put back, is not meant
         events = 0
         while step := list(itertools.islice(entries, kind.step_rows)):
-            with self._transaction():
-                # Another command may have taken some of them since they were read.
-                mine = [entry for entry in step if entry.number <= last and self._drop(kind, entry)]
+            meant = [entry for entry in step if entry.number <= last]
+            try:
+                taken = self._take_at_once(kind, meant, puts_back=puts_back)
+            except DiskFull:
                 if puts_back:
-                    self._put_back(mine)
-            events += sum(entry.events for entry in mine)
+                    raise
+                self._reserve.give(self._connection)
+                taken = self._take_at_once(kind, meant, puts_back=puts_back)
+            events += taken
         return events
+
+    def _take_at_once(self, kind: _Kind, entries: Sequence[Entry], *, puts_back: bool) -> int:
+        with self._transaction():
+            # Another command may have taken some of them since they were read.
+            mine = [entry for entry in entries if self._drop(kind, entry)]
+            if puts_back:
+                self._put_back(mine)
+        return sum(entry.events for entry in mine)
 
     def _drop(self, kind: _Kind, entry: Entry) -> bool:
         return self._connection.execute(kind.drop, (entry.number, entry.when_ms)).rowcount == 1
