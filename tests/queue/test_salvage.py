@@ -37,6 +37,7 @@ from tests.queue.broken import (
     left_behind,
     line,
 )
+from tests.queue.samples import remembered
 
 Files = tuple[Path, Contents]
 SEED = 20_260_101
@@ -319,12 +320,12 @@ def test_what_may_not_be_used_is_refused_with_whose_it_is_and_a_remedy(unprivile
 # Version 1
 
 
-def version_1(directory: Path) -> Contents:
-    """A file as version 1 left it, with events that wait and are dead, and what is in it."""
+def version_1(directory: Path, made_by: int = 1) -> Contents:
+    """A file as version 1 left it, or 2, with events that wait and are dead, none with a checksum; what is in it."""
     directory.mkdir()
     with closing(sqlite3.connect(directory / FILE_NAME, isolation_level=None)) as connection:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        migrate(connection, directory / FILE_NAME, MIGRATIONS[:1])
+        migrate(connection, directory / FILE_NAME, MIGRATIONS[:made_by])
         connection.execute("INSERT INTO app (app, name, next_segment) VALUES (1, 'wiki', (1 << 40) + 1)")
         for begin in range(0, 2000, 100):
             one = batch("wiki", range(begin, begin + 100))
@@ -346,6 +347,30 @@ def test_a_file_of_version_1_is_taken_over_with_all_that_is_in_it(
     with closing(sqlite3.connect(tmp_path / "queue" / FILE_NAME)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
         assert connection.execute("SELECT dead_bytes FROM app").fetchone() == (len(line("wiki", 0)) + 1 + 2,)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_broken_file_of_a_version_between_is_salvaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, version: int
+) -> None:
+    before = version_1(tmp_path / "queue", made_by=2)
+    with closing(sqlite3.connect(tmp_path / "queue" / FILE_NAME, isolation_level=None)) as connection:
+        migrate(connection, tmp_path / "queue" / FILE_NAME, MIGRATIONS[:version])
+    with (tmp_path / "queue" / FILE_NAME).open("r+b") as file:
+        file.seek(4 * 4096)
+        file.write(b"\xa5" * 4096)
+    assert hold_to_account(tmp_path / "queue", before, caplog) == "salvaged"
+
+
+def test_keys_in_a_row_that_is_cut_off_are_salvaged_up_to_there(tmp_path: Path) -> None:
+    start(tmp_path)
+    keys = batch("wiki", range(3)).keys
+    with closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as connection:
+        connection.execute("INSERT INTO recent_keys (run, stamp, keys) VALUES (1, 7, ?)", (keys[:-5],))
+    salvaged = recover(tmp_path, always=True)
+    assert salvaged is not None
+    assert salvaged.keys_read == 2
+    assert remembered(tmp_path) == dict.fromkeys(split_keys(keys)[:2], 7)
 
 
 @pytest.mark.parametrize("taken_over", [False, True])

@@ -189,8 +189,10 @@ class _Salvage:
     def _key_rows(self) -> Iterator[Row]:
         yield from self._rows("seen", KEYS, 2 ** (8 * KEY_BYTES) - 1)
         for _, stamp, keys in self._rows("recent_keys", RECENT):
-            if isinstance(keys, bytes):
-                yield from ((key, stamp) for key in split_keys(keys))
+            # A row may be cut off; and before version 4 another table's page is there, with text in place of a stamp.
+            if isinstance(keys, bytes) and isinstance(stamp, int):
+                whole = len(keys) // KEY_BYTES * KEY_BYTES
+                yield from ((key, stamp) for key in split_keys(keys[:whole]))
 
     def _read_apps(self) -> None:
         """The names that a number may have: they stand in the table and in its index, and either may be damaged."""
