@@ -11,7 +11,17 @@ from pathlib import Path
 
 import msgspec
 
-from bench.loads import BATCHES, DATAGRAM_RATE, SINGLES, backlog, beside_nothing, by_datagram, by_http, through_nothing
+from bench.loads import (
+    BATCHES,
+    DATAGRAM_RATE,
+    MANY_SINGLES,
+    SINGLES,
+    backlog,
+    beside_nothing,
+    by_datagram,
+    by_http,
+    through_nothing,
+)
 from bench.processes import python
 from bench.rows import Row, Sample, measured, summary, table
 
@@ -31,9 +41,11 @@ def kinds(folder: Path) -> dict[str, Kind]:
     return {
         "sqlite_keys_only": Kind(lambda _: measured(bare)),
         "http_batch_1000": Kind(lambda seed: by_http(folder, BATCHES, seed), "sqlite_keys_only"),
-        "aiohttp_noop": Kind(through_nothing),
+        "aiohttp_noop": Kind(lambda seed: through_nothing(SINGLES, seed)),
         "fdatasync_loop": Kind(lambda seed: beside_nothing(folder, seed)),
         "http_single": Kind(lambda seed: by_http(folder, SINGLES, seed), "aiohttp_noop", "fdatasync_loop"),
+        "aiohttp_noop_128": Kind(lambda seed: through_nothing(MANY_SINGLES, seed)),
+        "http_single_128": Kind(lambda seed: by_http(folder, MANY_SINGLES, seed), "aiohttp_noop_128"),
         "udp_paced": Kind(lambda seed: by_datagram(folder, "udp", DATAGRAM_RATE, seed)),
         "udp_full": Kind(lambda seed: by_datagram(folder, "udp", 0, seed), "sqlite_keys_only"),
         "unix_full": Kind(lambda seed: by_datagram(folder, "unix", 0, seed), "udp_full"),

@@ -41,6 +41,7 @@ class Posts(NamedTuple):
 
 BATCHES = Posts(events_per_request=1000, requests=1000, connections=4)
 SINGLES = Posts(events_per_request=1, requests=100_000, connections=32)
+MANY_SINGLES = Posts(events_per_request=1, requests=200_000, connections=128)
 
 
 def by_http(folder: Path, posts: Posts, seed: int, queue: Path | None = None) -> Sample:
@@ -74,12 +75,12 @@ def by_datagram(folder: Path, target: str, rate: float, seed: int, queue: Path |
         return running.finish(sample, started, cpu_before)
 
 
-def through_nothing(seed: int) -> Sample:
-    """One-event posts into a handler that does nothing."""
+def through_nothing(posts: Posts, seed: int) -> Sample:
+    """Posts into a handler that does nothing."""
     with child(python("bench.noop")) as server:
         port = int(first_line(server.stdout))
         before = cpu_seconds(server.pid)
-        sample = measured(load(port, *SINGLES[:3], seed))
+        sample = measured(load(port, *posts[:3], seed))
         sample.cpu_seconds = cpu_seconds(server.pid) - before
         return sample
 

@@ -1,8 +1,8 @@
 """Whole posts of JSON, as known heads bring them: those of one turn of the loop are taken together.
 
-Over many connections several posts of one event come in a turn. Read in a row and put together they take a quarter less
-of the processor than one by one, in the loop and in the writer (bench/README.md). What is anything else is taken by
-itself, and so is each post of a row in which something is amiss.
+Over many connections several posts of one event come in a turn. Read in a row and put together they take less of the
+processor, in the loop and in the writer: over 32 connections a fifth, over 128 a third (bench/README.md). What is
+anything else is taken by itself, and so is each post of a row in which something is amiss.
 """
 
 import asyncio
