@@ -55,8 +55,8 @@ class Http(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: Annotated[
         int,
         kinds.integer(
-            "Connections open at one time; above it new ones get 503. Half of the 1024 files that a process may have "
-            "open by default.",
+            "Connections open at one time; above it new ones get 503, but for eight that only look (/healthz, /readyz, "
+            "/metrics, status). Half of the 1024 files that a process may have open by default.",
             1,
             100_000,
         ),

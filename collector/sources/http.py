@@ -215,6 +215,10 @@ class HttpSource:
         except Exception as error:  # noqa: BLE001 - none may end the connection
             answered(self._answers.refused(error))
 
+    def is_look(self, request: Request) -> bool:
+        """It asks how the collector is, and brings nothing."""
+        return request.method in {"GET", "HEAD"} and request.path in self._routes
+
     def refuse(self, refusal: Refusal) -> Answer:
         """The answer to what is no proper request."""
         return self._answers.refused(refusal)

@@ -38,6 +38,10 @@ BODY_HIGH_WATER_BYTES = 256 * 2**10
 PIPELINE_HIGH_WATER = 32
 """So many requests of one connection may wait for their turn before it is read no further."""
 
+SPARE_CONNECTIONS = 8
+"""So many more than the limit may be open, each for one look: whether the collector lives, and what it counts, is asked
+above all when it is full."""
+
 LINGER_SECONDS = 2.0
 """How long a connection stays after an answer that came before the end of its request: closed at once, the kernel would
 send a reset, and the client might never see the answer (RFC 9112 section 9.6)."""
@@ -89,6 +93,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._requests: deque[Request | Refusal] = deque()
         self._receiving: Request | None = None  # the request whose body is coming in
+        self._is_spare = False  # one look is answered, and the connection closes
         self._is_serving = False  # a request is being answered, and later ones wait
         self._task: asyncio.Task[None] | None = None  # that does so, or has
         self._writable: asyncio.Future[None] | None = None
@@ -116,11 +121,11 @@ class Connection(asyncio.Protocol):
         self.deadline = self._loop.time() + server.limits.head_seconds
         if server.stopped:
             self._transport.abort()
-        elif server.connections > server.limits.connections:
-            limit = f"http.max_connections = {server.limits.connections} connections are open"
+        elif server.connections > server.limits.connections + SPARE_CONNECTIONS:
             self._is_deaf = True
-            self._send(server.application.refuse(Refusal(503, limit, "connections", {"Retry-After": "1"})))
+            self._send(server.application.refuse(self._too_many()))
             self._transport.close()  # without lingering: who is too many must not stay
+        self._is_spare = server.connections > server.limits.connections
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
@@ -231,7 +236,11 @@ class Connection(asyncio.Protocol):
             if absolute := ABSOLUTE.match(target):  # its host counts, whatever the field says (RFC 9112 section 3.2.2)
                 headers["host"], target = absolute[1], target[absolute.end() :]
                 target = target if target.startswith("/") else f"/{target}"
-            self._receiving = Request(self, method, target, version, headers)
+            request = Request(self, method, target, version, headers)
+            if self._is_spare and not self._server.application.is_look(request):
+                self._fail(self._too_many())
+                return
+            self._receiving = request
             if "expect" in headers and version != "1.0":
                 self._receiving.expects_continue = headers["expect"].lower() == "100-continue"
             self._enqueue(self._receiving)
@@ -257,7 +266,7 @@ class Connection(asyncio.Protocol):
         if request is not None:
             request.keeps_alive = self._parser.should_keep_alive()
             request.complete()
-            self._is_deaf |= self._server.stopping or not request.keeps_alive
+            self._is_deaf |= self._server.stopping or self._is_spare or not request.keeps_alive
 
     # What requests and the server call
 
@@ -350,7 +359,7 @@ class Connection(asyncio.Protocol):
     def _take_known(self, data: bytes) -> bool:
         """Whether it is a request with a known head, which is answered as soon as what it asks for is done."""
         server = self._server
-        if server.stopping or server.in_flight >= server.limits.requests_in_flight:
+        if server.stopping or self._is_spare or server.in_flight >= server.limits.requests_in_flight:
             return False
         known = server.known_heads.find(data)
         if known is None:
@@ -415,6 +424,10 @@ class Connection(asyncio.Protocol):
         fields = {name: value for name, value in self._headers.items() if name != "upgrade"}
         return start.encode("latin-1") + header_lines(fields) + b"\r\n"
 
+    def _too_many(self) -> Refusal:
+        limit = f"http.max_connections = {self._server.limits.connections} connections are open"
+        return Refusal(503, limit, "connections", {"Retry-After": "1"})
+
     def _head_too_large(self) -> Refusal:
         limit = f"http.max_header_bytes = {self._server.limits.head_bytes} bytes"
         return Refusal(431, f"the request's head is larger than {limit}", "too_large")
@@ -423,7 +436,7 @@ class Connection(asyncio.Protocol):
         server = self._server
         if isinstance(request, Refusal):
             return server.application.refuse(request)
-        if server.in_flight >= server.limits.requests_in_flight:
+        if server.in_flight >= server.limits.requests_in_flight and not server.application.is_look(request):
             limit = f"http.max_in_flight = {server.limits.requests_in_flight} requests are under way"
             return server.application.refuse(Refusal(503, limit, "requests_in_flight", {"Retry-After": "1"}))
         server.in_flight += 1

@@ -30,6 +30,10 @@ class Application(Protocol):
         """The answer to a request; None where nobody is left to hear it. Raises nothing."""
         ...
 
+    def is_look(self, request: Request) -> bool:
+        """It asks how the collector is, which is answered also where connections or requests are too many."""
+        ...
+
     def refuse(self, refusal: Refusal) -> Answer:
         """The answer to what is no proper request."""
         ...

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from collector.observe.status import Status
+from collector.sources.http1 import SPARE_CONNECTIONS
 from tests.cli.child import Ended, run
 from tests.e2e.books import Books, Event
 from tests.e2e.daemon import Daemon, environment, running
@@ -147,7 +148,10 @@ async def test_a_collector_without_a_connection_to_spare_is_no_collector_that_is
         await post(daemon)
         env = settings(tmp_path, daemon)
         host, port = daemon.url.removeprefix("http://").split(":")
-        _, writer = await asyncio.open_connection(host, int(port))
+        _, first = await asyncio.open_connection(host, int(port))
+        assert (await run("healthcheck", env=env)).status == 0
+        assert "http.max_connections is 200% used" in (await run("status", env=env)).out
+        spare = [await asyncio.open_connection(host, int(port)) for _ in range(SPARE_CONNECTIONS)]
         for words in (["status"], ["drain", "--deadline", "10ms"], ["healthcheck"], ["healthcheck", "--ready"]):
             ended = await run(*words, env=env)
             assert (ended.status, ended.out) == (1, "")
@@ -159,7 +163,8 @@ async def test_a_collector_without_a_connection_to_spare_is_no_collector_that_is
         ended = await run("push", "-", "--patience", "0", stdin=b"{}\n", env=env)
         assert ended.status == 75
         assert f"it answered 503: {why}; 0 were sent" in ended.err
-        writer.close()
+        for writer in (first, *(writer for _, writer in spare)):
+            writer.close()
 
 
 # -- top ---------------------------------------------------------------------------------------------------------------

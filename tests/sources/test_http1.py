@@ -24,6 +24,7 @@ from collector.sources.http1 import (
     BODY_HIGH_WATER_BYTES,
     LINGER_SECONDS,
     PIPELINE_HIGH_WATER,
+    SPARE_CONNECTIONS,
     Connection,
 )
 from collector.sources.http_application import BODY_STEP_BYTES, ConnectionLimits
@@ -54,6 +55,7 @@ LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 ANSWER_FIELDS = {"content-length", "date", "connection", "x-method", "retry-after"}
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+LOOK = b"GET /look HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
 def post(body: bytes, path: str = "/") -> bytes:
@@ -118,6 +120,9 @@ class Echo:
         except Exception as error:  # noqa: BLE001 - it is kept, and fails the test
             self.crashes.append(error)
             return Answer(500, b"")
+
+    def is_look(self, request: Request) -> bool:
+        return request.target == "/look"
 
     def begin(self, request: Request) -> Begin | None:
         """The same for heads that have come before. `/held` waits for the gate, a body of odd length for some turns."""
@@ -1147,16 +1152,36 @@ async def test_a_connection_too_many_is_told_so_and_closed_and_the_others_go_on(
         first, second = await site.client(), await site.client()
         for client in (first, second):
             assert (await client.ask(GET)).status == 200
-        for _ in range(3):
+        for message in (GET, post(b"ab"), post(b"ab"), post(b"ab")):
             third = await site.client()
-            got = await third.answer()
+            got = await third.ask(message)
             assert (got.status, got.is_last, got.said()["label"]) == (503, True, "connections")
             assert "http.max_connections = 2" in got.said()["reason"]
-            assert await third.closed()
+            await third.gone()
             assert (await second.ask(GET)).status == 200
+        assert site.app.served == 6
         first.reset()
         await until(lambda: site.server.connections == 1)
         assert (await (await site.client()).ask(GET)).status == 200
+
+
+@on_both_loops
+async def test_some_connections_are_spared_for_a_look_each() -> None:
+    async with serving(connections=1) as site:
+        only = await site.client()
+        assert (await only.ask(LOOK)).is_last is False
+        for _ in range(3):
+            spare = [await site.client() for _ in range(SPARE_CONNECTIONS)]
+            unasked = await site.client()
+            got = await unasked.answer()
+            assert (got.status, got.is_last, got.said()["label"]) == (503, True, "connections")
+            assert await unasked.closed()
+            for client in spare:
+                client.send(LOOK + LOOK)
+                got = await client.answer()
+                assert (got.status, got.is_last) == (200, True)
+                await client.gone()
+        assert (await only.ask(GET)).status == 200
 
 
 @on_both_loops
@@ -1169,6 +1194,7 @@ async def test_a_request_too_many_is_refused_and_its_connection_goes_on() -> Non
         for _ in range(2):
             got = await second.ask(post(b"2"))
             assert (got.status, got.is_last, got.said()["label"]) == (503, False, "requests_in_flight")
+            assert (await second.ask(LOOK)).status == 200
         site.app.gate.set()
         assert (await first.answer()).said()["body"] == "1"
         assert (await second.ask(post(b"2"))).said()["body"] == "2"
