@@ -6,7 +6,6 @@ through the queue.
 """
 
 import contextlib
-import math
 import re
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +15,7 @@ from collector.contract.operations import BY_ID, PUBLISH_USAGE_EVENTS, Operation
 from collector.errors import CollectorError, Retryable
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
+from collector.sources.answers import retry_after
 from collector.sources.http_message import WITHOUT_CONTENT, Answer, AnswerBroken, Refusal, header_lines, path_name
 
 log = get_logger(__name__)
@@ -108,8 +108,7 @@ class Gateway:
             self._metrics.passed_on.labels(name, "none").inc()
             log.warning("gateway.failed", operation=name, error=type(error).__name__)
             if isinstance(error, Retryable) and error.retry_after_seconds is not None:
-                retry_after = {"Retry-After": str(math.ceil(error.retry_after_seconds))}
-                raise Refusal(503, str(error), "upstream", retry_after) from error
+                raise Refusal(503, str(error), "upstream", retry_after(error.retry_after_seconds)) from error
             raise Refusal(502, str(error), "upstream") from error
         self._metrics.passed_on.labels(name, str(passed.status)).inc()
         log.info("gateway.passed_on", operation=name, status=passed.status)

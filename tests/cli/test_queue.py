@@ -73,13 +73,18 @@ async def post(daemon: Daemon, sent: list[Event]) -> None:
         await Books().post(session, daemon.url, sent)
 
 
+async def set_three_aside(daemon: Daemon, state: State, app_id: str = "wiki") -> None:
+    """Of a thousand events three are dead letters, and the others delivered."""
+    await post(daemon, events(1000, app_id))
+    await settled(state, 997)
+    await daemon.logs("flusher.events_buried")
+
+
 async def test_dead_letters_are_listed_shown_exported_retried_and_purged_beside_a_running_daemon(
     tmp_path: Path, desk: Desk, upstream: Sandbox, state: State
 ) -> None:
     async with running(tmp_path, upstream.url, queue__keep_delivered="1h") as daemon:
-        await post(daemon, events(1000))
-        await settled(state, 997)
-        await daemon.logs("flusher.events_buried")
+        await set_three_aside(daemon, state)
 
         listed = await desk.ask("queue", "dead", "list", "--reason", "no such action", "--since", "-1h")
         assert listed.count("wiki  ") == 3
@@ -113,9 +118,7 @@ async def test_an_app_whose_name_would_move_the_cursor_takes_one_line(
 ) -> None:
     app_id, shown = "wi\nki\x1b[2J", "wi\N{REPLACEMENT CHARACTER}ki\N{REPLACEMENT CHARACTER}[2J"
     async with running(tmp_path, upstream.url) as daemon:
-        await post(daemon, events(1000, app_id))
-        await settled(state, 997)
-        await daemon.logs("flusher.events_buried")
+        await set_three_aside(daemon, state, app_id)
     assert f"\n{shown} " in await desk.ask("queue", "stats")
     assert (await desk.ask("queue", "dead", "list")).count(f"  {shown}  ") == 3
     await desk.ask("queue", "dead", "retry")
@@ -129,9 +132,7 @@ async def test_purging_asks_first_and_a_no_deletes_nothing(
     tmp_path: Path, desk: Desk, upstream: Sandbox, state: State
 ) -> None:
     async with running(tmp_path, upstream.url) as daemon:
-        await post(daemon, events(1000))
-        await settled(state, 997)
-        await daemon.logs("flusher.events_buried")
+        await set_three_aside(daemon, state)
     asked = await desk.ask("queue", "dead", "purge", status=1, stdin=b"n\n")
     assert "Delete 3 dead letters for good?" in asked
     assert "3 dead letters are deleted" in await desk.ask("queue", "dead", "purge", stdin=b"y\n")
@@ -143,9 +144,7 @@ async def test_what_is_buried_while_the_question_stands_is_not_purged(
     tmp_path: Path, desk: Desk, upstream: Sandbox, state: State
 ) -> None:
     async with running(tmp_path, upstream.url) as daemon:
-        await post(daemon, events(1000))
-        await settled(state, 997)
-        await daemon.logs("flusher.events_buried")
+        await set_three_aside(daemon, state)
         async with started("queue", "dead", "purge", env=desk.env) as purging:
             assert purging.stderr is not None
             await purging.stderr.readuntil(b"for good?")
