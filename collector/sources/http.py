@@ -32,8 +32,8 @@ from collector.sources.http_body import Body, BodyLimits, Memory
 from collector.sources.http_message import Answer, ClientGone, Refusal, Request, header_lines, path_name
 from collector.sources.http_server import Server
 from collector.sources.known_heads import Answered, Begin
-from collector.sources.known_posts import KnownPosts
 from collector.sources.status_page import StatusPage
+from collector.sources.whole_posts import WholePosts
 
 log = get_logger(__name__)
 
@@ -115,7 +115,7 @@ class HttpSource:
         self._listener: asyncio.Server | None = None  # the one whose sockets are its own
         self.address: Address | None = None
         self._memory = Memory(body_limits.held_bytes)
-        self._known_posts = KnownPosts(intake, self._memory, self._answers)
+        self._whole_posts = WholePosts(intake, self._memory, self._answers)
 
     async def start(self) -> None:
         """Listens on its address. Raises OSError where that cannot be had."""
@@ -188,7 +188,7 @@ class HttpSource:
     def begin(self, request: Request) -> Begin | None:
         """What takes whole posts of JSON with the same head as this one."""
         with contextlib.suppress(Refusal):
-            post = _post(request.path)
+            post = _post(request.path) if request.method == "POST" else None
             if post is not None and _encoding(request.headers) == "identity":
                 body_format = post.format_of(request.headers)
                 if body_format is not BodyFormat.NDJSON:
@@ -205,13 +205,13 @@ class HttpSource:
         is_local: bool,
         answered: Answered,
     ) -> None:
-        """The same as `answer`, for a body that is there and whose head has come before."""
+        """The same as `answer`, for a body that is there, without a task."""
         try:
             if not is_local:
                 self._guard.check_host(headers)
                 self._guard.check_sender(headers)
             self._limits.check_whole(len(body))
-            self._known_posts.add(body, body_format, app_id, answered)
+            self._whole_posts.add(body, body_format, app_id, answered)
         except Exception as error:  # noqa: BLE001 - none may end the connection
             answered(self._answers.refused(error))
 

@@ -159,17 +159,25 @@ class Request:
                 self._connection.send_continue()
             self._arrived = asyncio.get_running_loop().create_future()
             await self._arrived
-        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts.clear()
-        self._connection.buffered_bytes -= self.buffered_bytes
-        self.buffered_bytes = 0
+        body = self.take()
         if not self.is_complete:
             self._connection.regulate()
         return body
 
-    def holds(self, body: bytes) -> bool:
-        """Whether this is what has come of the body and was not read yet."""
-        return self._parts == [body]
+    def take(self) -> bytes:
+        """What has come of the body since the last read."""
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self._connection.buffered_bytes -= self.buffered_bytes
+        self.buffered_bytes = 0
+        return body
+
+    def fits(self, size: int) -> bool:
+        """Whether the body is there and no larger than this, or is on its way, and its head says so."""
+        if self.is_complete:
+            return self.buffered_bytes <= size
+        is_awaited = self._failure is None and not self.expects_continue
+        return is_awaited and int(self.headers.get("content-length", size + 1)) <= size
 
     def feed(self, part: bytes) -> None:
         """More of the body has come."""

@@ -1,8 +1,8 @@
 """Requests whose head has come before, byte by byte: they are not parsed again (pure).
 
 An app that posts an event at a time sends the same few heads all day. What the parser and we make of a head takes as
-long as all that is done for the event; to look it up takes a fiftieth of that. With no task for each request either,
-one-event posts came from 25,400/s to 34,500/s (bench/README.md).
+long as all that is done for the event; to look it up takes a fiftieth of that (bench/README.md). Where heads differ, as
+with a trace's number in each, they are parsed.
 
 It is safe because parsing depends on nothing but the bytes, and on limits that forget all heads when they change: a
 message of which the parser has found that its head ends here, and that it has a body of so many bytes, is found to be
@@ -51,23 +51,21 @@ class KnownHeads:
             return None
         return known.begin, data[end:]
 
-    def learn(self, data: bytes, request: Request, begin: Callable[[Request], Begin | None]) -> None:
-        """`data` was parsed, and `request` is all that came of it. `begin` says what answers such requests, if any."""
+    def learn(self, data: bytes, request: Request, body: bytes, begin: Begin) -> None:
+        """`begin` answers this request of HTTP/1.1, which may be what `data` is, head and body, and nothing else."""
         end = data.find(HEAD_END) + len(HEAD_END)
-        head, body = data[:end], data[end:]
-        if end > MAX_HEAD_BYTES or len(body) > MAX_BODY_BYTES:
+        head = data[:end]
+        has_length = request.headers.get("content-length") == str(len(body))
+        if end > MAX_HEAD_BYTES or data[end:] != body or not (has_length and request.keeps_alive):
             return
         if hash(head) not in self._seen:
             if len(self._seen) >= MAX_SEEN:
                 self._seen.clear()
             self._seen.add(hash(head))
             return
-        is_plain = request.method == "POST" and request.version == "1.1" and request.keeps_alive and request.is_complete
-        has_length = request.headers.get("content-length") == str(len(body))
-        if is_plain and has_length and request.holds(body) and (answers := begin(request)) is not None:
-            if len(self._known) >= MAX_HEADS:
-                self._known.clear()
-            self._known[head] = _Known(len(body), answers)
+        if len(self._known) >= MAX_HEADS:
+            self._known.clear()
+        self._known[head] = _Known(len(body), begin)
 
     def forget(self) -> None:
         """Every head is parsed again when it comes."""

@@ -30,7 +30,7 @@ from collector.sources.http1 import (
 from collector.sources.http_application import BODY_STEP_BYTES, ConnectionLimits
 from collector.sources.http_message import Answer, ClientGone, Refusal, Request, header_lines
 from collector.sources.http_server import Server
-from collector.sources.known_heads import Answered, Begin
+from collector.sources.known_heads import Answered, Begin, KnownHeads
 from tests.patience import PATIENCE_SECONDS, until
 
 FUZZ_EXAMPLES = int(os.environ.get("COLLECTOR_FUZZ_EXAMPLES", "300"))
@@ -100,9 +100,9 @@ class Echo:
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
-        self.pending: asyncio.Future[object] | None = None  # the last answer to a known head that takes longer
+        self.pending: asyncio.Future[object] | None = None  # the last answer that needs no task and takes longer
         self.served = 0
-        self.known = 0
+        self.begun = 0
         self.crashes: list[Exception] = []
         self.failures: list[Exception] = []
         self.most_buffered_bytes = 0
@@ -125,13 +125,17 @@ class Echo:
         return request.target == "/look"
 
     def begin(self, request: Request) -> Begin | None:
-        """The same for heads that have come before. `/held` waits for the gate, a body of odd length for some turns."""
-        if request.target.startswith(("/gated", "/slow", "/large", "/refused")) or request.target.endswith("/early"):
+        """The same without a task. `/held` waits for the gate, a body of odd length for some turns."""
+        if (
+            request.method != "POST"
+            or request.target.startswith(("/gated", "/slow", "/large", "/refused"))
+            or request.target.endswith("/early")
+        ):
             return None
 
         def begun(body: bytes, _is_local: bool, answered: Answered) -> None:
             self.served += 1
-            self.known += 1
+            self.begun += 1
             answer = self._said(request, self._heard(request, [body]))
             if not (len(body) % 2 or request.target.startswith("/held")):
                 answered(answer)
@@ -270,11 +274,23 @@ class Client:
         self.writer.transport.abort()
 
 
+class CountingHeads(KnownHeads):
+    """Counts those that were known."""
+
+    found = 0
+
+    def find(self, data: bytes) -> tuple[Begin, bytes] | None:
+        known = super().find(data)
+        self.found += known is not None
+        return known
+
+
 class Site:
     """A server on a free port, and its clients."""
 
     def __init__(self, server: Server, app: Echo, listener: asyncio.Server) -> None:
         self.server = server
+        self.heads = server.known_heads = CountingHeads()
         self.app = app
         self.listener = listener
         self.port: int = listener.sockets[0].getsockname()[1]

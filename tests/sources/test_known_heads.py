@@ -33,19 +33,21 @@ async def heard(client: Client, message: bytes) -> str:
     return str((await client.ask(message)).said()["body"])
 
 
-async def learn(client: Client, message: bytes) -> None:
+async def learn(site: Site, client: Client, message: bytes) -> None:
     """The head of the message has come twice, and is known from now on."""
+    site.app.gate.set()
     for _ in range(2):
         assert (await client.ask(message)).status == 200
+    site.app.gate.clear()
 
 
 async def knows(site: Site, message: bytes) -> bool:
     """Whether the head is known once the message was answered."""
     client = await site.client()
-    before = site.app.known
-    await learn(client, message)
+    before = site.heads.found
+    await learn(site, client, message)
     assert (await client.ask(message)).status == 200
-    return site.app.known == before + 1
+    return site.heads.found == before + 1
 
 
 @st.composite
@@ -62,10 +64,10 @@ def alike(draw: st.DrawFn) -> list[bytes]:
 @pytest.mark.parametrize("loop_name", LOOPS)
 def test_the_application_sees_the_same_of_a_known_head_as_of_one_that_is_parsed(loop_name: str) -> None:
     async def converse(site: Site, messages: list[bytes]) -> None:
-        client, known = await site.client(), site.app.known
+        client, known = await site.client(), site.heads.found
         site.server.known_heads.forget()
         answers = [await client.ask(message) for message in messages]
-        assert site.app.known >= known + len(messages) - 2  # it may have come before
+        assert site.heads.found >= known + len(messages) - 2  # it may have come before
         for message, answer in zip(messages, answers, strict=True):
             site.server.known_heads.forget()
             parsed = await client.ask(message)
@@ -89,12 +91,12 @@ async def test_a_head_is_known_on_every_connection_of_the_server() -> None:
         one, other = await site.client(), await site.client()
         assert await heard(one, post(b"abc")) == "abc"
         assert await heard(other, post(b"abc")) == "abc"
-        assert site.app.known == 0
+        assert site.heads.found == 0
         assert await heard(other, post(b"xyz")) == "xyz"
-        assert site.app.known == 1
+        assert site.heads.found == 1
         site.server.known_heads.forget()
         assert await heard(other, post(b"xyz")) == "xyz"
-        assert site.app.known == 1
+        assert site.heads.found == 1
 
 
 @on_both_loops
@@ -121,22 +123,22 @@ async def test_a_message_in_two_packets_is_parsed(at: int) -> None:
     async with serving() as site:
         client = await site.client()
         message = post(b"abcd")
-        await learn(client, message)
+        await learn(site, client, message)
         await client.send_packets([message[:at], message[at:]])
         assert (await client.answer()).said()["body"] == "abcd"
-        assert site.app.known == 0
+        assert site.heads.found == 0
         assert await heard(client, message) == "abcd"
-        assert site.app.known == 1
+        assert site.heads.found == 1
 
 
 @on_both_loops
 async def test_two_messages_in_one_packet_are_parsed() -> None:
     async with serving() as site:
         client = await site.client()
-        await learn(client, post(b"abc"))
+        await learn(site, client, post(b"abc"))
         client.send(post(b"abc") + post(b"xyz"))
         assert [got.said()["body"] for got in await client.answers(2)] == ["abc", "xyz"]
-        assert site.app.known == 0
+        assert site.heads.found == 0
 
 
 @on_both_loops
@@ -146,16 +148,16 @@ async def test_a_body_that_looks_like_a_request_is_none() -> None:
         for body in (post(b"abc"), GET + b"\r\n\r\n" * 8, b"\r\n\r\n" * 4):
             for _ in range(3):
                 assert await heard(client, post(body)) == body.decode()
-        assert site.app.known == 3
+        assert site.heads.found == 3
 
 
 @on_both_loops
 async def test_what_comes_behind_a_known_one_is_answered_behind_it() -> None:
     async with serving() as site:
         client = await site.client()
-        await learn(client, HELD)
+        await learn(site, client, HELD)
         await client.send_packets([HELD, post(b"2"), GET])
-        assert site.app.known == 1
+        assert site.heads.found == 1
         site.app.gate.set()
         assert [got.said()["body"] for got in await client.answers(3)] == ["1", "2", ""]
         assert await heard(client, HELD) == "1"
@@ -165,7 +167,7 @@ async def test_what_comes_behind_a_known_one_is_answered_behind_it() -> None:
 async def test_a_stop_waits_for_a_known_one_and_closes_behind_it() -> None:
     async with serving() as site:
         client = await site.client()
-        await learn(client, HELD)
+        await learn(site, client, HELD)
         client.send(HELD)
         await settle()
         site.listener.close()
@@ -183,7 +185,7 @@ async def test_a_stop_waits_for_a_known_one_and_closes_behind_it() -> None:
 async def test_during_a_stop_a_known_one_is_answered_and_is_the_last() -> None:
     async with serving() as site:
         busy, fresh = await site.client(), await site.client()
-        await learn(busy, post(b"1"))
+        await learn(site, busy, post(b"1"))
         busy.send(post(b"1", "/gated"))
         await settle()
         site.listener.close()
@@ -202,7 +204,7 @@ async def test_during_a_stop_a_known_one_is_answered_and_is_the_last() -> None:
 async def test_a_client_that_leaves_meanwhile_leaves_nothing_behind(leaves: object) -> None:
     async with serving() as site:
         client = await site.client()
-        await learn(client, HELD)
+        await learn(site, client, HELD)
         client.send(HELD)
         await settle()
         assert callable(leaves)
@@ -219,7 +221,7 @@ async def test_a_client_that_leaves_meanwhile_leaves_nothing_behind(leaves: obje
 async def test_a_known_one_counts_among_the_requests_in_flight() -> None:
     async with serving(requests_in_flight=1) as site:
         one, other = await site.client(), await site.client()
-        await learn(one, HELD)
+        await learn(site, one, HELD)
         one.send(HELD)
         await settle()
         assert site.server.in_flight == 1
@@ -233,7 +235,7 @@ async def test_a_known_one_counts_among_the_requests_in_flight() -> None:
 async def test_no_known_one_is_late_while_we_work_and_the_connection_is_idle_behind_it() -> None:
     async with serving() as site:
         client = await site.client()
-        await learn(client, HELD)
+        await learn(site, client, HELD)
         client.send(HELD)
         await settle()
         await site.later(10 * BODY_SECONDS)
@@ -257,7 +259,7 @@ async def test_a_client_that_reads_no_answers_is_read_no_further_and_cut_off() -
         while not site.only._is_paused:
             client.send(message)
             await settle()
-        assert site.app.known > 1
+        assert site.heads.found > 1
         assert len(site.only._requests) <= PIPELINE_HIGH_WATER + 1
         await site.later(IDLE_SECONDS + 2)
         await until(lambda: site.server.connections == 0)
@@ -268,29 +270,29 @@ async def test_so_many_heads_are_known_and_no_more() -> None:
     async with serving() as site:
         client = await site.client()
         for number in range(MAX_HEADS + 3):
-            await learn(client, post(b"ab", f"/{number}"))
+            await learn(site, client, post(b"ab", f"/{number}"))
         assert len(site.server.known_heads._known) <= MAX_HEADS
         assert await heard(client, post(b"cd", f"/{MAX_HEADS + 2}")) == "cd"
-        assert site.app.known == 1
+        assert site.heads.found == 1
 
 
 @on_both_loops
 async def test_heads_that_never_come_again_drive_out_none_that_do() -> None:
     async with serving() as site:
         client = await site.client()
-        await learn(client, post(b"ab"))
+        await learn(site, client, post(b"ab"))
         for number in range(MAX_HEADS + 3):
             assert await heard(client, post(b"ab", f"/{number}")) == "ab"
-        assert site.app.known == 0
+        assert site.heads.found == 0
         assert await heard(client, post(b"cd")) == "cd"
-        assert site.app.known == 1
+        assert site.heads.found == 1
 
 
 @on_both_loops
 async def test_when_the_program_ends_before_the_answer_the_connection_ends_with_it() -> None:
     async with serving() as site:
         client = await site.client()
-        await learn(client, HELD)
+        await learn(site, client, HELD)
         client.send(HELD)
         await settle()
         assert site.app.pending is not None

@@ -17,7 +17,7 @@ from collector.queue.sqlite.drafts import tell_apart
 from collector.sources.answers import Answers
 from collector.sources.http_body import Memory
 from collector.sources.http_message import Answer, Refusal
-from collector.sources.known_posts import KnownPosts
+from collector.sources.whole_posts import WholePosts
 
 Put = Callable[[Sequence[Batch]], asyncio.Future[Sequence[Verdict]]]
 
@@ -58,7 +58,7 @@ class Site:
             max_event_bytes=2**16,
             metrics=self.metrics,
         )
-        self.posts = KnownPosts(self.intake, self.memory, Answers(self.metrics))
+        self.posts = WholePosts(self.intake, self.memory, Answers(self.metrics))
         self.heard: dict[int, Answer | None] = {}
 
     def add(self, number: int, body: bytes, body_format: BodyFormat = BodyFormat.JSON) -> None:

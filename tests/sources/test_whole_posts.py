@@ -1,4 +1,4 @@
-"""A post whose head has come before is judged, stored, counted and answered as one whose head has not."""
+"""A small post is stored, counted and answered alike, whether its head is known, or parsed, or a task reads it."""
 
 import asyncio
 import sqlite3
@@ -12,6 +12,7 @@ import pytest
 
 from collector.agent import Collector
 from collector.queue.sqlite.database import FILE_NAME
+from collector.sources.http import HttpSource
 from collector.sources.known_heads import KnownHeads
 from tests.embedded import embedded
 from tests.patience import PATIENCE_SECONDS
@@ -112,7 +113,7 @@ def counted(collector: Collector) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("path", ["/v1/events", PUSH])
-async def test_known_posts_are_answered_and_counted_as_others(
+async def test_whole_posts_are_answered_and_counted_as_others(
     tmp_path: Path, known: list[bytes], monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     async def told(folder: Path) -> tuple[list[Got], dict[str, float]]:
@@ -125,6 +126,8 @@ async def test_known_posts_are_answered_and_counted_as_others(
     assert len(known) == len(BODIES) - 2
     monkeypatch.setattr(KnownHeads, "find", lambda *_: None)
     assert by_head == await told(tmp_path / "parsed")
+    monkeypatch.setattr(HttpSource, "begin", lambda *_: None)
+    assert by_head == await told(tmp_path / "by a task")
     assert {got.status for got in by_head[0]} == {200, 400}
 
 

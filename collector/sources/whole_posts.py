@@ -1,4 +1,4 @@
-"""Whole posts of JSON, as known heads bring them: those of one turn of the loop are taken together.
+"""Small posts of JSON that have come whole: those of one turn of the loop are taken together.
 
 Over many connections several posts of one event come in a turn. Read in a row and put together they take less of the
 processor, in the loop and in the writer: over 32 connections a fifth, over 128 a third (bench/README.md). What is
@@ -25,7 +25,7 @@ class _Sender(NamedTuple):
     held: int
 
 
-class KnownPosts:
+class WholePosts:
     """Those of one source. `answered` hears of each, and of None where the program ends before it is known."""
 
     def __init__(self, intake: Intake, memory: Memory, answers: Answers) -> None:
