@@ -1,5 +1,7 @@
 """Just enough HTTP/1.1 for a load generator and a sink that cost little beside what they measure."""
 
+from collections.abc import Sequence
+
 HEAD_END = b"\r\n\r\n"
 LENGTH = b"content-length:"
 
@@ -15,7 +17,7 @@ def message_length(data: bytes | bytearray) -> int | None:
     return end + len(HEAD_END) + length
 
 
-def post(path: str, content_type: str, body: bytes) -> bytes:
-    """A POST request on a connection that stays open."""
+def post(path: str, content_type: str, body: bytes, fields: Sequence[str] = ()) -> bytes:
+    """A POST request on a connection that stays open, with more header fields."""
     head = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
-    return "\r\n".join(head).encode() + HEAD_END + body
+    return "\r\n".join([*head, *fields]).encode() + HEAD_END + body

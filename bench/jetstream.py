@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from bench.loads import load
+from bench.loads import Posts, load
 from bench.processes import child, cpu_seconds, first_line, python
 from bench.rows import Sample
 from collector.config.model import JetStream
@@ -107,7 +107,7 @@ def through_collectors(folder: Path, found: list[nats.Server], collectors: int) 
         before = [sum(map(cpu_seconds, each)) for each in (pids, [server.pid for server in found])]
         started = time.perf_counter()
         loads = [
-            stack.enter_context(child(load(port, 1000, REQUESTS // collectors, 4, seed)))
+            stack.enter_context(child(load(port, Posts(1000, REQUESTS // collectors, 4), seed)))
             for seed, port in enumerate(ports, 1)
         ]
         samples = [msgspec.json.decode(first_line(each.stdout), type=Sample) for each in loads]

@@ -20,6 +20,9 @@ from bench.http1 import message_length, post
 BEGIN_MS = 1_600_000_000_000
 """The timestamps of a load are of the past, as those of live traffic are: up to seed 180,000."""
 
+TRACE = "traceparent: 00-%032x-%016x-01"
+"""A field as W3C Trace Context has it: no two requests have the same."""
+
 ACCEPTED = re.compile(rb'"accepted":(\d+)')
 
 
@@ -43,14 +46,19 @@ def events(count: int, seed: int, disorder_ms: int = 0) -> Iterator[str]:
         )
 
 
-def requests(events_per_request: int, count: int, seed: int, disorder_ms: int = 0) -> list[bytes]:
-    """Posts of so many events each."""
+def requests(
+    events_per_request: int, count: int, seed: int, disorder_ms: int = 0, *, traced: bool = False
+) -> list[bytes]:
+    """Posts of so many events each; of those that are traced each has a number of its own in its head."""
     source = events(events_per_request * count, seed, disorder_ms)
     bodies = (
         next(source) if events_per_request == 1 else f'{{"events":[{",".join(islice(source, events_per_request))}]}}'
         for _ in range(count)
     )
-    return [post("/v1/events", "application/json", body.encode()) for body in bodies]
+    return [
+        post("/v1/events", "application/json", body.encode(), [TRACE % (seed, number)] if traced else ())
+        for number, body in enumerate(bodies)
+    ]
 
 
 class Connection(asyncio.Protocol):
@@ -115,8 +123,11 @@ def main() -> None:
     parser.add_argument("--requests", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--disorder-ms", type=int, default=0)
+    parser.add_argument("--traced", action="store_true")
     options = parser.parse_args()
-    to_send = requests(options.events_per_request, options.requests, options.seed, options.disorder_ms)
+    to_send = requests(
+        options.events_per_request, options.requests, options.seed, options.disorder_ms, traced=options.traced
+    )
     seconds, latencies, answers = uvloop.run(drive("127.0.0.1", options.port, options.connections, to_send))
     refused = [answer for answer in answers if not answer.startswith(b"HTTP/1.1 200 ")]
     assert not refused, refused[0]

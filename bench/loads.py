@@ -15,40 +15,44 @@ DATAGRAMS, DATAGRAM_RATE = 1_000_000, 150_000.0
 BACKLOG_EVENTS = 1_000_000
 
 
-def load(
-    port: int, events_per_request: int, requests: int, connections: int, seed: int, disorder_ms: int = 0
-) -> list[str]:
-    """The command that sends posts."""
-    options = {
-        "--port": port,
-        "--events-per-request": events_per_request,
-        "--requests": requests,
-        "--connections": connections,
-        "--seed": seed,
-        "--disorder-ms": disorder_ms,
-    }
-    return python("bench.load", *(str(word) for option in options.items() for word in option))
-
-
 class Posts(NamedTuple):
-    """A load of posts; `disorder_ms` is how far timestamps stray from the order of time."""
+    """A load of posts; `disorder_ms` is how far timestamps stray from the order of time.
+
+    Each of those that are traced has a header field with a number of its own, as where OpenTelemetry is at work.
+    """
 
     events_per_request: int
     requests: int
     connections: int
     disorder_ms: int = 0
+    traced: bool = False
 
 
 BATCHES = Posts(events_per_request=1000, requests=1000, connections=4)
 SINGLES = Posts(events_per_request=1, requests=100_000, connections=32)
 MANY_SINGLES = Posts(events_per_request=1, requests=200_000, connections=128)
+TRACED_SINGLES = SINGLES._replace(traced=True)
+
+
+def load(port: int, posts: Posts, seed: int) -> list[str]:
+    """The command that sends them."""
+    options = {
+        "--port": port,
+        "--events-per-request": posts.events_per_request,
+        "--requests": posts.requests,
+        "--connections": posts.connections,
+        "--seed": seed,
+        "--disorder-ms": posts.disorder_ms,
+    }
+    words = [str(word) for option in options.items() for word in option]
+    return python("bench.load", *words, *(["--traced"] if posts.traced else []))
 
 
 def by_http(folder: Path, posts: Posts, seed: int, queue: Path | None = None) -> Sample:
     """Posts into a collector, a fresh one where no queue is given."""
     with collector(folder, queue) as running:
         cpu_before = cpu_seconds(running.pid)
-        sample = measured(load(running.port, *posts[:3], seed, posts.disorder_ms))
+        sample = measured(load(running.port, posts, seed))
         return running.finish(sample, time.perf_counter() - sample.seconds, cpu_before)
 
 
@@ -80,7 +84,7 @@ def through_nothing(posts: Posts, seed: int) -> Sample:
     with child(python("bench.noop")) as server:
         port = int(first_line(server.stdout))
         before = cpu_seconds(server.pid)
-        sample = measured(load(port, *posts[:3], seed))
+        sample = measured(load(port, posts, seed))
         sample.cpu_seconds = cpu_seconds(server.pid) - before
         return sample
 
@@ -88,7 +92,7 @@ def through_nothing(posts: Posts, seed: int) -> Sample:
 def beside_nothing(folder: Path, seed: int) -> Sample:
     """Bare fdatasyncs while one-event posts keep the machine as busy as they keep a handler that does nothing."""
     with child(python("bench.noop")) as server, child(python("bench.fdatasync", "--folder", str(folder))) as loop:
-        measured(load(int(first_line(server.stdout)), *SINGLES[:3], seed))
+        measured(load(int(first_line(server.stdout)), SINGLES, seed))
         loop.terminate()
         return Sample(**json.loads(first_line(loop.stdout)))
 

@@ -95,7 +95,7 @@ def summary(name: str, against: str | None, p99_against: str | None, samples: di
 
 def table(rows: list[Row]) -> str:
     """The rows for people."""
-    head = f"{'row':<18}{'events/s':>12}{'delivered/s':>13}{'CPU us/event':>14}{'p99 ms':>9}{'lost':>9}{'MiB':>6}"
+    head = f"{'row':<20}{'events/s':>12}{'delivered/s':>13}{'CPU us/event':>14}{'p99 ms':>9}{'lost':>9}{'MiB':>6}"
     lines = [f"{head}   of its limit"]
     for row in rows:
         limit = (
@@ -111,7 +111,7 @@ def table(rows: list[Row]) -> str:
             limit += f"; p99 {row.p99_ratio:.1f} x {row.p99_against}"
         lost = "" if row.lost_percent is None else f"{row.lost_percent:.2f} %"
         lines.append(
-            f"{row.name:<18}{row.events_per_s:>12,.0f}{row.delivered_per_s or 0:>13,.0f}"
+            f"{row.name:<20}{row.events_per_s:>12,.0f}{row.delivered_per_s or 0:>13,.0f}"
             f"{row.cpu_us_per_event or 0:>14.2f}{row.p99_ms or 0:>9.2f}{lost:>9}{row.rss_mib or 0:>6.0f}   {limit}"
         )
     return "\n".join(lines)
