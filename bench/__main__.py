@@ -21,6 +21,7 @@ from bench.loads import (
     beside_nothing,
     by_datagram,
     by_http,
+    by_long_queue,
     through_nothing,
 )
 from bench.processes import python
@@ -52,6 +53,7 @@ def kinds(folder: Path) -> dict[str, Kind]:
         "udp_paced": Kind(lambda seed: by_datagram(folder, "udp", DATAGRAM_RATE, seed)),
         "udp_full": Kind(lambda seed: by_datagram(folder, "udp", 0, seed), "sqlite_keys_only"),
         "unix_full": Kind(lambda seed: by_datagram(folder, "unix", 0, seed), "udp_full"),
+        "unix_full_512": Kind(lambda seed: by_long_queue(folder, seed), "udp_full"),
         "drain_million": Kind(lambda _: backlog(folder), "sqlite_keys_only"),
     }
 
