@@ -387,7 +387,8 @@ class Connection(asyncio.Protocol):
         if request.is_complete:
             self._requests.clear()
             body = request.take()
-            server.known_heads.learn(data, request, body, begin)
+            if not self._is_deaf:  # as where the client wants the connection closed, which its head says
+                server.known_heads.learn(data, body, begin)
             self._begin(begin, body)
         return True
 

@@ -176,8 +176,7 @@ class Request:
         """Whether the body is there and no larger than this, or is on its way, and its head says so."""
         if self.is_complete:
             return self.buffered_bytes <= size
-        is_awaited = self._failure is None and not self.expects_continue
-        return is_awaited and int(self.headers.get("content-length", size + 1)) <= size
+        return not self.expects_continue and int(self.headers.get("content-length", size + 1)) <= size
 
     def feed(self, part: bytes) -> None:
         """More of the body has come."""

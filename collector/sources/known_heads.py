@@ -13,7 +13,7 @@ What changes between requests is asked each time: who may send, how much is in m
 from collections.abc import Callable
 from typing import NamedTuple
 
-from collector.sources.http_message import Answer, Request
+from collector.sources.http_message import Answer
 
 HEAD_END = b"\r\n\r\n"
 
@@ -51,12 +51,11 @@ class KnownHeads:
             return None
         return known.begin, data[end:]
 
-    def learn(self, data: bytes, request: Request, body: bytes, begin: Begin) -> None:
-        """`begin` answers this request of HTTP/1.1, which may be what `data` is, head and body, and nothing else."""
+    def learn(self, data: bytes, body: bytes, begin: Begin) -> None:
+        """`begin` answers a request of HTTP/1.1 that has this body. It may be what `data` is, head and body, or not."""
         end = data.find(HEAD_END) + len(HEAD_END)
         head = data[:end]
-        has_length = request.headers.get("content-length") == str(len(body))
-        if end > MAX_HEAD_BYTES or data[end:] != body or not (has_length and request.keeps_alive):
+        if end > MAX_HEAD_BYTES or data[end:] != body:
             return
         if hash(head) not in self._seen:
             if len(self._seen) >= MAX_SEEN:

@@ -142,6 +142,46 @@ async def test_two_messages_in_one_packet_are_parsed() -> None:
 
 
 @on_both_loops
+async def test_the_end_of_a_head_is_none_by_itself() -> None:
+    message = post(b"abcd")
+    async with serving() as site:
+        client, other = await site.client(), await site.client()
+        for _ in range(3):
+            await client.send_packets([message[:20], message[20:]])
+            assert (await client.answer()).said()["body"] == "abcd"
+        assert (await other.ask(message[20:])).status == 400
+
+
+@on_both_loops
+async def test_a_body_in_chunks_is_not_known_by_how_long_it_was() -> None:
+    head, coding = chunked(b""), b"4\r\nwxyz\r\n0\r\n\r\n"
+    async with serving() as site:
+        client = await site.client()
+        for _ in range(3):
+            assert await heard(client, head + coding) == "wxyz"
+        assert (await client.ask(head + b"wxyz")).status == 400
+
+
+@on_both_loops
+async def test_empty_lines_before_a_head_are_none() -> None:
+    async with serving() as site:
+        client = await site.client()
+        for _ in range(3):
+            assert await heard(client, b"\r\n\r\n" + post(b"abcd")) == "abcd"
+        assert (await client.ask(b"\r\n\r\n" + b"abc\0")).status == 400
+
+
+@on_both_loops
+async def test_who_wants_the_connection_closed_is_heard_each_time() -> None:
+    message = post(b"abcd").replace(b"Host: h\r\n", b"Host: h\r\nConnection: close\r\n")
+    async with serving() as site:
+        for _ in range(3):
+            client = await site.client()
+            assert (await client.ask(message)).is_last
+            assert await client.closed()
+
+
+@on_both_loops
 async def test_a_body_that_looks_like_a_request_is_none() -> None:
     async with serving() as site:
         client = await site.client()
