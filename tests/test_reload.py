@@ -13,7 +13,7 @@ import pytest
 from collector.agent import Collector
 from collector.config.kinds import Address, Secret
 from collector.config.load import keys
-from collector.config.model import NEEDS_RESTART, Config
+from collector.config.model import Config
 from collector.election import Delivery
 from collector.errors import ConfigInvalid
 from collector.queue.sqlite.queue import SqliteQueue
@@ -77,7 +77,7 @@ def with_one_changed(folder: Path, dotted: str) -> Config:
     )
 
 
-LIVE = [key.dotted for key in keys() if key.dotted not in {*NEEDS_RESTART, *OWN_FILE, *OUTSIDE}]
+LIVE = [key.dotted for key in keys() if not key.needs_restart and key.dotted not in {*OWN_FILE, *OUTSIDE}]
 
 
 @pytest.mark.parametrize("dotted", LIVE)

@@ -5,7 +5,7 @@ from typing import get_type_hints
 import msgspec
 
 from collector.config.load import keys
-from collector.config.model import NEEDS_RESTART, Config
+from collector.config.model import Config
 
 WAY_OUT = frozenset({"upstream", "forward", "gateway"})
 """Sections that stand together: who delivers to one place cannot use the credentials for another one."""
@@ -26,7 +26,7 @@ def changes(running: Config, wanted: Config) -> Changes:
     """
     changed = [key for key in keys() if _value(running, key.section, key.name) != _value(wanted, key.section, key.name)]
     kept_sections = WAY_OUT if running.forward.url != wanted.forward.url else frozenset()
-    kept = [key for key in changed if key.dotted in NEEDS_RESTART or key.section in kept_sections]
+    kept = [key for key in changed if key.needs_restart or key.section in kept_sections]
     sections = {
         section: msgspec.structs.replace(
             getattr(wanted, section),

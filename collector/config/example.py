@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import get_type_hints
 
 from collector.config.load import ENVIRONMENT_PREFIX, keys
-from collector.config.model import NEEDS_RESTART, Config
+from collector.config.model import Config
 
 WIDTH = 110
 HEADER = f"""\
@@ -29,7 +29,7 @@ def example_toml(instead: Mapping[str, object] | None = None) -> str:
         parts.append(f"\n# {sections[section].__doc__}\n[{section}]\n")
         for key in members:
             parts += [_comment(key.kind.about), _comment(f"Allowed: {key.kind.allowed}.")]
-            if key.dotted in NEEDS_RESTART:
+            if key.needs_restart:
                 parts.append(_comment("A change needs a restart."))
             value = instead.get(key.dotted, key.default)
             parts.append(f'# {key.name} = "…"\n' if value is None else f"{key.name} = {key.kind.write(value)}\n")

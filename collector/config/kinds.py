@@ -287,9 +287,14 @@ def _parse_path(value: Any) -> Path:
 
 def secret(about: str) -> Kind:
     """Text that must not be shown, not even when it is wrong."""
-    return Kind(
-        about, "text that is not empty", lambda value: Secret(_sendable(value)), lambda value: _quoted(value.reveal())
-    )
+
+    def parse(value: Any) -> Secret:
+        try:
+            return Secret(_sendable(value))
+        except ValueError:
+            raise Refused("(not shown)") from None
+
+    return Kind(about, "text that is not empty", parse, lambda value: _quoted(value.reveal()))
 
 
 def address(about: str) -> Kind:

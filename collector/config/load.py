@@ -18,7 +18,7 @@ import msgspec
 
 from collector.config import rules
 from collector.config.kinds import Kind, Refused, Secret
-from collector.config.model import Access, Config
+from collector.config.model import NEEDS_RESTART, Access, Config
 from collector.config.rules import Problem
 from collector.errors import ConfigInvalid
 
@@ -30,19 +30,19 @@ _PLACES_OF_SECRET = {
     "upstream.client_secret_file",
     f"systemd credential {SECRET_CREDENTIAL}",
 }
-SECRETS = {"upstream.client_secret", "forward.token", "jetstream.password"}
 TOKENS_CREDENTIAL = "ingest_tokens"
 NO_TOKENS = b"none"
 """A credential that must be there, as a unit cannot leave it out, can be this word."""
 
 
 class Key(NamedTuple):
-    """One setting: its section and name, how it is read, and its default."""
+    """One setting: its section and name, how it is read, its default, and whether a reload leaves it as it was."""
 
     section: str
     name: str
     kind: Kind
     default: Any
+    needs_restart: bool
 
     @property
     def dotted(self) -> str:
@@ -63,7 +63,8 @@ def keys() -> list[Key]:
         defaults = section_type()
         for name, hint in hints.items():
             assert get_origin(hint) is Annotated, f"{section}.{name} has no kind"  # noqa: S101 - a slip in the model
-            found.append(Key(section, name, get_args(hint)[1], getattr(defaults, name)))
+            _, kind, *marks = get_args(hint)
+            found.append(Key(section, name, kind, getattr(defaults, name), NEEDS_RESTART in marks))
     return found
 
 
@@ -91,10 +92,8 @@ def load(
         origin = f"; it was set by {known[dotted].variable}" if dotted in from_environment else ""
         try:
             values[dotted] = kind.parse(value)
-        except Refused as refused:
-            problems.append(Problem(dotted, str(refused), f"allowed: {kind.allowed}{origin}"))
-        except (ValueError, TypeError, OverflowError):
-            shown = "(not shown)" if dotted in SECRETS else repr(value)
+        except (ValueError, TypeError, OverflowError) as error:
+            shown = str(error) if isinstance(error, Refused) else repr(value)
             problems.append(Problem(dotted, shown, f"allowed: {kind.allowed}{origin}"))
 
     if from_file is None:  # what seems to be missing may be in it

@@ -17,13 +17,16 @@ from collector.events import EMAIL_MAX_CHARS, EVENT_NAME_MAX_CHARS, KEPT_MAX_BYT
 DAY = 86_400.0
 MiB = 2**20
 
+NEEDS_RESTART = object()
+"""Marks a key that a running collector keeps as it was at its start. A reload brings all others into force."""
+
 
 class Http(msgspec.Struct, frozen=True, kw_only=True):
     """Where apps post events."""
 
-    listen: Annotated[Address, kinds.address("Address of the HTTP source. Port 0 takes a free one and logs it.")] = (
-        Address("127.0.0.1", 8787)
-    )
+    listen: Annotated[
+        Address, kinds.address("Address of the HTTP source. Port 0 takes a free one and logs it."), NEEDS_RESTART
+    ] = Address("127.0.0.1", 8787)
     max_request_bytes: Annotated[
         Bytes,
         kinds.size(
@@ -83,6 +86,7 @@ class Udp(msgspec.Struct, frozen=True, kw_only=True):
     listen: Annotated[
         Address | None,
         kinds.address('Address of the UDP source, such as "127.0.0.1:8787". Without it there is none.'),
+        NEEDS_RESTART,
     ] = None
     receive_buffer: Annotated[
         Bytes,
@@ -92,23 +96,30 @@ class Udp(msgspec.Struct, frozen=True, kw_only=True):
             "64KiB",
             "1GiB",
         ),
+        NEEDS_RESTART,
     ] = Bytes(8 * MiB)
 
 
 class Unix(msgspec.Struct, frozen=True, kw_only=True):
     """Unix sockets for programs on this machine. Their files' mode and owner say who may send; no token does."""
 
-    stream: Annotated[Path | None, kinds.path("File of the socket that serves HTTP. Without it there is none.")] = None
+    stream: Annotated[
+        Path | None, kinds.path("File of the socket that serves HTTP. Without it there is none."), NEEDS_RESTART
+    ] = None
     datagram: Annotated[
         Path | None,
         kinds.path(
             "File of the socket that takes events as UDP does, but makes senders wait. Without it there is none."
         ),
+        NEEDS_RESTART,
     ] = None
-    mode: Annotated[int, kinds.file_mode("Permissions of the sockets' files: whoever may write may send.")] = 0o660
+    mode: Annotated[
+        int, kinds.file_mode("Permissions of the sockets' files: whoever may write may send."), NEEDS_RESTART
+    ] = 0o660
     owner: Annotated[
         str | None,
         kinds.text('Who owns the files: "user", "user:group" or ":group". Without it, who runs the collector.'),
+        NEEDS_RESTART,
     ] = None
 
 
@@ -196,10 +207,11 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
             "sqlite",
             "jetstream",
         ),
+        NEEDS_RESTART,
     ] = "sqlite"
-    path: Annotated[Path, kinds.path("Directory of the queue. Made if it is missing; on a local file system.")] = Path(
-        "collector-queue"
-    )
+    path: Annotated[
+        Path, kinds.path("Directory of the queue. Made if it is missing; on a local file system."), NEEDS_RESTART
+    ] = Path("collector-queue")
     dedup_retention: Annotated[
         Seconds,
         kinds.duration(
@@ -207,6 +219,7 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
             "1s",
             "3650d",
         ),
+        NEEDS_RESTART,
     ] = Seconds(30 * DAY)
     max_bytes: Annotated[
         Bytes,
@@ -249,50 +262,57 @@ app's name and the reason in a dead letter."""
 class JetStream(msgspec.Struct, frozen=True, kw_only=True):
     """Where the queue is with queue.backend = "jetstream": nats-server 2.12 or newer, with JetStream."""
 
-    servers: Annotated[tuple[str, ...], kinds.servers("The servers of one cluster, or some of them.")] = (
-        "nats://127.0.0.1:4222",
-    )
+    servers: Annotated[
+        tuple[str, ...], kinds.servers("The servers of one cluster, or some of them."), NEEDS_RESTART
+    ] = ("nats://127.0.0.1:4222",)
     stream: Annotated[
         str,
         kinds.token(
             "Name of the stream, which is made if it is missing, and first part of its subjects. Collectors with the "
             "same one are a fleet; dead letters are in a second one with -dead behind its name."
         ),
+        NEEDS_RESTART,
     ] = "usage"
     replicas: Annotated[
         int,
         kinds.integer(
             "On how many servers each event is; a put is acknowledged when a majority has it. 3 outlives any one.", 1, 5
         ),
+        NEEDS_RESTART,
     ] = 3
     lease_timeout: Annotated[
         Seconds,
         kinds.duration("When others may deliver what a collector that died was delivering.", "1s", "1h"),
+        NEEDS_RESTART,
     ] = Seconds(30.0)
-    user: Annotated[str | None, kinds.text("User name, where the servers want user and password.")] = None
-    password: Annotated[
-        Secret | None, kinds.secret("The password. Rather than in a file, give it in the environment.")
-    ] = None
-    credentials_file: Annotated[
-        Path | None, kinds.path("File with a user's JWT and key, as `nsc generate creds` writes it.")
-    ] = None
-    nkey_file: Annotated[Path | None, kinds.path("File with the seed of a user's nkey.")] = None
-    ca_file: Annotated[
-        Path | None, kinds.path("Certificates, in PEM, of who may sign the servers'; else the system's. Turns TLS on.")
-    ] = None
-    certificate_file: Annotated[
-        Path | None, kinds.path("This collector's certificate in PEM, where the servers want one.")
-    ] = None
-    key_file: Annotated[Path | None, kinds.path("The certificate's key in PEM, where it is not in the same file.")] = (
+    user: Annotated[str | None, kinds.text("User name, where the servers want user and password."), NEEDS_RESTART] = (
         None
     )
+    password: Annotated[
+        Secret | None, kinds.secret("The password. Rather than in a file, give it in the environment."), NEEDS_RESTART
+    ] = None
+    credentials_file: Annotated[
+        Path | None, kinds.path("File with a user's JWT and key, as `nsc generate creds` writes it."), NEEDS_RESTART
+    ] = None
+    nkey_file: Annotated[Path | None, kinds.path("File with the seed of a user's nkey."), NEEDS_RESTART] = None
+    ca_file: Annotated[
+        Path | None,
+        kinds.path("Certificates, in PEM, of who may sign the servers'; else the system's. Turns TLS on."),
+        NEEDS_RESTART,
+    ] = None
+    certificate_file: Annotated[
+        Path | None, kinds.path("This collector's certificate in PEM, where the servers want one."), NEEDS_RESTART
+    ] = None
+    key_file: Annotated[
+        Path | None, kinds.path("The certificate's key in PEM, where it is not in the same file."), NEEDS_RESTART
+    ] = None
 
 
 class Flush(msgspec.Struct, frozen=True, kw_only=True):
     """How events leave for upstream."""
 
     batch_events: Annotated[
-        int, kinds.integer("Most events in one request; 1000 is the contract's limit.", 1, 1000)
+        int, kinds.integer("Most events in one request; 1000 is the contract's limit.", 1, 1000), NEEDS_RESTART
     ] = 1000
     linger: Annotated[
         Seconds, kinds.duration("How long the oldest event may wait for its batch to fill up.", "0s", "1h")
@@ -369,6 +389,7 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True):
             "Where the central collector takes events. With it [upstream] is not used and needs no credentials. The "
             "central must keep the same events.keep_fields: it drops and counts others."
         ),
+        NEEDS_RESTART,
     ] = None
     token: Annotated[
         Secret | None,
@@ -445,33 +466,3 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def delivery_timeout(self) -> Seconds:
         """How long one of their answers may take."""
         return self.upstream.timeout if self.forward.url is None else self.forward.timeout
-
-
-NEEDS_RESTART = frozenset(
-    {
-        "http.listen",
-        "udp.listen",
-        "udp.receive_buffer",
-        "unix.stream",
-        "unix.datagram",
-        "unix.mode",
-        "unix.owner",
-        "queue.backend",
-        "jetstream.servers",
-        "jetstream.stream",
-        "jetstream.replicas",
-        "jetstream.lease_timeout",
-        "jetstream.user",
-        "jetstream.password",
-        "jetstream.credentials_file",
-        "jetstream.nkey_file",
-        "jetstream.ca_file",
-        "jetstream.certificate_file",
-        "jetstream.key_file",
-        "queue.path",
-        "queue.dedup_retention",
-        "flush.batch_events",
-        "forward.url",
-    }
-)
-"""Keys that a running collector keeps as they were at its start. A reload brings all others into force."""
