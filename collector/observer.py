@@ -11,7 +11,6 @@ import msgspec
 
 from collector.clock import Clock
 from collector.config import Config
-from collector.dead_letters import DeadLetters
 from collector.errors import CollectorError
 from collector.flusher import Flusher
 from collector.observe.logs import get_logger, say_left_out, without_addresses
@@ -31,8 +30,7 @@ from collector.observe.status import (
     problems,
     without_people,
 )
-from collector.queue.base import AppStats, Backend
-from collector.queue.figures import app_status, queue_status
+from collector.queue.base import AppStats, Backend, DeadLetters
 from collector.sources.datagrams import DatagramSource
 from collector.sources.http import HttpSource
 from collector.version import __version__
@@ -139,7 +137,7 @@ class Observer:
             stats = await self._queue.stats()
             if with_letters:
                 self._dead_letters = await self._queue.dead_letters() if stats.dead_events else DeadLetters()
-            self._in_file, self._apps_in_file = queue_status(stats, self._in_file.path), stats.apps
+            self._in_file, self._apps_in_file = QueueStatus.of(stats, self._in_file.path), stats.apps
         except CollectorError as error:  # the disk fails, or it is about to: others say so
             log.debug("observer.look_failed", error=str(error))
 
@@ -297,8 +295,8 @@ class Observer:
 
 def _app_status(app: AppStats, trouble: Trouble | None, now: float) -> AppStatus:
     if trouble is None:
-        return app_status(app, "waiting" if app.waiting_events else "idle")
-    return app_status(
+        return AppStatus.of(app, "waiting" if app.waiting_events else "idle")
+    return AppStatus.of(
         app,
         "held" if trouble.is_held else "failing",
         since_seconds=round(now - trouble.since, 1),

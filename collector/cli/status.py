@@ -13,9 +13,17 @@ from collector.cli.screen import screen, terminal_columns
 from collector.clock import Clock
 from collector.config import Config, load
 from collector.errors import UNPARSABLE, CollectorError, Unusable
-from collector.observe.status import SHOWN_APPS, Severity, Status, UpstreamStatus, problems, without_people
+from collector.observe.status import (
+    SHOWN_APPS,
+    AppStatus,
+    QueueStatus,
+    Severity,
+    Status,
+    UpstreamStatus,
+    problems,
+    without_people,
+)
 from collector.queue.backend import at_rest
-from collector.queue.figures import app_status, queue_status
 from collector.version import __version__
 
 
@@ -100,13 +108,13 @@ def _ask(where: Place, timeout_seconds: float) -> Status:
 
 def _status_of_files(config: Config, clock: Clock) -> Status:
     place, stats, dead_letters = at_rest(config)
-    apps = [app_status(app, "unknown") for app in stats.apps]
+    apps = [AppStatus.of(app, "unknown") for app in stats.apps]
     apps.sort(key=lambda app: (-app.waiting_events, app.app_id))
     status = Status(
         version=__version__,
         is_running=False,
         now_ms=clock.now_ms(),
-        queue=queue_status(stats, place),
+        queue=QueueStatus.of(stats, place),
         upstream=UpstreamStatus(config.delivers_to, "unknown"),
         apps=apps[:SHOWN_APPS],
         apps_left_out=max(0, len(apps) - SHOWN_APPS),

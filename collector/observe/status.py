@@ -7,12 +7,12 @@ letters, and no event. Times ago and ahead are in seconds, instants in milliseco
 from collections import deque
 from collections.abc import Iterator, Sequence
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal, Self
 
 import msgspec
 
-from collector.dead_letters import DeadLetters
 from collector.observe.logs import without_addresses
+from collector.queue.base import AppStats, DeadLetters, QueueStats
 
 HISTORY_SECONDS = 300
 """How far back the rates go, second by second: 12 KB of the document at most."""
@@ -55,6 +55,20 @@ class QueueStatus(msgspec.Struct, frozen=True, rename="camel"):
     file_bytes: int = 0
     wal_bytes: int = 0
 
+    @classmethod
+    def of(cls, stats: QueueStats, path: str) -> Self:
+        """What the queue itself tells."""
+        return cls(
+            path,
+            waiting_events=stats.waiting_events,
+            waiting_bytes=stats.waiting_bytes,
+            oldest_age_seconds=_seconds(stats.oldest_age_ms),
+            dead_events=stats.dead_events,
+            remembered_keys=stats.remembered_keys,
+            file_bytes=stats.file_bytes,
+            wal_bytes=stats.wal_bytes,
+        )
+
 
 class UpstreamStatus(msgspec.Struct, frozen=True, rename="camel"):
     """How delivery goes: `failing` is no answer, or "later"; `unknown` is that nothing was delivered yet."""
@@ -82,6 +96,16 @@ class AppStatus(msgspec.Struct, frozen=True, rename="camel"):
     since_seconds: float | None = None
     reason: str | None = None
     again_in_seconds: float | None = None
+
+    @classmethod
+    def of(cls, app: AppStats, state: AppState, **trouble: Any) -> Self:
+        """What the queue itself tells of an app in this state, with what is known of its trouble."""
+        age = _seconds(app.oldest_age_ms)
+        return cls(app.app_id, state, app.waiting_events, app.waiting_bytes, age, app.dead_events, **trouble)
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
 
 
 def without_people(letters: DeadLetters) -> DeadLetters:

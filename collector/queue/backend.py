@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING
 
 from collector.clock import Clock
 from collector.config import Config
-from collector.dead_letters import DeadLetters
 from collector.errors import Unusable
 from collector.observe.metrics import Metrics
-from collector.queue.base import Backend, QueueStats
+from collector.queue.base import Backend, DeadLetters, QueueStats
 from collector.queue.by_hand import ByHand
 from collector.queue.sqlite.by_hand import FileByHand
 from collector.queue.sqlite.queue import SqliteQueue

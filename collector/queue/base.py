@@ -1,8 +1,8 @@
 """The queue as its neighbours see it.
 
 A queue takes batches of events, tells new ones from known ones by their key, keeps the new ones until they are
-settled, and hands them out by app in the order of arrival. SQLite is one implementation; a replicated engine can be
-another without sources or flusher knowing.
+settled, and hands them out by app in the order of arrival. SQLite and JetStream are implementations; sources and
+flusher know neither.
 """
 
 import asyncio
@@ -11,9 +11,13 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from collector.dead_letters import DeadLetters
 from collector.errors import CollectorError
 from collector.events import KEY_BYTES
+
+REASON_LETTERS = 1000
+"""Dead letters are counted by reason over the latest so many, so that a look costs the same however many there are."""
+SHOWN_REASONS = 10
+SHOWN_LETTERS = 10
 
 
 class Batch(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -124,6 +128,29 @@ class QueueStats(msgspec.Struct, frozen=True, rename="camel"):
             wal_bytes=wal_bytes,
             apps=apps,
         )
+
+
+class Reason(msgspec.Struct, frozen=True, rename="camel"):
+    """Why events became dead letters, and how many of the latest ones."""
+
+    reason: str
+    events: int
+    latest_ms: int
+
+
+class DeadLetter(msgspec.Struct, frozen=True, rename="camel"):
+    """One dead letter, without the event."""
+
+    app_id: str
+    buried_ms: int
+    reason: str
+
+
+class DeadLetters(msgspec.Struct, frozen=True, rename="camel"):
+    """The most frequent reasons of the latest `REASON_LETTERS`, and the latest letters, newest first."""
+
+    reasons: list[Reason] = []
+    latest: list[DeadLetter] = []
 
 
 class Queue(Protocol):

@@ -5,7 +5,6 @@ import msgspec
 import pytest
 
 from collector.cli.screen import duration, events, screen, size
-from collector.dead_letters import DeadLetters, Reason
 from collector.observe.status import (
     AppStatus,
     Limit,
@@ -17,6 +16,7 @@ from collector.observe.status import (
     Status,
     UpstreamStatus,
 )
+from collector.queue.base import DeadLetters, Reason
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\r\n\u202e"
 

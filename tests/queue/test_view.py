@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.dead_letters import SHOWN_LETTERS, DeadLetter, DeadLetters
 from collector.errors import QueueUnavailable
-from collector.queue.base import AppStats, Batch, Burial
+from collector.queue.base import SHOWN_LETTERS, AppStats, Batch, Burial, DeadLetter, DeadLetters
 from collector.queue.sqlite.database import APP_SHIFT, FILE_NAME
 from collector.queue.sqlite.operations import Done, Put, Settle
 from collector.queue.sqlite.run import LEASE_BATCHES, Run, best_reach, joined

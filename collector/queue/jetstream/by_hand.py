@@ -10,9 +10,8 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from collector.config.model import JetStream
-from collector.dead_letters import DeadLetters
 from collector.errors import Unusable
-from collector.queue.base import QueueStats
+from collector.queue.base import DeadLetters, QueueStats
 from collector.queue.by_hand import Choice, Entry
 from collector.queue.jetstream.connection import Connection, ServerError, decoded
 from collector.queue.jetstream.figures import dead_letters, stats

@@ -2,8 +2,16 @@
 
 import msgspec
 
-from collector.dead_letters import REASON_LETTERS, SHOWN_LETTERS, SHOWN_REASONS, DeadLetter, DeadLetters, Reason
-from collector.queue.base import AppStats, QueueStats
+from collector.queue.base import (
+    REASON_LETTERS,
+    SHOWN_LETTERS,
+    SHOWN_REASONS,
+    AppStats,
+    DeadLetter,
+    DeadLetters,
+    QueueStats,
+    Reason,
+)
 from collector.queue.jetstream.connection import Connection
 from collector.queue.jetstream.stored import LetterBody, first_message, time_of
 from collector.queue.jetstream.stream import Streams

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from collector.clock import Clock
 from collector.config.model import JetStream
-from collector.dead_letters import DeadLetters
 from collector.errors import CollectorError, QueueUnavailable, Retryable, Unusable
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
-from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verdict
+from collector.queue.base import Backlog, Batch, Burial, DeadLetters, Lease, QueueStats, Verdict
 from collector.queue.jetstream.connection import Connection, ServerError
 from collector.queue.jetstream.deliveries import Deliveries
 from collector.queue.jetstream.figures import dead_letters, stats

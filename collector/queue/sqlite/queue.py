@@ -8,12 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from collector.clock import Clock, WallTime
-from collector.dead_letters import DeadLetters
 from collector.errors import CollectorError, DiskFull, QueueBroken, QueueDamaged, Retryable
 from collector.forks import no_fork
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
-from collector.queue.base import Backlog, Batch, Burial, Lease, QueueStats, Verdict
+from collector.queue.base import Backlog, Batch, Burial, DeadLetters, Lease, QueueStats, Verdict
 from collector.queue.limits import Limits
 from collector.queue.sqlite.at_hand import AtHand
 from collector.queue.sqlite.database import BUSY_TIMEOUT_MS, FILE_NAME, damaged

@@ -8,9 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from collector.clock import Clock
-from collector.dead_letters import REASON_LETTERS, SHOWN_LETTERS, SHOWN_REASONS, DeadLetter, DeadLetters, Reason
 from collector.errors import QueueUnavailable
-from collector.queue.base import AppStats, QueueStats
+from collector.queue.base import (
+    REASON_LETTERS,
+    SHOWN_LETTERS,
+    SHOWN_REASONS,
+    AppStats,
+    DeadLetter,
+    DeadLetters,
+    QueueStats,
+    Reason,
+)
 from collector.queue.sqlite.database import APP_SHIFT, FILE_NAME, SQL, damaged, open_reader, translated
 from collector.queue.sqlite.run import LEASE_BATCHES, Segment
 from collector.queue.sqlite.soundness import lines_crc
