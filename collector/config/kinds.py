@@ -184,9 +184,9 @@ def _sendable(value: Any) -> str:
     return str(value)
 
 
-def text(about: str, allowed: str = "text that is not empty") -> Kind:
+def text(about: str) -> Kind:
     """Text, taken as it is."""
-    return Kind(about, allowed, _sendable, _quoted)
+    return Kind(about, "text that is not empty", _sendable, _quoted)
 
 
 def choice(about: str, *options: str) -> Kind:
@@ -289,10 +289,9 @@ def secret(about: str) -> Kind:
     """Text that must not be shown, not even when it is wrong."""
 
     def parse(value: Any) -> Secret:
-        try:
-            return Secret(_sendable(value))
-        except ValueError:
-            raise Refused("(not shown)") from None
+        if not isinstance(value, str) or not value or not is_sendable(value):
+            raise Refused("(not shown)")
+        return Secret(value)
 
     return Kind(about, "text that is not empty", parse, lambda value: _quoted(value.reveal()))
 

@@ -226,6 +226,13 @@ def test_a_url_with_a_password_is_refused_without_a_word_of_it(value: object) ->
     assert "hunter2" not in f"{error!r} {error.__cause__!r} {error.__context__!r}"
 
 
+@pytest.mark.parametrize("value", ["", "hunter2\ud800", ["hunter2"], 7])
+def test_a_secret_that_cannot_be_one_is_refused_without_a_word_of_it(value: object) -> None:
+    with pytest.raises(kinds.Refused, match=r"^\(not shown\)$") as caught:
+        kinds.secret("").parse(value)
+    assert caught.value.__context__ is None
+
+
 @pytest.mark.parametrize(
     "show", [repr, str, "{}".format, "{!r}".format, lambda secret: f"{secret:}", lambda secret: "%s" % [secret]]
 )

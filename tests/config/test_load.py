@@ -484,13 +484,6 @@ def test_a_url_with_a_password_is_refused_without_a_word_of_it(write: Write, nam
     ]
 
 
-def test_an_ipv6_address_without_brackets_is_refused_with_a_word_about_brackets() -> None:
-    [problem] = problems(environment=CREDENTIALS | {"COLLECTOR_HTTP__LISTEN": "::1:80"})
-    assert problem.startswith(
-        "http.listen: '::1:80': an IPv6 host stands in brackets, such as \"[::1]:8787\"; allowed: "
-    )
-
-
 @pytest.mark.parametrize(
     "text",
     [
