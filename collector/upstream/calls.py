@@ -51,18 +51,10 @@ def outcome_unknown(operation: Operation[Any], why: str) -> OutcomeUnknown:
 class Calls:
     """`open` and `close` it inside the loop that uses it."""
 
-    def __init__(
-        self,
-        settings: Upstream,
-        *,
-        clock: Clock,
-        on_wait: OnWait | None = None,
-        draw: Callable[[], float] = random.random,
-    ) -> None:
+    def __init__(self, settings: Upstream, *, clock: Clock, on_wait: OnWait | None = None) -> None:
         self._base_url = settings.base_url
         self._clock = clock
         self._on_wait = on_wait
-        self._draw = draw
         self._transport = Transport(timeout_seconds=settings.timeout)
         self._tokens = token_sources(self._transport, settings, clock=clock, metrics=Metrics())
         self._export_limiter = export_limiter()
@@ -132,7 +124,7 @@ class Calls:
                     failures,
                     base_seconds=BACKOFF_BASE_SECONDS,
                     maximum_seconds=BACKOFF_MAX_SECONDS,
-                    random_fraction=self._draw(),
+                    random_fraction=random.random(),  # noqa: S311 - jitter
                     retry_after_seconds=error.retry_after_seconds,
                 )
                 if self._on_wait is not None:
