@@ -9,7 +9,7 @@ from collector.cli.role import Role, role_option
 from collector.config import load
 
 
-@click.command("check-config", short_help="Check the configuration and list every problem.")
+@click.command("check-config")
 @config_option
 @role_option
 @click.option(

@@ -16,7 +16,7 @@ from collector.cli.status import look, say_unreachable
 LOOK_SECONDS = 0.5
 
 
-@click.command("drain", short_help="Wait until everything is delivered.")
+@click.command("drain")
 @place_options
 @click.option(
     "--deadline", type=DurationType("0s", "1d"), default="20s", show_default=True, help="How long to wait at most."

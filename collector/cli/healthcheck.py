@@ -11,7 +11,7 @@ from collector.cli.reach import Unreachable, ask, place, reason
 from collector.config import load
 
 
-@click.command("healthcheck", short_help="Ask whether the collector lives, or takes events.")
+@click.command("healthcheck")
 @place_options
 @click.option("--ready", is_flag=True, help="Ask whether events should be sent to it now, not only whether it lives.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")

@@ -33,7 +33,7 @@ class Step(NamedTuple):
         return "keep" if self.before == self.text else "replace"
 
 
-@click.command("init", short_help="Write a configuration, and install the systemd units.")
+@click.command("init")
 @click.argument("path", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--systemd", is_flag=True, help="Install the systemd units too; the configuration is theirs.")
 @click.option("--split", is_flag=True, help="With --systemd: receiving and delivering in two processes.")

@@ -28,7 +28,9 @@ class LazyGroup(click.Group):
         """The command, imported now."""
         if cmd_name not in self._modules:
             return None
-        command: click.Command = _imported(self._modules[cmd_name][0]).command
+        module, about = self._modules[cmd_name]
+        command: click.Command = _imported(module).command
+        command.short_help = about  # for a shell's completion
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

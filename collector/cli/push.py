@@ -51,7 +51,7 @@ class Totals(msgspec.Struct):
     rejected: int = 0
 
 
-@click.command("push", short_help="Send events from NDJSON files to a running collector.")
+@click.command("push")
 @config_option
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option(

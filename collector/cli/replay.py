@@ -13,7 +13,7 @@ from collector.queue.backend import by_hand
 from collector.queue.by_hand import Choice
 
 
-@click.command("replay", short_help="Send delivered events once more.")
+@click.command("replay")
 @config_option
 @click.option("--since", type=TimeType(), required=True, help="Delivered at or after: ISO 8601 (UTC), or -7d.")
 @click.option("--until", type=TimeType(), help="Delivered before: ISO 8601 (UTC), or -1h. Now without it.")

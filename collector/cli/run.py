@@ -129,7 +129,7 @@ def _configure(_store: object, *, log: Log, level: str | None) -> None:
     configure(level or log.level, log.format)
 
 
-@click.command("run", short_help="Run the collector.")
+@click.command("run")
 @config_option
 @role_option
 @click.option("--log-level", type=click.Choice(LEVELS), help="Least severe level that is logged; wins over log.level.")

@@ -19,7 +19,7 @@ from collector.sandbox.state import State
 Content = TypeVar("Content")
 
 
-@click.command("sandbox", short_help="Run a local server of the Productiv Developer API.")
+@click.command("sandbox")
 @click.option(
     "--listen",
     type=AddressType(),

@@ -27,7 +27,7 @@ from collector.queue.backend import at_rest
 from collector.version import __version__
 
 
-@click.command("status", short_help="Show how the collector is, on one screen.")
+@click.command("status")
 @place_options
 @click.option(
     "--json", "as_json", is_flag=True, help="The document that GET /status.json answers, or why there is none."

@@ -18,7 +18,7 @@ from collector.cli.screen import screen, terminal_columns
 from collector.cli.status import exit_code, look, unreachable_json
 
 
-@click.command("top", short_help="Show how the collector is, live.")
+@click.command("top")
 @place_options
 @click.option(
     "--interval",

@@ -17,7 +17,7 @@ from collector.cli.demo.outage import show_outage
 from collector.cli.loop import run
 
 
-@click.command("demo", short_help="Show the main job: sandbox, collector, an outage, and the books.")
+@click.command("demo")
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed sends the same events.")
 @click.option("--cluster", is_flag=True, help="Three collectors on three JetStream servers, and sudden deaths of both.")
 def command(seed: int, cluster: bool) -> None:

@@ -5,7 +5,7 @@ import click
 from collector.cli.queue import bury, dead, export, files, stats
 
 
-@click.group("queue", short_help="Look into the queue, and mend it.")
+@click.group("queue")
 def command() -> None:
     """Look into the queue and mend it; but for `bury` and `recover`, also while the daemon runs."""
 
