@@ -1,8 +1,6 @@
 """The sandbox's own requests: what it got, what it shall do, its OpenAPI document, and the page for people."""
 
-import base64
 import functools
-import hashlib
 import re
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from collector.clock import Clock
+from collector.observe.page import policy
 from collector.sandbox.activity import Activity, AppRow, Picture
 from collector.sandbox.calls import Refusal, answer, bad_request
 from collector.sandbox.faults import Faults, FaultScript, read_faults
@@ -153,9 +152,9 @@ async def _document(request: web.Request) -> web.StreamResponse:
 
 
 async def _page(_request: web.Request) -> web.StreamResponse:
-    html, policy = _page_and_policy()
+    html, allowed = _page_and_policy()
     headers = {
-        "Content-Security-Policy": policy,
+        "Content-Security-Policy": allowed,
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
         "Cache-Control": "no-cache",
@@ -167,12 +166,5 @@ async def _page(_request: web.Request) -> web.StreamResponse:
 def _page_and_policy() -> tuple[str, str]:
     """The page, the same for everybody: it fetches what it shows. And the policy that lets nothing else be run."""
     html = Path(__file__).with_name("page.html").read_text()
-    hashes = {
-        element: base64.b64encode(hashlib.sha256(match[1].encode()).digest()).decode()
-        for element in ("style", "script")
-        for match in re.finditer(rf"<{element}>(.*?)</{element}>", html, re.DOTALL)
-    }
-    return html, (
-        f"default-src 'none'; style-src 'sha256-{hashes['style']}'; script-src 'sha256-{hashes['script']}'; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
+    style, script = re.findall(r"<(?:style|script)>(.*?)</(?:style|script)>", html, re.DOTALL)
+    return html, policy(style, script)
