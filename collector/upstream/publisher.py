@@ -16,63 +16,18 @@ from collector.upstream.transport import MAX_RESPONSE_BYTES, Transport
 from collector.upstream.wire import Request, Response, read_push, usage_events_request
 
 
-class UsageEventsPublisher:
-    """publishUsageEvents, with a fresh token where the first was refused."""
+class _Publisher:
+    """What each request took, and what became of each batch, is in the metrics. `_deliver` is how."""
 
-    def __init__(
-        self, transport: Transport, tokens: TokenSource, *, base_url: str, path: str, clock: Clock, metrics: Metrics
-    ) -> None:
-        self._way = _TimedWay(transport, clock, metrics)
-        self._tokens = tokens
-        self._base_url = base_url
-        self._path = path
+    def __init__(self, transport: Transport, clock: Clock, metrics: Metrics) -> None:
+        self._transport = transport
         self._clock = clock
         self._metrics = metrics
 
     async def publish(self, app_id: str, lines: bytes, events: int) -> float:
-        """See `Publisher.publish`. A 401 is tried once more with a new token; a second one is final.
-
-        The seconds are those of the attempt that was taken alone, without the token's and an earlier one's.
-        """
+        """See `Publisher.publish`. The seconds are those of the attempt that was taken alone."""
         try:
-            seconds = await self._tokens.authorize(lambda token: self._attempt(token, app_id, lines))
-        except CollectorError as error:
-            self._metrics.deliveries.labels(_outcome(error)).inc()
-            raise
-        self._metrics.deliveries.labels("delivered").inc()
-        self._metrics.batch_events.observe(events)
-        return seconds
-
-    async def _attempt(self, token: str, app_id: str, lines: bytes) -> float:
-        request = usage_events_request(self._base_url, self._path, app_id=app_id, lines=lines, token=token)
-        response, seconds = await self._way.send(request)
-        now_seconds = self._clock.now_ms() / 1000
-        read_push(response, PUBLISH_USAGE_EVENTS.id, app_id=app_id, lines=lines, now_seconds=now_seconds)
-        return seconds
-
-
-class CentralPublisher:
-    """A central collector's HTTP endpoint: what it has stored, or knew before, is delivered."""
-
-    def __init__(
-        self,
-        transport: Transport,
-        *,
-        url: str | UnixUrl,
-        token: Secret | None,
-        clock: Clock,
-        metrics: Metrics,
-    ) -> None:
-        self._way = _TimedWay(transport, clock, metrics)
-        self._url = url
-        self._token = token
-        self._clock = clock
-        self._metrics = metrics
-
-    async def publish(self, app_id: str, lines: bytes, events: int) -> float:
-        """See `Publisher.publish`."""
-        try:
-            reasons, seconds = await self._attempt(app_id, lines, events)
+            reasons, seconds = await self._deliver(app_id, lines, events)
         except CollectorError as error:
             self._metrics.deliveries.labels(_outcome(error)).inc()
             raise
@@ -85,22 +40,11 @@ class CentralPublisher:
             raise PartlyRejected(reasons, seconds=seconds)
         return seconds
 
-    async def _attempt(self, app_id: str, lines: bytes, events: int) -> tuple[Mapping[int, str], float]:
-        request = forward_request(self._url, app_id=app_id, lines=lines, token=self._token)
-        response, seconds = await self._way.send(request, MAX_RESPONSE_BYTES + events * VERDICT_BYTES)
-        now_seconds = self._clock.now_ms() / 1000
-        return read_report(response, central_name(self._url), events=events, now_seconds=now_seconds), seconds
+    async def _deliver(self, app_id: str, lines: bytes, events: int) -> tuple[Mapping[int, str], float]:
+        """Why some of the events are refused for good, by position, and how long that took. Raises CollectorError."""
+        raise NotImplementedError
 
-
-class _TimedWay:
-    """The transport, with what each request took in the metrics."""
-
-    def __init__(self, transport: Transport, clock: Clock, metrics: Metrics) -> None:
-        self._transport = transport
-        self._clock = clock
-        self._metrics = metrics
-
-    async def send(self, request: Request, max_response_bytes: int = MAX_RESPONSE_BYTES) -> tuple[Response, float]:
+    async def _send(self, request: Request, max_response_bytes: int = MAX_RESPONSE_BYTES) -> tuple[Response, float]:
         """The answer and the seconds it took. Raises as `Transport.send` does."""
         started = self._clock.monotonic()
         try:
@@ -111,6 +55,45 @@ class _TimedWay:
         seconds = self._clock.monotonic() - started
         self._metrics.observe_upstream(seconds, response.status)
         return response, seconds
+
+
+class UsageEventsPublisher(_Publisher):
+    """publishUsageEvents. A 401 is tried once more with a new token; a second one is final."""
+
+    def __init__(
+        self, transport: Transport, tokens: TokenSource, *, base_url: str, path: str, clock: Clock, metrics: Metrics
+    ) -> None:
+        super().__init__(transport, clock, metrics)
+        self._tokens = tokens
+        self._base_url = base_url
+        self._path = path
+
+    async def _deliver(self, app_id: str, lines: bytes, _events: int) -> tuple[Mapping[int, str], float]:
+        async def attempt(token: str) -> float:
+            request = usage_events_request(self._base_url, self._path, app_id=app_id, lines=lines, token=token)
+            response, seconds = await self._send(request)
+            now_seconds = self._clock.now_ms() / 1000
+            read_push(response, PUBLISH_USAGE_EVENTS.id, app_id=app_id, lines=lines, now_seconds=now_seconds)
+            return seconds
+
+        return {}, await self._tokens.authorize(attempt)
+
+
+class CentralPublisher(_Publisher):
+    """A central collector's HTTP endpoint: what it has stored, or knew before, is delivered."""
+
+    def __init__(
+        self, transport: Transport, *, url: str | UnixUrl, token: Secret | None, clock: Clock, metrics: Metrics
+    ) -> None:
+        super().__init__(transport, clock, metrics)
+        self._url = url
+        self._token = token
+
+    async def _deliver(self, app_id: str, lines: bytes, events: int) -> tuple[Mapping[int, str], float]:
+        request = forward_request(self._url, app_id=app_id, lines=lines, token=self._token)
+        response, seconds = await self._send(request, MAX_RESPONSE_BYTES + events * VERDICT_BYTES)
+        now_seconds = self._clock.now_ms() / 1000
+        return read_report(response, central_name(self._url), events=events, now_seconds=now_seconds), seconds
 
 
 def _outcome(error: CollectorError) -> str:
