@@ -1,7 +1,7 @@
 """What goes over the wire and what the answers mean, without any I/O.
 
-The contract declares 200, 400, 401 and 404; what all other answers mean is our policy, in `classify`. Nothing here
-holds a connection, a clock or a token.
+The contract declares 200, 400, 401 and 404; what all others mean is our policy: `raise_for_unexpected`.
+Nothing here holds a connection, a clock or a token.
 """
 
 import codecs
