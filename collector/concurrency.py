@@ -44,7 +44,7 @@ class AdaptiveLimit:
     """`limit` requests may be under way, never more than `maximum` and never fewer than the lower of it and 2."""
 
     def __init__(self, maximum: int) -> None:
-        self._maximum = maximum
+        self.maximum = maximum
         self._lowest = min(LOWEST_LIMIT, maximum)
         self.limit = min(FIRST_LIMIT, maximum)
         self._lowered = 0
@@ -54,7 +54,7 @@ class AdaptiveLimit:
 
     def use_maximum(self, maximum: int) -> None:
         """From now on so many may be under way at most."""
-        self._maximum = maximum
+        self.maximum = maximum
         self._lowest = min(LOWEST_LIMIT, maximum)
         self.limit = max(self._lowest, min(self.limit, maximum))
 
@@ -92,7 +92,7 @@ class AdaptiveLimit:
             self._lower()
             return
         if self._was_reached:
-            self.limit = min(self._maximum, self.limit + 1)
+            self.limit = min(self.maximum, self.limit + 1)
         self._begin_round()
 
     def _lower(self) -> None:

@@ -71,7 +71,6 @@ class Flusher:
         self._publisher = publisher
         self._batch_events = batch_events
         self._linger_seconds = linger_seconds
-        self._max_in_flight = max_in_flight
         self._clock = clock
         self._metrics = metrics
         self._pace = pace
@@ -113,7 +112,6 @@ class Flusher:
     ) -> None:
         """From now on these hold; who waits already, waits as long as before."""
         self._linger_seconds = linger_seconds
-        self._max_in_flight = max_in_flight
         self._limit.use_maximum(max_in_flight)
         self._retries.delays = delays
         self._pace.use_limit(max_requests_per_second)
@@ -155,7 +153,7 @@ class Flusher:
 
     def _due_at(self, lane: Lane, backlog: Backlog) -> float:
         """The monotonic second from which the lane's next batch may leave; infinity where an answer comes before."""
-        if self._in_flight >= self._max_in_flight:
+        if self._in_flight >= self._limit.maximum:
             return float("inf")
         if lane.is_in_trouble:
             if lane.in_flight or self._probes:  # one attempt at a time finds out whether the trouble is over
