@@ -11,6 +11,7 @@ import errno
 import os
 import tomllib
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -127,26 +128,14 @@ def _invalid(problems: list[Problem]) -> ConfigInvalid:
 def _with_credentials(config: Config, environment: Mapping[str, str], problems: list[Problem]) -> Config:
     """The secrets are in it. Who delivers to a central collector can do without upstream's."""
     upstream, forward = config.upstream, config.forward
-    secret = _secret(
-        ("upstream.client_secret", upstream.client_secret),
-        ("upstream.client_secret_file", upstream.client_secret_file),
-        SECRET_CREDENTIAL,
-        environment,
-        problems,
-    )
+    secret = _secret(config, "upstream.client_secret", SECRET_CREDENTIAL, environment, problems)
     if forward.url is None:
         if secret is None and not any(problem.key in _PLACES_OF_SECRET for problem in problems):
             remedy = "give it in the environment, client_secret_file or a systemd credential"
             problems.append(Problem("upstream.client_secret", "missing", remedy))
         if upstream.client_id is None and not _named("upstream.client_id", problems):
             problems.append(Problem("upstream.client_id", "missing", "give the OAuth2 client ID that Productiv issued"))
-    token = _secret(
-        ("forward.token", forward.token),
-        ("forward.token_file", forward.token_file),
-        TOKEN_CREDENTIAL,
-        environment,
-        problems,
-    )
+    token = _secret(config, "forward.token", TOKEN_CREDENTIAL, environment, problems)
     if token is not None and not (token.reveal().isascii() and token.reveal().isprintable()):
         problems.append(Problem("forward.token", "(not shown) has characters that no header can carry"))
     return msgspec.structs.replace(
@@ -208,16 +197,14 @@ def _from_environment(
 
 
 def _secret(
-    own: tuple[str, Secret | None],
-    file_of: tuple[str, Path | None],
-    credential: str,
-    environment: Mapping[str, str],
-    problems: list[Problem],
+    config: Config, key: str, credential: str, environment: Mapping[str, str], problems: list[Problem]
 ) -> Secret | None:
-    """A secret from its own key, from the file that another key names, or from systemd; None where it is nowhere."""
-    if own[1] is not None:
-        return own[1]
-    key, file = file_of
+    """A secret from its own key, from the file that `<key>_file` names, or from systemd; None where it is nowhere."""
+    own: Secret | None = attrgetter(key)(config)
+    if own is not None:
+        return own
+    key = f"{key}_file"
+    file: Path | None = attrgetter(key)(config)
     directory = environment.get("CREDENTIALS_DIRECTORY")
     if file is None and directory:
         key, file = f"systemd credential {credential}", Path(directory, credential)
