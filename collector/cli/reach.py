@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from collector.config import Config
-from collector.config.kinds import is_host
+from collector.config.kinds import Address, UnixUrl, is_host
 from collector.config.tokens import read_tokens
 from collector.errors import UNPARSABLE, CollectorError, ConfigInvalid, Unusable
 
@@ -30,17 +30,13 @@ class Busy(Unusable):
 
 
 class Place(NamedTuple):
-    """Where a collector listens: a Unix socket's path, or host and port; with the token that it asks for, if any."""
+    """Where a collector listens, with the token that it asks for, if any."""
 
-    unix: Path | None
-    host: str
-    port: int
+    door: Address | UnixUrl
     token: str | None = None
 
     def __str__(self) -> str:
-        if self.unix is not None:
-            return f"unix:{self.unix}"
-        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+        return f"http://{self.door}" if isinstance(self.door, Address) else str(self.door)
 
 
 def place(url: str | None, token_file: Path | None, config: Callable[[], Config]) -> Place:
@@ -53,14 +49,14 @@ def place(url: str | None, token_file: Path | None, config: Callable[[], Config]
         return _place_of_url(url, token)
     settings = config()
     if settings.unix.stream is not None and settings.unix.stream.exists():
-        return Place(settings.unix.stream, "localhost", 0)
+        return Place(UnixUrl(settings.unix.stream))
     host, port = settings.http.listen
-    return Place(None, ANYWHERE.get(host, host), port, token or first_token(settings.access.tokens_file))
+    return Place(Address(ANYWHERE.get(host, host), port), token or first_token(settings.access.tokens_file))
 
 
 def _place_of_url(url: str, token: str | None) -> Place:
     if url.startswith("unix:"):
-        return Place(Path(url.removeprefix("unix:")), "localhost", 0)
+        return Place(UnixUrl(Path(url.removeprefix("unix:"))))
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -68,14 +64,14 @@ def _place_of_url(url: str, token: str | None) -> Place:
         raise Unusable(f"{url}: {error}; expected http://HOST:PORT or unix:PATH") from None
     if parts.scheme != "http" or not parts.hostname or not is_host(parts.hostname):
         raise Unusable(f"{url} is not http://HOST:PORT or unix:PATH")
-    return Place(None, parts.hostname, port or 80, token)
+    return Place(Address(parts.hostname, port or 80), token)
 
 
 def ask(at: Place, path: str, *, timeout_seconds: float) -> tuple[int, bytes]:
     """Status and body of GET `path`. Raises Unreachable."""
     authorization = f"Authorization: Bearer {at.token}\r\n" if at.token else ""
-    host = at.host if ":" not in at.host else f"[{at.host}]"
-    request = f"GET {path} HTTP/1.0\r\nHost: {host}:{at.port}\r\n{authorization}\r\n"
+    host = at.door if isinstance(at.door, Address) else "localhost"
+    request = f"GET {path} HTTP/1.0\r\nHost: {host}\r\n{authorization}\r\n"
     try:
         with _connected(at, timeout_seconds) as connection:
             connection.sendall(request.encode("latin-1", "replace"))
@@ -103,12 +99,12 @@ def reason(body: bytes) -> str | None:
 
 
 def _connected(at: Place, timeout_seconds: float) -> socket.socket:
-    if at.unix is None:
-        return socket.create_connection((at.host, at.port), timeout_seconds)
+    if isinstance(at.door, Address):
+        return socket.create_connection(at.door, timeout_seconds)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(timeout_seconds)
-        connection.connect(str(at.unix))
+        connection.connect(str(at.door.path))
     except OSError:
         connection.close()
         raise
