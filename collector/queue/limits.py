@@ -1,17 +1,25 @@
 """What a full queue refuses, and in which words: puts, and burials where dead letters have no room.
 
 Each queue counts what it holds, and compares; a limit that has changed holds from then on, and what is there stays.
+That puts are refused is said in the log as an outage is: when it begins and when it is over.
 """
 
 from collections.abc import Sequence
 
 import msgspec
 
+from collector.clock import Clock
 from collector.errors import DeadLettersFull, QueueBusy, QueueFull
+from collector.observe.logs import get_logger
 from collector.queue.base import Burial
+
+log = get_logger(__name__)
 
 BUSY_RETRY_AFTER_SECONDS = 1.0
 FULL_RETRY_AFTER_SECONDS = 5.0
+QUIET_SECONDS = 30.0
+"""For how long nothing is refused before refusals count as over: senders come back within FULL_RETRY_AFTER_SECONDS, and
+a queue that is drained at its limit takes one put and refuses the next."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -42,3 +50,28 @@ class Limits(msgspec.Struct, frozen=True):
             f"nothing more is buried, and this app's events wait. Upstream refuses {len(buried)} of them: "
             f"{buried[0].reason}. Make room: collector queue dead list, export, and retry or purge"
         )
+
+
+class Refusals:
+    """Puts that a limit refuses, from the first until there are none for QUIET_SECONDS."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._puts = 0
+        self._since = self._latest = 0.0
+
+    def noted(self, error: QueueFull | QueueBusy) -> QueueFull | QueueBusy:
+        """The same, for a put that is refused with it."""
+        self._latest = self._clock.monotonic()
+        if not self._puts:
+            self._since = self._latest
+            log.warning("queue.refusals_began", error=str(error))
+        self._puts += 1
+        return error
+
+    def look(self) -> None:
+        """Says that they are over, where they are. To be called about once a second."""
+        if self._puts and self._clock.monotonic() >= self._latest + QUIET_SECONDS:
+            seconds = round(self._latest - self._since, 1)
+            log.info("queue.refusals_ended", seconds=seconds, refused_puts=self._puts)
+            self._puts = 0

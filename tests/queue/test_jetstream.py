@@ -382,11 +382,15 @@ async def test_more_kinds_of_messages_wait_than_the_server_tells_of_at_once(open
             await queue.refresh()
 
 
-async def test_above_max_bytes_new_events_are_refused(open_queue: Opener) -> None:
+async def test_above_max_bytes_new_events_are_refused_and_that_is_said_once(
+    open_queue: Opener, caplog: pytest.LogCaptureFixture
+) -> None:
     queue = await open_queue(max_bytes=2000)
     await queue.put([batch("wiki", range(10))])
-    with pytest.raises(QueueFull, match=r"queue\.max_bytes = 2000"):
-        await queue.put([batch("wiki", range(10, 30))])
+    for _ in range(2):
+        with pytest.raises(QueueFull, match=r"queue\.max_bytes = 2000"):
+            await queue.put([batch("wiki", range(10, 30))])
+    assert caplog.messages.count("queue.refusals_began") == 1
 
 
 # what is refused, and what is said

@@ -459,6 +459,27 @@ async def test_a_full_queue_refuses_what_does_not_fit_and_stores_nothing_of_it(
     assert set(remembered(tmp_path)) == {*split_keys(small.keys), *split_keys(exact.keys)}
 
 
+async def test_puts_that_are_refused_are_said_when_that_begins_and_when_it_is_over(
+    maintained: SqliteQueue, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    maintained.use_limits(max_bytes=2000, max_uncommitted_bytes=2000, max_dead_bytes=0, keep_delivered_seconds=0)
+    for begin in range(0, 200, 10):  # at its limit: as one put goes in, others do not
+        await maintained.put([batch("wiki", range(begin, begin + 10))])
+        for _ in range(3):
+            with pytest.raises(QueueFull):
+                maintained.put([batch("wiki", range(1000, 1030))])
+        await maintained.settle(await lease(maintained, "wiki"))
+        await tick(clock)
+    assert caplog.messages == ["queue.refusals_began"]
+    for _ in range(30):
+        await tick(clock)
+    assert caplog.messages == ["queue.refusals_began", "queue.refusals_ended"]
+    began, ended = (vars(record) for record in caplog.records)
+    assert "of queue.max_bytes = 2000 bytes wait" in began["error"]
+    assert (began["levelname"], ended["refused_puts"], ended["seconds"]) == ("WARNING", 60, 19.0)
+
+
 async def test_what_waits_for_its_commit_counts_towards_a_full_queue(open_queue: Opener) -> None:
     first, second = batch("wiki", range(5)), batch("wiki", range(5, 10))
     queue = await open_queue(max_bytes=first.bytes + second.bytes - 1)

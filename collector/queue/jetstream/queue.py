@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from collector.clock import Clock
 from collector.config.model import JetStream
-from collector.errors import CollectorError, QueueUnavailable, Retryable, Unusable
+from collector.errors import CollectorError, QueueFull, QueueUnavailable, Retryable, Unusable
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.queue.base import Backlog, Batch, Burial, DeadLetters, Lease, QueueStats, Verdict
@@ -19,7 +19,7 @@ from collector.queue.jetstream.leases import Leases
 from collector.queue.jetstream.pruning import purge_keys
 from collector.queue.jetstream.publication import Arrival, Publication
 from collector.queue.jetstream.stream import Streams, app_token
-from collector.queue.limits import BUSY_RETRY_AFTER_SECONDS, Limits
+from collector.queue.limits import BUSY_RETRY_AFTER_SECONDS, Limits, Refusals
 
 log = get_logger(__name__)
 
@@ -56,6 +56,7 @@ class JetStreamQueue:
         self._limits = Limits(max_bytes, max_uncommitted_bytes, max_dead_bytes)
         self._retention_seconds = dedup_retention_seconds
         self._clock = clock
+        self._refusals = Refusals(clock)
         self._connection = Connection(settings)
         self._streams = Streams(settings)
         self._fleet = Fleet(self._connection, self._streams.fleet)
@@ -177,10 +178,14 @@ class JetStreamQueue:
         size, uncommitted = sum(batch.bytes for batch in batches), self.uncommitted_bytes
         waiting = self.waiting_bytes + uncommitted
         if waiting + size > self._limits.max_bytes:
-            raise self._limits.full(waiting)
+            raise self._refusals.noted(self._limits.full(waiting))
         if uncommitted + size > self._limits.max_uncommitted_bytes:
-            raise self._limits.busy(uncommitted)
-        return await self._publication.submit(batches)
+            raise self._refusals.noted(self._limits.busy(uncommitted))
+        try:
+            return await self._publication.submit(batches)
+        except QueueFull as error:  # of the servers' own limits
+            self._refusals.noted(error)
+            raise
 
     def backlog(self) -> Iterable[Backlog]:
         """See `Queue.backlog`. Reads memory only."""
@@ -229,6 +234,7 @@ class JetStreamQueue:
             if self._trouble is not None and said != str(self._trouble):
                 said = str(self._trouble)
                 log.warning("queue.unavailable", error=said)
+            self._refusals.look()
             await self._clock.sleep(self._look_seconds)
 
     async def _tend_once(self) -> None:

@@ -13,7 +13,7 @@ from collector.forks import no_fork
 from collector.observe.logs import get_logger
 from collector.observe.metrics import Metrics
 from collector.queue.base import Backlog, Batch, Burial, DeadLetters, Lease, QueueStats, Verdict
-from collector.queue.limits import Limits
+from collector.queue.limits import Limits, Refusals
 from collector.queue.sqlite.at_hand import AtHand
 from collector.queue.sqlite.database import BUSY_TIMEOUT_MS, FILE_NAME, damaged
 from collector.queue.sqlite.group_commit import GroupCommit
@@ -62,6 +62,7 @@ class SqliteQueue:
         self._keep_seconds = keep_delivered_seconds
         self._clock = clock
         self._wall = WallTime(clock)
+        self._refusals = Refusals(clock)
         self._metrics = metrics
         self._flusher_role = RoleLock(directory, "flusher")
         self._lanes = Lanes(clock, self.arrivals, batch_events)
@@ -176,9 +177,9 @@ class SqliteQueue:
         size, uncommitted = put.bytes, self._commits.uncommitted_bytes
         waiting = self._waiting_bytes + uncommitted
         if waiting + size > limits.max_bytes:
-            raise limits.full(waiting)
+            raise self._refusals.noted(limits.full(waiting))
         if uncommitted + size > limits.max_uncommitted_bytes:
-            raise limits.busy(uncommitted)
+            raise self._refusals.noted(limits.busy(uncommitted))
         return self._commits.submit(put)
 
     def backlog(self) -> Iterable[Backlog]:
@@ -240,6 +241,7 @@ class SqliteQueue:
         said = ""
         while True:
             await self._clock.wait(self._damage_found, TICK_SECONDS)
+            self._refusals.look()
             if self._damage is not None:
                 raise self._damage
             try:
