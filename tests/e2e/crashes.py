@@ -69,6 +69,7 @@ NOT_TAKEN = {
     "queue.SqliteQueue.round_trip": "of a supervisor's watchdog, and writes nothing; see tests/test_systemd.py",
     "queue.SqliteQueue.use_limits": AT_RELOAD,
     "queue._nothing": "as round_trip",
+    "reserve.with_reserve": "at import",
     "store.Store.reconnect": "after a fork of the program around it; see tests/test_sync.py",
     "store_process._close_all_but": "as _live",
     "store_process._die_with": "as _live",

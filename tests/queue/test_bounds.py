@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from collector.queue.sqlite.database import AUTO_CHECKPOINT_PAGES, FILE_NAME, SQL, WAL_LIMIT_BYTES
+from collector.queue.sqlite.database import FILE_NAME, SQL, WAL_LIMIT_BYTES
 from collector.queue.sqlite.operations import Put, Settle
 from collector.queue.sqlite.store import Store
 from collector.queue.sqlite.view import View
+from collector.queue.sqlite.write_ahead_log import AUTO_CHECKPOINT_PAGES
 from tests.fake_clock import START_MS, FakeClock
 from tests.queue.samples import batch, next_run, remembered
 

@@ -12,7 +12,7 @@ from collector.forks import Connection
 from collector.queue.sqlite.database import FILE_NAME
 from collector.queue.sqlite.operations import Put
 from collector.queue.sqlite.reserve import FILE_NAME as RESERVE_NAME
-from collector.queue.sqlite.reserve import RESERVE_BYTES, Reserve
+from collector.queue.sqlite.reserve import RESERVE_BYTES, Reserve, with_reserve
 from collector.queue.sqlite.store import Store
 from tests.queue.samples import batch, waiting_numbers
 
@@ -34,6 +34,21 @@ def test_the_reserve_holds_blocks_of_the_disk_until_it_is_given_up_and_can_be_ha
         assert RESERVE_BYTES <= held_bytes(tmp_path) < RESERVE_BYTES + 2**20
         reserve.give()
         assert held_bytes(tmp_path) == 0
+
+
+def test_a_step_that_finds_the_disk_full_is_done_with_the_reserves_room_which_is_held_again(tmp_path: Path) -> None:
+    @with_reserve
+    def opened(directory: Path) -> str:
+        if not (directory / RESERVE_NAME).exists() or held_bytes(directory):
+            raise DiskFull("no room")
+        return "open"
+
+    with pytest.raises(DiskFull):
+        opened(tmp_path)
+    assert not (tmp_path / RESERVE_NAME).exists(), "where there is none, none is made"
+    Reserve(tmp_path).take()
+    assert opened(tmp_path) == "open"
+    assert held_bytes(tmp_path) >= RESERVE_BYTES
 
 
 def test_a_store_has_its_reserve_and_leaves_it_to_the_next(tmp_path: Path) -> None:
@@ -81,7 +96,6 @@ def test_a_file_that_cannot_be_opened_again_after_a_fork_is_trouble_until_it_can
             with pytest.raises(DiskFull):
                 store.reconnect()
         assert isinstance(store.trouble, DiskFull)
-        assert held_bytes(tmp_path) == 0  # it was given up to open the file, in vain
         store.reconnect()
         assert held_bytes(tmp_path) >= RESERVE_BYTES
         store.recover()

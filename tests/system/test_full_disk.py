@@ -169,3 +169,25 @@ async def test_dead_letters_can_be_purged_beside_a_daemon_whose_disk_is_full(dis
         disk.clear()
         await daemon.until_readiness_is(200)
         assert await daemon.stop() == 0
+
+
+async def test_dead_letters_are_seen_and_purged_on_a_full_disk_whose_daemon_is_stopped(disk: SmallDisk) -> None:
+    env = environment(disk.folder, NOWHERE)
+    async with running(disk.folder, NOWHERE, stop__deadline="0s") as daemon, aiohttp.ClientSession() as session:
+        events = [Event("wiki", number, "person@example.com", "seen") for number in range(20_000)]
+        await Books().post(session, daemon.url, events)
+        assert await daemon.stop() == 0
+    assert (await run("queue", "bury", "--app", "wiki", "--reason", "gone", "--yes", env=env)).status == 0
+    disk.fill()
+    for words in ("stats", "check", "dead list", "dead export", "dead show 20000"):
+        ended = await run("queue", *words.split(), env=env)
+        assert ended.status == 0, ended.err
+        disk.fill()
+    ended = await run("queue", "dead", "purge", "--yes", env=env)
+    assert (ended.status, ended.out) == (0, "20,000 dead letters are deleted\n"), ended.err
+    disk.fill()
+    async with running(disk.folder, NOWHERE) as daemon:  # what is left of the reserve is enough for that
+        await daemon.until_readiness_is(503)
+        disk.clear()
+        await daemon.until_readiness_is(200)
+        assert await daemon.stop() == 0

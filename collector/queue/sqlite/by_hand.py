@@ -8,11 +8,11 @@ its maintenance looks at anyway and which reads no page.
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from collector.clock import Clock
-from collector.errors import DiskFull
 from collector.queue.by_hand import Choice, Entry
 from collector.queue.sqlite.database import (
     BUSY_TIMEOUT_MS,
@@ -119,14 +119,8 @@ class FileByHand:
         events = 0
         while step := list(itertools.islice(entries, kind.step_rows)):
             meant = [entry for entry in step if entry.number <= last]
-            try:
-                taken = self._take_at_once(kind, meant, puts_back=puts_back)
-            except DiskFull:
-                if puts_back:
-                    raise
-                self._reserve.give(self._connection)
-                taken = self._take_at_once(kind, meant, puts_back=puts_back)
-            events += taken
+            take = partial(self._take_at_once, kind, meant, puts_back=puts_back)
+            events += take() if puts_back else self._reserve.lend(take, self._connection)
         return events
 
     def _take_at_once(self, kind: _Kind, entries: Sequence[Entry], *, puts_back: bool) -> int:

@@ -32,14 +32,14 @@ from pathlib import Path
 from collector.errors import CollectorError, DiskFull, QueueBroken, QueueDamaged, QueueUnavailable
 from collector.forks import Connection
 from collector.queue.sqlite.lock import is_there, nobody_present
+from collector.queue.sqlite.reserve import with_reserve
 from collector.queue.sqlite.soundness import stored_schema
-from collector.queue.sqlite.write_ahead_log import EMPTY, PAGE_BYTES, read_log
+from collector.queue.sqlite.write_ahead_log import AUTO_CHECKPOINT_PAGES, EMPTY, PAGE_BYTES, read_log
 
 FILE_NAME = "queue.sqlite3"
 APPLICATION_ID = 0x55434F4C  # "UCOL", at byte 68 of the file
 BUSY_TIMEOUT_MS = 10_000
 WAL_LIMIT_BYTES = 64 * 2**20
-AUTO_CHECKPOINT_PAGES = 4000
 CACHE_KIB = 16 * 1024
 
 RETRY_AFTER_SECONDS = 5.0
@@ -111,6 +111,7 @@ def schema_of(version: int) -> tuple[tuple[str, str], ...]:
         return tuple(stored_schema(connection))
 
 
+@with_reserve
 def open_writer(directory: Path) -> Connection:
     """The queue's file in `directory`, made ready by ready.py, open for writing.
 
@@ -145,6 +146,7 @@ def open_writer(directory: Path) -> Connection:
     return connection
 
 
+@with_reserve
 def open_reader(directory: Path) -> Connection:
     """The queue's file, open for reading only. Raises QueueBroken where there is none or it is not a queue.
 

@@ -7,6 +7,8 @@ may make the database longer. On a disk without a free block a queue can neither
 - While all is well, the reserve's blocks are allocated. What fills the disk, also another program, stops short of them.
 - When a commit finds the disk full, new events are refused, and settlements alone are written. When one of these finds
   no room, the reserve is given up, and the log is folded into the database and cut to nothing.
+- Who opens the file first makes the log's index, and needs room for that: of the reserve, where the disk has none, and
+  the rest of it is held again at once. So it is where a person purges.
 - Each second as much of the reserve is taken back as can be had. When it is whole, and there is room beside it, new
   events are taken again.
 
@@ -16,12 +18,17 @@ it. Then delivery waits for a person to make room.
 """
 
 import contextlib
+import functools
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from collector.queue.sqlite.database import AUTO_CHECKPOINT_PAGES
-from collector.queue.sqlite.write_ahead_log import PAGE_BYTES
+from collector.errors import DiskFull
+from collector.queue.sqlite.write_ahead_log import AUTO_CHECKPOINT_PAGES, PAGE_BYTES
+
+T = TypeVar("T")
 
 FILE_NAME = "reserve"
 
@@ -71,3 +78,31 @@ class Reserve:
         """What delivery has freed inside the database and its log is given back to the file system."""
         connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")  # see Store._vacuum
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def lend(self, step: Callable[[], T], connection: sqlite3.Connection | None = None) -> T:
+        """What the step returns, which is done again with the reserve's room where it finds the disk full.
+
+        What the step leaves of that is held again at once.
+        """
+        try:
+            return step()
+        except DiskFull:
+            self.give(connection)
+            try:
+                return step()
+            finally:
+                with contextlib.suppress(sqlite3.Error, OSError):
+                    if connection is not None:
+                        self.clear_up(connection)
+                    if self._file.exists():  # who has a queue makes its reserve, and not who looks at it by hand
+                        self.take()
+
+
+def with_reserve(step: Callable[[Path], T]) -> Callable[[Path], T]:
+    """A step in a queue's directory, to which its reserve is lent."""
+
+    @functools.wraps(step)
+    def lent(directory: Path) -> T:
+        return Reserve(directory).lend(functools.partial(step, directory))
+
+    return lent

@@ -160,12 +160,7 @@ class Store:
         self.trouble = None
 
     def _connect(self) -> None:
-        """The writing connection, with the reserve's room where it cannot be had without: to open it takes some."""
-        try:
-            self._connection = open_writer(self._file.parent)
-        except QueueUnavailable:
-            self._reserve.give()
-            self._connection = open_writer(self._file.parent)
+        self._connection = open_writer(self._file.parent)
         self._execute: Callable[..., sqlite3.Cursor] = self._connection.execute
         self._recent = RecentKeys(self._execute, self._wall)
         self._segments = Segments(self._execute, self._recent, self._clock, self._wall, self._segment_events)

@@ -15,6 +15,9 @@ from typing import NamedTuple
 PAGE_BYTES = 4096
 """Of our own files; see database.py."""
 
+AUTO_CHECKPOINT_PAGES = 4000
+"""A log of so many is due to be folded into the database."""
+
 _HEADER = struct.Struct(">8I")
 _FRAME = struct.Struct(">6I")
 _MAGIC = 0x377F0682  # its last bit says in which byte order checksums are computed

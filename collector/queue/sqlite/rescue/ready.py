@@ -36,7 +36,7 @@ from collector.queue.sqlite.database import (
 )
 from collector.queue.sqlite.lock import forbidden
 from collector.queue.sqlite.rescue.salvage import COMPLETE, MAKING, Salvaged, put_in_place, salvage
-from collector.queue.sqlite.reserve import Reserve
+from collector.queue.sqlite.reserve import with_reserve
 from collector.queue.sqlite.soundness import problems
 from collector.queue.sqlite.write_ahead_log import read_log
 
@@ -55,24 +55,20 @@ HEADER_BYTES = 100
 def make_ready(directory: Path) -> None:
     """A sound file of ours stands in the directory, be it new, as it was, or salvaged. Nobody else may be present.
 
-    On a full disk the reserve is given up for it: even to open a file takes room, for the index of its log. Raises
-    QueueBroken or QueueUnavailable, with the file as it was.
+    Raises QueueBroken or QueueUnavailable, with the file as it was.
     """
-    file = directory / FILE_NAME
     try:
-        _make_ready(file)
-    except DiskFull:
-        Reserve(directory).give()
-        try:
-            _make_ready(file)
-        except DiskFull as error:
-            raise QueueBroken(
-                f"{file}: there is no room on its disk to open it, or to make another where it is new or damaged; "
-                "it was left as it was. Salvaging takes up to twice its size: free that and start again"
-            ) from error
+        _make_ready(directory)
+    except DiskFull as error:
+        raise QueueBroken(
+            f"{directory / FILE_NAME}: there is no room on its disk to open it, or to make another where it is new or "
+            "damaged; it was left as it was. Salvaging takes up to twice its size: free that and start again"
+        ) from error
 
 
-def _make_ready(file: Path) -> None:
+@with_reserve
+def _make_ready(directory: Path) -> None:
+    file = directory / FILE_NAME
     with translated(file):
         finish_interrupted(file)
         doubted = file.with_name(DOUBTED)
