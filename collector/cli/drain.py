@@ -9,7 +9,7 @@ import msgspec
 
 from collector.cli import EXIT_NOT_NOW, EXIT_NOT_RUNNING
 from collector.cli.options import DurationType, place_options
-from collector.cli.reach import Busy, Unreachable
+from collector.cli.reach import Busy, Place, Unreachable
 from collector.cli.screen import events
 from collector.cli.status import look, say_unreachable
 
@@ -24,7 +24,7 @@ LOOK_SECONDS = 0.5
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(
     config_file: Path | None,
-    url: str | None,
+    at: Place | None,
     token_file: Path | None,
     timeout: float,
     deadline: float,
@@ -40,7 +40,7 @@ def command(
     until = time.monotonic() + deadline
     while True:
         try:
-            where, status = look(config_file, url, token_file, timeout)
+            where, status = look(config_file, at, token_file, timeout)
         except Unreachable as error:
             say_unreachable(error, as_json=as_json)
             sys.exit(EXIT_NOT_RUNNING)

@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from collector.cli.options import place_options, plain
-from collector.cli.reach import Unreachable, ask, place, reason
+from collector.cli.reach import Place, Unreachable, ask, place, reason
 from collector.config import load
 
 
@@ -16,7 +16,7 @@ from collector.config import load
 @click.option("--ready", is_flag=True, help="Ask whether events should be sent to it now, not only whether it lives.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(
-    config_file: Path | None, url: str | None, token_file: Path | None, timeout: float, ready: bool, as_json: bool
+    config_file: Path | None, at: Place | None, token_file: Path | None, timeout: float, ready: bool, as_json: bool
 ) -> None:
     """Ask the collector whether it lives. Exit code 0 if it does, 1 otherwise.
 
@@ -24,7 +24,7 @@ def command(
     In a container:
       HEALTHCHECK CMD ["collector", "healthcheck"]
     """  # noqa: D301 - click keeps the lines after \b as they are
-    where = place(url, token_file, lambda: load(config_file, with_credentials=False))
+    where = place(at, token_file, lambda: load(config_file, with_credentials=False))
     try:
         status, body = ask(where, "/readyz" if ready else "/healthz", timeout_seconds=timeout)
     except Unreachable as error:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from collector.cli.reach import Place, parse_place
 from collector.config.kinds import Address, Refused, Seconds, duration, is_sendable, parse_address, seconds
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -45,7 +46,8 @@ def place_options(command: Command) -> Command:
         ),
         click.option(
             "--url",
-            metavar="URL",
+            "at",
+            type=PlaceType(),
             help="http://HOST:PORT or unix:PATH; default: where the configuration says that it listens.",
         ),
         config_option,
@@ -83,6 +85,21 @@ class TextType(click.ParamType[str]):
         if not is_sendable(value):
             self.fail(f"{value!r} is not UTF-8", param, ctx)
         return str(value)
+
+
+class PlaceType(click.ParamType[Place]):
+    """Where a collector listens."""
+
+    name = "URL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
+        """The place that the text stands for."""
+        if isinstance(value, Place):
+            return value
+        try:
+            return parse_place(value)
+        except ValueError:
+            self.fail(f"{value!r} is not http://HOST:PORT or unix:PATH", param, ctx)
 
 
 class AddressType(click.ParamType[Address]):

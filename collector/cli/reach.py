@@ -39,14 +39,14 @@ class Place(NamedTuple):
         return f"http://{self.door}" if isinstance(self.door, Address) else str(self.door)
 
 
-def place(url: str | None, token_file: Path | None, config: Callable[[], Config]) -> Place:
-    """Where to ask: what the command line says, else what the configuration does, which is read only then.
+def place(at: Place | None, token_file: Path | None, config: Callable[[], Config]) -> Place:
+    """Where to ask: `at`, which the command line says, else what the configuration does, which is read only then.
 
-    A Unix socket goes first, as it asks for no token. Raises Unusable and ConfigInvalid.
+    A Unix socket goes first, as it asks for no token. Raises ConfigInvalid.
     """
     token = first_token(token_file)
-    if url is not None:
-        return _place_of_url(url, token)
+    if at is not None:
+        return at if isinstance(at.door, UnixUrl) else at._replace(token=token)
     settings = config()
     if settings.unix.stream is not None and settings.unix.stream.exists():
         return Place(UnixUrl(settings.unix.stream))
@@ -54,17 +54,14 @@ def place(url: str | None, token_file: Path | None, config: Callable[[], Config]
     return Place(Address(ANYWHERE.get(host, host), port), token or first_token(settings.access.tokens_file))
 
 
-def _place_of_url(url: str, token: str | None) -> Place:
-    if url.startswith("unix:"):
+def parse_place(url: str) -> Place:
+    """The place of http://HOST:PORT or unix:PATH. Raises ValueError where the text is neither."""
+    if url.startswith("unix:") and url != "unix:":
         return Place(UnixUrl(Path(url.removeprefix("unix:"))))
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise Unusable(f"{url}: {error}; expected http://HOST:PORT or unix:PATH") from None
-    if parts.scheme != "http" or not parts.hostname or not is_host(parts.hostname):
-        raise Unusable(f"{url} is not http://HOST:PORT or unix:PATH")
-    return Place(Address(parts.hostname, port or 80), token)
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname or not is_host(parts.hostname) or parts.port == 0:
+        raise ValueError(url)
+    return Place(Address(parts.hostname, parts.port or 80))
 
 
 def ask(at: Place, path: str, *, timeout_seconds: float) -> tuple[int, bytes]:

@@ -32,7 +32,7 @@ from collector.version import __version__
 @click.option(
     "--json", "as_json", is_flag=True, help="The document that GET /status.json answers, or why there is none."
 )
-def command(config_file: Path | None, url: str | None, token_file: Path | None, timeout: float, as_json: bool) -> None:
+def command(config_file: Path | None, at: Place | None, token_file: Path | None, timeout: float, as_json: bool) -> None:
     """Show how the collector is: what comes in and goes out, what waits and why, upstream, dead letters, limits.
 
     Without a running collector it says so and shows what the queue's files say.
@@ -43,7 +43,7 @@ def command(config_file: Path | None, url: str | None, token_file: Path | None, 
                69  no collector answers
     """  # noqa: D301 - click keeps the lines after \b as they are
     try:
-        where, status = look(config_file, url, token_file, timeout)
+        where, status = look(config_file, at, token_file, timeout)
     except Unreachable as error:
         say_unreachable(error, as_json=as_json)
         sys.exit(EXIT_NOT_RUNNING)
@@ -71,20 +71,20 @@ def exit_code(status: Status) -> int:
     return EXIT_FAILED if any(problem.severity is Severity.ERROR for problem in status.problems) else 0
 
 
-def look(config_file: Path | None, url: str | None, token_file: Path | None, timeout: float) -> tuple[Place, Status]:
+def look(config_file: Path | None, at: Place | None, token_file: Path | None, timeout: float) -> tuple[Place, Status]:
     """Where was asked, and the status: the collector's own, or from the files of the configuration's queue.
 
-    With `url` no files are read. Raises Unreachable where there is neither, and Busy.
+    With `at` no files are read. Raises Unreachable where there is neither, and Busy.
     """
 
     def config() -> Config:
         return load(config_file, with_credentials=False)
 
-    where = place(url, token_file, config)
+    where = place(at, token_file, config)
     try:
         return where, _ask(where, timeout)
     except Unreachable as error:
-        if url is not None:
+        if at is not None:
             raise
         try:
             return where, _status_of_files(config(), Clock())

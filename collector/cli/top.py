@@ -13,7 +13,7 @@ from rich.text import Text
 
 from collector.cli import EXIT_FAILED, EXIT_NOT_RUNNING
 from collector.cli.options import SecondsType, place_options, plain
-from collector.cli.reach import Busy, Unreachable
+from collector.cli.reach import Busy, Place, Unreachable
 from collector.cli.screen import screen, terminal_columns
 from collector.cli.status import exit_code, look, unreachable_json
 
@@ -31,7 +31,7 @@ from collector.cli.status import exit_code, look, unreachable_json
 @click.option("--json", "as_json", is_flag=True, help="The document as one JSON object a line.")
 def command(
     config_file: Path | None,
-    url: str | None,
+    at: Place | None,
     token_file: Path | None,
     timeout: float,
     interval: float,
@@ -46,7 +46,7 @@ def command(
         if live is not None:
             live.start()
         for look_number in itertools.count(1):
-            code, text = _look(config_file, url, token_file, timeout, as_json)
+            code, text = _look(config_file, at, token_file, timeout, as_json)
             if live is not None:
                 live.update(Text.from_ansi(text), refresh=True)
             else:
@@ -63,11 +63,11 @@ def command(
 
 
 def _look(
-    config_file: Path | None, url: str | None, token_file: Path | None, timeout: float, as_json: bool
+    config_file: Path | None, at: Place | None, token_file: Path | None, timeout: float, as_json: bool
 ) -> tuple[int, str]:
     """Exit code and text of one look; a collector that is gone may come back."""
     try:
-        where, status = look(config_file, url, token_file, timeout)
+        where, status = look(config_file, at, token_file, timeout)
     except (Busy, Unreachable) as error:
         code = EXIT_FAILED if isinstance(error, Busy) else EXIT_NOT_RUNNING
         return code, unreachable_json(error) if as_json else plain(str(error))

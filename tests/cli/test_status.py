@@ -84,10 +84,17 @@ async def test_with_neither_collector_nor_files_it_says_what_was_looked_for(tmp_
     assert "queue.sqlite3 does not exist" in ended.err
 
 
-@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "nonsense", "http://", "http://127.0.0.1:x", "http://a..b"])
+@pytest.mark.parametrize("command", ["status", "top", "drain", "healthcheck"])
+async def test_a_url_that_is_none_is_wrong_usage(command: str) -> None:
+    assert (await run(command, "--url", "nonsense")).status == 2
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://127.0.0.1", "http://", "http://127.0.0.1:x", "http://a:0", "http://a..b", "http://[", "unix:"]
+)
 async def test_a_url_that_is_none_is_named(url: str) -> None:
     ended = await run("status", "--url", url)
-    assert (ended.status, ended.out) == (1, "")
+    assert (ended.status, ended.out) == (2, "")
     assert url in ended.err
     assert "Traceback" not in ended.err
 
