@@ -17,7 +17,15 @@ from collector.config.model import Upstream
 from collector.contract import models, operations
 from collector.contract.models import MAX_EVENTS_PER_REQUEST, MAX_ORG_CHART_USERS_PER_REQUEST, AccessToken
 from collector.contract.operations import SCOPE_WRITE, Operation
-from collector.errors import ChunkFailed, CollectorError, CredentialsRefused, MalformedAnswer, Rejected, Retryable
+from collector.errors import (
+    ChunkFailed,
+    CollectorError,
+    CredentialsRefused,
+    MalformedAnswer,
+    Rejected,
+    Retryable,
+    TooLarge,
+)
 from collector.upstream.calls import Calls, OnWait
 
 UPLOAD_QUERY_BYTES = 2048
@@ -71,7 +79,7 @@ class Client:
         return await self._calls.call(operations.SETUP_APPLICATION, body=setup)
 
     async def push_events(self, app_id: str, events: Iterable[models.Event]) -> int:
-        """publishUsageEvents, 1000 events a request: all of them are upstream, and this is how many."""
+        """publishUsageEvents, 1000 events a request, fewer where it finds them too large: so many are upstream, all."""
 
         async def push(chunk: Sequence[models.Event]) -> None:
             body = models.Events(list(chunk))
@@ -240,23 +248,27 @@ def upload_queries(filenames: Iterable[str]) -> Iterator[Sequence[tuple[str, str
 async def _in_chunks(
     operation: Operation[None], items: Iterable[Item], size: int, push: Callable[[Sequence[Item]], Awaitable[None]]
 ) -> int:
-    """Pushes all items, `size` at a time, and returns how many they were. Raises ChunkFailed."""
-    done = 0
-    for chunk in _chunks(items, size):
-        last = done + len(chunk)
-        try:
-            await push(chunk)
-        except CollectorError as error:
-            where = f"{operation.id}: chunk {done // size + 1}, items {done + 1} to {last}, failed; {done} are upstream"
-            raise ChunkFailed(f"{where}. {error}", done=done, last=last) from error
-        done = last
-    return done
+    """Pushes all items, `size` at a time, and returns how many they were; half as many from one on that is too large.
 
-
-def _chunks(items: Iterable[Item], size: int) -> Iterator[Sequence[Item]]:
+    Raises ChunkFailed.
+    """
+    done = number = 0
     source = iter(items)
-    while chunk := list(islice(source, size)):
-        yield chunk
+    chunk = list(islice(source, size))
+    while chunk:
+        part = chunk[:size]
+        last = done + len(part)
+        try:
+            await push(part)
+        except CollectorError as error:
+            if isinstance(error, TooLarge) and len(part) > 1:
+                size = len(part) // 2
+                continue
+            where = f"{operation.id}: chunk {number + 1}, items {done + 1} to {last}, failed; {done} are upstream"
+            raise ChunkFailed(f"{where}. {error}", done=done, last=last) from error
+        done, number = last, number + 1
+        chunk = chunk[size:] or list(islice(source, size))
+    return done
 
 
 def _time(name: str, time: datetime | None) -> list[tuple[str, str]]:

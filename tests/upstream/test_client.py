@@ -34,6 +34,7 @@ from collector.errors import (
     OutcomeUnknown,
     Rejected,
     Retryable,
+    TooLarge,
     Unusable,
 )
 from collector.sandbox.faults import Fault
@@ -420,6 +421,24 @@ async def test_a_chunk_that_fails_is_named_with_what_is_upstream_already(
     assert (caught.value.done, caught.value.last) == (1000, 2000)
     assert isinstance(caught.value.__cause__, Rejected)
     assert (await state.stats()).distinct == 1000
+
+
+async def test_a_chunk_that_is_too_large_is_halved_and_so_are_those_after_it(
+    client: Client, sandbox: Sandbox, state: State
+) -> None:
+    sandbox.set_faults(Fault(operation="publishUsageEvents", more_than=300, status=413))
+    assert await client.push_events(APP, (Event(n, "user@example.com", "saved") for n in range(2500))) == 2500
+    stats = await state.stats()
+    assert (stats.distinct, stats.received) == (2500, 2500)
+
+
+async def test_one_event_that_is_too_large_is_named(client: Client, sandbox: Sandbox, state: State) -> None:
+    sandbox.set_faults(Fault(operation="publishUsageEvents", event_name="large", status=413))
+    events = [Event(n, "user@example.com", "large" if n == 2 else "saved") for n in range(4)]
+    with pytest.raises(ChunkFailed, match=r"items 3 to 3, failed; 2 are upstream.*413") as caught:
+        await client.push_events(APP, events)
+    assert isinstance(caught.value.__cause__, TooLarge)
+    assert (await state.stats()).distinct == 2
 
 
 # -- the export limit --------------------------------------------------------------------------------------------------
