@@ -16,7 +16,8 @@ is learnt again there, and the limit comes back.
 """
 
 LOWEST_LIMIT = 2
-"""With one alone, a single request that hangs would hold up everybody until its timeout."""
+"""With one alone, a single request that hangs would hold up everybody until its timeout. `flush.max_in_flight` allows
+no fewer for the same reason."""
 FIRST_LIMIT = 4
 
 TOLERANCE = 2.0
@@ -41,11 +42,10 @@ class _Size:
 
 
 class AdaptiveLimit:
-    """`limit` requests may be under way, never more than `maximum` and never fewer than the lower of it and 2."""
+    """`limit` requests may be under way, from LOWEST_LIMIT to `maximum`, which is no lower."""
 
     def __init__(self, maximum: int) -> None:
         self.maximum = maximum
-        self._lowest = min(LOWEST_LIMIT, maximum)
         self.limit = min(FIRST_LIMIT, maximum)
         self._lowered = 0
         self._sizes: dict[int, _Size] = {}
@@ -55,8 +55,7 @@ class AdaptiveLimit:
     def use_maximum(self, maximum: int) -> None:
         """From now on so many may be under way at most."""
         self.maximum = maximum
-        self._lowest = min(LOWEST_LIMIT, maximum)
-        self.limit = max(self._lowest, min(self.limit, maximum))
+        self.limit = max(LOWEST_LIMIT, min(self.limit, maximum))
 
     def began(self, in_flight: int) -> int:
         """An attempt begins and is one of `in_flight`. Returns what `answered` or `failed` wants to know of it."""
@@ -84,7 +83,7 @@ class AdaptiveLimit:
         heard = [size for size in self._sizes.values() if size.answers]
         took = sum(size.seconds for size in heard)
         at_best = sum(size.best_seconds * size.answers for size in heard)
-        at_lowest = self.limit == self._lowest
+        at_lowest = self.limit == LOWEST_LIMIT
         for size in heard:
             off = size.seconds / size.answers - size.best_seconds
             size.best_seconds += off * (FALLING if off < 0 or at_lowest else RISING / self.limit)
@@ -96,7 +95,7 @@ class AdaptiveLimit:
         self._begin_round()
 
     def _lower(self) -> None:
-        self.limit = max(self._lowest, int(self.limit * LOWERED_TO))
+        self.limit = max(LOWEST_LIMIT, int(self.limit * LOWERED_TO))
         self._lowered += 1
         self._begin_round()
 

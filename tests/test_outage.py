@@ -24,8 +24,8 @@ TIMEOUT_SECONDS = 30.0
 
 
 @asynccontextmanager
-async def started(folder: Path) -> AsyncIterator[Rig]:
-    rig = Rig(folder, max_in_flight=MAX_IN_FLIGHT, backoff_max_seconds=BACKOFF_MAX_SECONDS)
+async def started(folder: Path, max_in_flight: int = MAX_IN_FLIGHT) -> AsyncIterator[Rig]:
+    rig = Rig(folder, max_in_flight=max_in_flight, backoff_max_seconds=BACKOFF_MAX_SECONDS)
     rig.upstream.takes_seconds = lambda _app: REQUEST_SECONDS
     await rig.queue.open()
     rig.start()
@@ -92,6 +92,20 @@ async def test_ninety_nine_apps_keep_their_pace_beside_one_that_always_fails(
     # In the first round nobody knows it yet: it takes one of the few slots of the beginning, once.
     assert beside[0][-1] - LINGER_SECONDS <= 2 * (alone[0][-1] - LINGER_SECONDS)
     assert beside[-1][-1] <= alone[-1][-1] + REQUEST_SECONDS
+
+
+async def test_with_the_fewest_requests_at_a_time_apps_that_hang_hold_up_no_other(tmp_path: Path) -> None:
+    async with started(tmp_path, LOWEST_LIMIT) as rig:
+        rig.upstream.answer = lambda app, _numbers: None if app == "well" else Retryable("no answer")
+        rig.upstream.takes_seconds = lambda app: REQUEST_SECONDS if app == "well" else TIMEOUT_SECONDS
+        for number in range(20):
+            await rig.put(f"sick{number}", range(BATCH_EVENTS))
+        known = 20 * TIMEOUT_SECONDS  # each has hung once
+        await advance_to(rig, known)
+        for number in range(20):
+            await rig.put("well", range(number * BATCH_EVENTS, (number + 1) * BATCH_EVENTS))
+            await advance_to(rig, known + (number + 1) * 10.0)
+            assert len(rig.upstream.taken["well"]) == (number + 1) * BATCH_EVENTS
 
 
 # -- upstream is down --------------------------------------------------------------------------------------------------

@@ -321,8 +321,9 @@ class Flush(msgspec.Struct, frozen=True, kw_only=True):
         int,
         kinds.integer(
             "Most requests to upstream at one time, over all apps. Below this the collector finds by itself how many "
-            "upstream bears: more while answers stay quick, fewer when they become slow or fail.",
-            1,
+            "upstream bears: more while answers stay quick, fewer when they become slow or fail. Two at least: one of "
+            "them is for apps in trouble, whose requests may hang.",
+            2,
             256,
         ),
     ] = 16

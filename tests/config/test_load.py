@@ -224,6 +224,7 @@ def test_every_problem_is_told_at_once_with_key_value_and_what_is_allowed(write:
         ("[flush]\nbatch_events = '10 events'", "flush.batch_events: '10 events'; allowed: a whole number"),
         ("[flush]\nbatch_events = true", "flush.batch_events: True; allowed: a whole number"),
         ("[flush]\nbatch_events = 10.0", "flush.batch_events: 10.0; allowed: a whole number"),
+        ("[flush]\nmax_in_flight = 1", "flush.max_in_flight: 1; allowed: a whole number from 2 to 256"),
         ("[flush]\nlinger = 1", "flush.linger: 1; allowed: a duration"),
         ("[flush]\nlinger = 07:32:00", "flush.linger: datetime.time(7, 32); allowed: a duration"),
         ("[queue]\npath = ['a']", "queue.path: ['a']; allowed: a path"),

@@ -106,7 +106,7 @@ def _draw_config(fate: random.Random, seconds: float, directory: Path) -> Config
         flush=Flush(
             batch_events=fate.choice((1, 3, 10, 1000)),
             linger=Seconds(fate.choice((0.0, 1.0, 5.0))),
-            max_in_flight=fate.choice((1, 2, 4)),
+            max_in_flight=fate.choice((2, 3, 4)),
             # Long worlds have long waits: what happens in them matters, not how often.
             backoff_max=Seconds(fate.choice((1.0, 60.0)) + seconds / 100),
             hold_retry=Seconds(fate.choice((5.0, 300.0)) + seconds / 100),
