@@ -9,7 +9,7 @@ A Django view tells `usage` what it knows through `request.scope`, others throug
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from collector.integrations.recording import Recorder, Recording, Usage
+from collector.integrations.recording import Recorder, Recording, Usage, once_a_request
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -28,7 +28,8 @@ class UsageMiddleware:
         self, app: App, *, recorder: Recorder, usage: Callable[[Scope, int], Usage | None], app_id: str | None = None
     ) -> None:
         self._app = app
-        self._recording = Recording(recorder, lambda scope, start: usage(scope, start["status"]), app_id)
+        once = once_a_request(lambda scope, start: usage(scope, start["status"]), (recorder, usage, app_id))
+        self._recording = Recording(recorder, once, app_id)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application answers; websockets and lifespan events pass through."""

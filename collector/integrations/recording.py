@@ -1,7 +1,7 @@
 """What the integrations share: whom they record with, and that recording never breaks what it is about."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,6 +9,9 @@ log = logging.getLogger(__name__)
 
 Usage = tuple[str, str]
 """An email and an event name."""
+
+RECORDED = "collector.recorded"
+"""What a request says in its ASGI scope or WSGI environ of who has recorded it."""
 
 
 class Records(Protocol):
@@ -60,3 +63,19 @@ class Recording:
             if not self._has_said:
                 self._has_said = True  # first, because a handler of logs may come here again
                 log.exception("a usage event could not be recorded; further ones like it are not logged")
+
+
+def once_a_request(find_usage: Callable[[Any, Any], Usage | None], end: object) -> Callable[..., Usage | None]:
+    """What `find_usage` finds, and nothing more once another middleware to the same `end` has recorded the request.
+
+    So it is where an application that has one is mounted in another that has it too.
+    """
+
+    def find(request: MutableMapping[str, Any], response: object) -> Usage | None:
+        recorded: tuple[object, ...] = request.get(RECORDED, ())
+        usage = None if end in recorded else find_usage(request, response)
+        if usage is not None:
+            request[RECORDED] = (*recorded, end)
+        return usage
+
+    return find

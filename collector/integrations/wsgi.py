@@ -9,7 +9,7 @@ A view tells `usage` what it knows through the environ: Flask's `request.environ
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, cast
 
-from collector.integrations.recording import Recorder, Recording, Usage
+from collector.integrations.recording import Recorder, Recording, Usage, once_a_request
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
@@ -32,7 +32,8 @@ class UsageMiddleware:
         app_id: str | None = None,
     ) -> None:
         self._app = app
-        self._recording = Recording(recorder, lambda environ, status: usage(environ, int(status[:3])), app_id)
+        once = once_a_request(lambda environ, status: usage(environ, int(status[:3])), (recorder, usage, app_id))
+        self._recording = Recording(recorder, once, app_id)
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """The application answers."""

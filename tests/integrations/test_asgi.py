@@ -11,7 +11,7 @@ from fastapi import Request as FastApiRequest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from collector.integrations.asgi import App, Message, Receive, Scope, Send, UsageMiddleware
 from collector.integrations.recording import Recorder
@@ -76,6 +76,16 @@ async def test_a_request_is_recorded_with_what_the_application_knows(
     assert (await asked(app, "GET", "/stranger")).status_code == 200
     assert (await asked(app, "GET", "/nothing")).status_code == 404
     assert recorder.usages == [("user@example.com", "/saved 201")]
+
+
+async def test_a_request_that_passes_twice_is_recorded_once_and_to_another_end_once_more() -> None:
+    recorder = ListRecorder()
+    inner = Starlette(routes=[Mount("/pages", starlette_app(recorder))])
+    inner.add_middleware(UsageMiddleware, recorder=recorder, usage=usage)
+    inner.add_middleware(UsageMiddleware, recorder=recorder, usage=usage, app_id="crm")
+    for _ in range(2):
+        assert (await asked(inner, "POST", "/pages/saved")).status_code == 201
+    assert sorted(event.app_id or "" for event in recorder.events) == ["", "", "crm", "crm"]
 
 
 async def test_the_event_is_recorded_once_the_response_has_started_and_no_part_is_held_back() -> None:

@@ -116,6 +116,27 @@ def test_the_event_is_recorded_when_the_response_is_closed_and_only_once() -> No
     assert [(event.event_name, event.app_id) for event in recorder.events] == [("/ 200", "wiki")]
 
 
+def test_a_request_that_passes_twice_is_recorded_once_and_to_another_end_once_more() -> None:
+    recorder = ListRecorder()
+    app = UsageMiddleware(flask_app(recorder), recorder=recorder, usage=usage)
+    app = UsageMiddleware(app, recorder=recorder, usage=usage, app_id="crm")
+    for _ in range(2):
+        assert asked(validator(app), "POST", "/saved").status_code == 201
+    assert sorted(event.app_id or "" for event in recorder.events) == ["", "", "crm", "crm"]
+
+
+def test_where_one_application_has_nothing_to_record_the_next_that_the_request_comes_to_does() -> None:
+    recorder = ListRecorder()
+    first, second = UsageMiddleware(flask.Flask("first"), recorder=recorder, usage=usage), flask_app(recorder)
+
+    def cascade(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        first(environ, ignore).close()  # type: ignore[attr-defined]
+        return second(environ, start_response)
+
+    assert asked(cascade, "POST", "/saved").status_code == 201
+    assert recorder.usages == [("user@example.com", "/saved 201")]
+
+
 def test_it_keeps_to_the_protocol_on_both_sides() -> None:
     recorder = ListRecorder()
 
