@@ -82,6 +82,8 @@ _BINARY_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE_UNITS = _BINARY_UNITS | {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _NAME = re.compile(r'[^"\\\x00-\x1f]+')
 _FILE_MODE = re.compile(r"0?[0-7]{3}")
+_OWNER = re.compile(r"[^:\0]+:?[^:\0]*|:[^:\0]+")
+_MAX_OWNER = 2**32 - 2  # chown(2) takes the next one for "leave it as it is"
 _NATS_URL = re.compile(r"(nats|tls)://[^\s/?#@,]+:\d{1,5}", re.ASCII)
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _URL = re.compile(r"[^\s?#@\x00-\x1f]+")
@@ -221,6 +223,20 @@ def file_mode(about: str) -> Kind:
         return int(value, 8)
 
     return Kind(about, 'an octal mode from "000" to "0777"', parse, lambda value: f'"{value:04o}"')
+
+
+def owner(about: str) -> Kind:
+    """A user, a group or both, as chown takes them; whether this machine knows such names is not looked up here."""
+
+    def parse(value: Any) -> str:
+        if not _OWNER.fullmatch(_sendable(value)):
+            raise ValueError(value)
+        if any(int(part) > _MAX_OWNER for part in value.split(":") if part.isdecimal()):
+            raise ValueError(value)
+        return str(value)
+
+    allowed = f'"user", "user:group" or ":group", each a name or a number up to {_MAX_OWNER}'
+    return Kind(about, allowed, parse, _quoted)
 
 
 def names(about: str) -> Kind:

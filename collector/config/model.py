@@ -118,7 +118,7 @@ class Unix(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0o660
     owner: Annotated[
         str | None,
-        kinds.text('Who owns the files: "user", "user:group" or ":group". Without it, who runs the collector.'),
+        kinds.owner("Who owns the files. Without it, who runs the collector."),
         NEEDS_RESTART,
     ] = None
 

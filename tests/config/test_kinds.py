@@ -20,6 +20,7 @@ TEXT = kinds.text("")
 CHOICE = kinds.choice("", "auto", "json")
 FLAG = kinds.flag("")
 FILE_MODE = kinds.file_mode("")
+OWNER = kinds.owner("")
 NAMES = kinds.names("")
 PATH = kinds.path("")
 SECRET = kinds.secret("")
@@ -56,6 +57,10 @@ URL_PATH = kinds.url_path("", "{appId}")
         (FILE_MODE, "660", 0o660),
         (FILE_MODE, "0777", 0o777),
         (FILE_MODE, "000", 0),
+        (OWNER, "user", "user"),
+        (OWNER, "user:", "user:"),
+        (OWNER, ":group", ":group"),
+        (OWNER, f"4711:{2**32 - 2}", f"4711:{2**32 - 2}"),
         (NAMES, [], ()),
         (NAMES, ["team", "cost centre", "team"], ("team", "cost centre")),
         (NAMES, "", ()),
@@ -91,6 +96,8 @@ def test_a_value_is_read_as_it_was_meant(kind: Kind, value: object, meant: objec
         (FLAG, [1, 0, 1.0, "", "1", "yes", "on", "True", "FALSE", " true", None, [], ["true"], [True], {}]),
         (FILE_MODE, ["", "66", "1777", "668", "0o660", "+660", "-660", " 660", "660\n", "\u0666\u0666\u0660"]),
         (FILE_MODE, [660, 0o660, True, None, ["660"], "u=rw"]),
+        (OWNER, ["", ":", "user:group:", "user\0", ":group\0", "\udcff", None, 1]),
+        (OWNER, [f"{2**32 - 1}", f":{2**32 - 1}", "9" * 5000]),
         (NAMES, [None, 1, True, [1], [""], [["a"]], {"a": 1}, ("a",)]),
         (PATH, ["", "/queue-\udcff", "/queue\0", None, 1, ["a"]]),
         (SECRET, ["", "\udcff", None, 1, ["hunter2"]]),
