@@ -16,14 +16,19 @@ from typing import Annotated, Any
 import msgspec
 
 from collector.errors import UNPARSABLE, MalformedBody, TooLarge
-from collector.events import APP_ID_MAX_CHARS, EMAIL_MAX_CHARS, EVENT_NAME_MAX_CHARS, KEPT_MAX_BYTES, UsageEvent
+from collector.events import (
+    APP_ID_EXPECTED,
+    EMAIL_MAX_CHARS,
+    EVENT_NAME_MAX_CHARS,
+    KEPT_MAX_BYTES,
+    UsageEvent,
+    is_app_id,
+)
 
 SHOWN_VALUE_CHARS = 60
 
 HALF_A_PAIR = ("surrogate", "end of hex escape")
 """How msgspec puts it that half a surrogate pair stands alone: in what it reads, and in what it skips."""
-
-APP_ID_EXPECTED = f'text of 1 to {APP_ID_MAX_CHARS} characters other than "." and ".."'
 
 Field = tuple[str, Any]
 """A name and a type, as msgspec.defstruct takes them."""
@@ -283,9 +288,7 @@ def _is_array(body: bytes) -> bool:
 
 def app_id_problem(app_id: str) -> str | None:
     """Why no app can have this ID, or None where one can."""
-    if 1 <= len(app_id) <= APP_ID_MAX_CHARS and app_id not in DOT_SEGMENTS:
-        return None
-    return f"appId: {shown(app_id)}; expected {APP_ID_EXPECTED}"
+    return None if is_app_id(app_id) else f"appId: {shown(app_id)}; expected {APP_ID_EXPECTED}"
 
 
 def _unreadable(error: Exception) -> str:

@@ -25,6 +25,7 @@ EMAIL_MAX_CHARS = 320
 # The contract states no limit. 1024 is far above any name of an action and keeps one event well under one datagram.
 EVENT_NAME_MAX_CHARS = 1024
 APP_ID_MAX_CHARS = 256
+APP_ID_EXPECTED = f'text of 1 to {APP_ID_MAX_CHARS} characters other than "." and ".."'
 # A thousand events of a batch stay below 20 MiB with it.
 KEPT_MAX_BYTES = 16 * 1024
 
@@ -47,6 +48,11 @@ class UsageEvent(msgspec.Struct, rename="camel", gc=False):
     email: Email
     event_name: EventName
     app_id: AppId | msgspec.UnsetType = msgspec.UNSET
+
+
+def is_app_id(text: str) -> bool:
+    """Whether an app can have this ID; `.` and `..` would lead to another path (RFC 3986 section 5.2.4)."""
+    return 1 <= len(text) <= APP_ID_MAX_CHARS and text not in {".", ".."}
 
 
 _encode_identity = msgspec.msgpack.Encoder().encode

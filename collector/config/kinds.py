@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NewType
 from urllib.parse import urlsplit
 
+from collector.events import APP_ID_EXPECTED, is_app_id
+
 Seconds = NewType("Seconds", float)
 Bytes = NewType("Bytes", int)
 
@@ -189,6 +191,17 @@ def _sendable(value: Any) -> str:
 def text(about: str) -> Kind:
     """Text, taken as it is."""
     return Kind(about, "text that is not empty", _sendable, _quoted)
+
+
+def app_id(about: str) -> Kind:
+    """The ID of an app, as events may bear it."""
+
+    def parse(value: Any) -> str:
+        if not is_app_id(_sendable(value)):
+            raise ValueError(value)
+        return str(value)
+
+    return Kind(about, APP_ID_EXPECTED, parse, _quoted)
 
 
 def choice(about: str, *options: str) -> Kind:

@@ -150,7 +150,7 @@ class Apps(msgspec.Struct, frozen=True, kw_only=True):
 
     default: Annotated[
         str | None,
-        kinds.text("App of events that come without an appId. Without a default such events are rejected."),
+        kinds.app_id("App of events that come without an appId. Without a default such events are rejected."),
     ] = None
 
 

@@ -21,6 +21,7 @@ CHOICE = kinds.choice("", "auto", "json")
 FLAG = kinds.flag("")
 FILE_MODE = kinds.file_mode("")
 OWNER = kinds.owner("")
+APP_ID = kinds.app_id("")
 NAMES = kinds.names("")
 PATH = kinds.path("")
 SECRET = kinds.secret("")
@@ -61,6 +62,8 @@ URL_PATH = kinds.url_path("", "{appId}")
         (OWNER, "user:", "user:"),
         (OWNER, ":group", ":group"),
         (OWNER, f"4711:{2**32 - 2}", f"4711:{2**32 - 2}"),
+        (APP_ID, "...", "..."),
+        (APP_ID, "a" * 256, "a" * 256),
         (NAMES, [], ()),
         (NAMES, ["team", "cost centre", "team"], ("team", "cost centre")),
         (NAMES, "", ()),
@@ -98,6 +101,7 @@ def test_a_value_is_read_as_it_was_meant(kind: Kind, value: object, meant: objec
         (FILE_MODE, [660, 0o660, True, None, ["660"], "u=rw"]),
         (OWNER, ["", ":", "user:group:", "user\0", ":group\0", "\udcff", None, 1]),
         (OWNER, [f"{2**32 - 1}", f":{2**32 - 1}", "9" * 5000]),
+        (APP_ID, ["", ".", "..", "a" * 257, "\udcff", None, 1]),
         (NAMES, [None, 1, True, [1], [""], [["a"]], {"a": 1}, ("a",)]),
         (PATH, ["", "/queue-\udcff", "/queue\0", None, 1, ["a"]]),
         (SECRET, ["", "\udcff", None, 1, ["hunter2"]]),
