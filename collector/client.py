@@ -186,6 +186,7 @@ class Client:
             self._closing.set()
         self._some.set()
         self._hurry.set()
+        self._work_here(timeout_seconds)
         is_done = self.flush(timeout_seconds)
         if self._thread is not None and is_done:
             self._thread.join(1.0)  # it has nothing left to do but to close its connection
@@ -308,6 +309,18 @@ class Client:
         with self._progress:
             self._is_over = True
             self._progress.notify_all()
+
+    def _work_here(self, timeout_seconds: float) -> None:
+        """Where no thread can begin, as at a program's end with Python 3.12, who closes sends what waits."""
+        with self._progress:
+            if self._waiting:
+                self._wake()
+            if not self._waiting or self._thread is not None:
+                return
+            self._thread = threading.current_thread()
+            self._transport = _transport(self._url, self._token, min(self._timeout_seconds, timeout_seconds))
+        self._work()
+        self._thread = None
 
     def _may_end(self) -> bool:
         return self._closing.is_set and (not self._waiting or time.monotonic() >= self._give_up_at)

@@ -177,6 +177,27 @@ print(client.counters.sent == handled)
         await stored(collector, 1000)
 
 
+@pytest.mark.parametrize("scheme", ["http", "unix", "udp", "unixgram"])
+async def test_what_is_recorded_when_no_thread_can_begin_any_more_is_sent_all_the_same(
+    tmp_path: Path, scheme: str
+) -> None:
+    """As Python 3.12 has it while a program ends: a handler of atexit may record the first event."""
+    async with listening(tmp_path) as collector:
+        source = """
+import threading
+
+def refuse(thread):
+    raise RuntimeError("can't create new thread at interpreter shutdown")
+
+threading.Thread.start = refuse
+for number in range(1000):
+    record(number)
+print(client.close(timeout_seconds=20), client.close(), client.record(email="", event_name=""), client.counters.sent)
+"""
+        assert await said(tmp_path, url_of(collector, tmp_path, scheme), source) == "True True False 1000\n"
+        await stored(collector, 1000)
+
+
 async def test_the_end_of_the_program_does_not_wait_long_for_a_collector_that_is_away(tmp_path: Path) -> None:
     source = "import logging\nlogging.disable()\nrecord(1)\n"
     async with asyncio.timeout(PATIENCE_SECONDS / 2):
