@@ -10,8 +10,8 @@ CALLER = '''
 """Whatever is ignored here must be an error: an ignore that is not needed is one in strict mode."""
 
 import logging
-from collections.abc import Callable
-from typing import assert_type
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, assert_type
 
 from collector import Collector, SyncCollector
 from collector.client import Client, Counters
@@ -20,6 +20,17 @@ from collector.integrations import asgi, decorator, logs, wsgi
 
 def usage_of_request(scope: asgi.Scope, status: int) -> tuple[str, str] | None:
     return None
+
+
+class Django:
+    """As its own types have it."""
+
+    async def __call__(
+        self,
+        scope: dict[str, Any],
+        receive: Callable[[], Awaitable[Mapping[str, Any]]],
+        send: Callable[[Mapping[str, Any]], Awaitable[None]],
+    ) -> None: ...
 
 
 def use(client: Client, sync: SyncCollector, embedded: Collector, app: asgi.App) -> None:
@@ -32,6 +43,7 @@ def use(client: Client, sync: SyncCollector, embedded: Collector, app: asgi.App)
     for recorder in (client, sync, embedded):
         asgi.UsageMiddleware(app, recorder=recorder, usage=usage_of_request)
         logs.UsageHandler(recorder, usage=lambda record: (record.name, "logged"))
+    asgi.UsageMiddleware(Django(), recorder=client, usage=usage_of_request)
     asgi.UsageMiddleware(app, recorder=logging.getLogger(), usage=usage_of_request)  # type: ignore[arg-type]
     wsgi.UsageMiddleware(lambda _, start: [], recorder=client, usage=lambda environ, status: None)
     wsgi.UsageMiddleware(lambda _, start: [], recorder=client, usage=lambda _: None)  # type: ignore[misc, arg-type]
