@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import sqlite3
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -315,6 +316,24 @@ def test_what_may_not_be_used_is_refused_with_whose_it_is_and_a_remedy(unprivile
     assert str(directory / name) in str(no.value)
     assert (directory / FILE_NAME).read_bytes() == before
     start(directory)
+
+
+@pytest.mark.parametrize("missing", ["", FILE_NAME])
+def test_what_root_salvages_belongs_to_whom_it_belonged(files: Files, tmp_path: Path, missing: str) -> None:
+    """Else the daemon, which seldom is root, could not use it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    left, _ = files
+    directory = copied(left, tmp_path / "queue")
+    for each in (directory, *directory.iterdir()):
+        os.chown(each, NOBODY, NOBODY)
+    (directory / FILE_NAME).chmod(0o660)
+    if missing:
+        (directory / missing).unlink()
+    assert recover(directory, always=True)
+    new = (directory / FILE_NAME).stat()
+    assert (new.st_uid, new.st_gid) == (NOBODY, NOBODY)
+    assert missing or stat.S_IMODE(new.st_mode) == 0o660
 
 
 # Version 1

@@ -11,6 +11,7 @@
 """
 
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -91,6 +92,7 @@ def salvage(file: Path) -> Salvaged:
             new.execute("PRAGMA synchronous = OFF")
             with unsound.open("wb") as aside:
                 salvaged = _Salvage(copy, new, aside).run()
+        _belong_alike(making, file)
         sync(making)
         sync(unsound)
         copy.unlink()
@@ -103,6 +105,14 @@ def salvage(file: Path) -> Salvaged:
         raise
     salvaged.set_aside = str(put_in_place(file))
     return salvaged
+
+
+def _belong_alike(making: Path, file: Path) -> None:
+    """Who may use the old file may use the new one, also where root makes it for the daemon of another user."""
+    old = (file if file.exists() else file.parent).stat()
+    if os.geteuid() == 0:
+        os.chown(making, old.st_uid, old.st_gid)
+    making.chmod(old.st_mode & 0o666)  # of a directory what is meant for files
 
 
 def put_in_place(file: Path) -> Path:
