@@ -8,8 +8,9 @@
 harmless, because it drops duplicates. Over `unixgram:` the thread waits for the collector. Over `udp:` nobody knows
 whether a datagram arrived; only where the kernel says that nobody listens is it sent again.
 
-A forked child starts afresh, with an empty buffer, and the parent goes on with its own. The interpreter's end sends
-what is left; a process that leaves by `os._exit`, as children of multiprocessing do, must call `close` itself.
+A forked child starts afresh, with an empty buffer, and the parent goes on with its own. The interpreter's end, and that
+of a child of multiprocessing, sends what is left. Who leaves otherwise by `os._exit`, or by a signal that nobody
+handles, must call `close` before.
 """
 
 import atexit
@@ -21,6 +22,7 @@ import logging
 import os
 import random
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -258,6 +260,7 @@ class Client:
                     except RuntimeError:  # no more threads, or the interpreter ends: the next event tries again
                         self._thread = None
                         return
+                    _close_before_a_child_ends()
         self._some.set()
 
     def _drop(self) -> bool:
@@ -615,6 +618,13 @@ def _close_all() -> None:
     give_up_at = time.monotonic() + EXIT_SECONDS
     for client in list(_all):
         client.close(max(0.0, give_up_at - time.monotonic()))
+
+
+def _close_before_a_child_ends() -> None:
+    """Where this is a child of multiprocessing: it leaves by os._exit, past atexit, but ends its finalizers before."""
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        sys.modules["multiprocessing.util"].Finalize(None, _close_all, exitpriority=0)
 
 
 def _forget_all() -> None:

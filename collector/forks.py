@@ -1,4 +1,4 @@
-"""What is done about locks, about sockets and about SQLite where a program forks.
+"""What is done about locks, sockets, SQLite and the end of children where a program forks.
 
 - A lock of flock(2) belongs to parent and child together, and so does a socket: the child would hold the lock, and the
   port, beyond its parent's end. It closes its own descriptors, which leaves what the parent has as it is.
@@ -13,9 +13,10 @@ import contextlib
 import ctypes
 import os
 import sqlite3
+import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 from collector.errors import QueueBroken
@@ -103,6 +104,13 @@ def use_of_connections() -> Use:
 def never_free(thing: object) -> None:
     """Nothing that freeing it would do is ever done in this process."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def before_a_child_ends(act: Callable[[], object]) -> None:
+    """Where this is a child of multiprocessing, `act` runs at its end: it leaves by os._exit, past what atexit has."""
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        sys.modules["multiprocessing.util"].Finalize(None, act, exitpriority=0)
 
 
 def _before_fork() -> None:

@@ -26,7 +26,7 @@ from collector.config import Config
 from collector.election import Delivery
 from collector.errors import CollectorError, Unusable
 from collector.events import UsageEvent
-from collector.forks import never_free
+from collector.forks import before_a_child_ends, never_free
 from collector.intake import Report
 from collector.observe.logs import get_logger
 from collector.sources.recorder import CHUNK_EVENTS, RETRY_SECONDS, Overload, Recorded, event_of
@@ -179,6 +179,7 @@ class SyncCollector:
                 except BaseException:  # no more threads, or the interpreter ends: the next event tries again
                     self._storing = None
                     raise
+                before_a_child_ends(_stop_all)
             return self._storing
 
     def _tell(self, storing: "_Storing") -> None:

@@ -178,6 +178,28 @@ print(client.counters.sent == handled)
 
 
 @pytest.mark.parametrize("scheme", ["http", "unix", "udp", "unixgram"])
+async def test_the_end_of_a_child_of_multiprocessing_sends_what_is_left(tmp_path: Path, scheme: str) -> None:
+    """Forked, it leaves by os._exit, past what atexit has."""
+    async with listening(tmp_path) as collector:
+        source = """
+import multiprocessing
+
+def work(start):
+    for number in range(start, start + 100):
+        record(number)
+
+children = [multiprocessing.get_context("fork").Process(target=work, args=(start,)) for start in (0, 100)]
+for child in children:
+    child.start()
+for child in children:
+    child.join()
+print([child.exitcode for child in children])
+"""
+        assert await said(tmp_path, url_of(collector, tmp_path, scheme), source) == "[0, 0]\n"
+        await stored(collector, 200)
+
+
+@pytest.mark.parametrize("scheme", ["http", "unix", "udp", "unixgram"])
 async def test_what_is_recorded_when_no_thread_can_begin_any_more_is_sent_all_the_same(
     tmp_path: Path, scheme: str
 ) -> None:

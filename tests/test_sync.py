@@ -276,6 +276,23 @@ def test_the_end_of_the_program_stores_what_it_recorded(tmp_path: Path) -> None:
     assert waiting(tmp_path) == 500
 
 
+def test_the_end_of_a_child_of_multiprocessing_stores_what_it_recorded(tmp_path: Path) -> None:
+    source = """
+import multiprocessing
+
+def work():
+    for number in range(500):
+        record_nowait(number)
+
+child = multiprocessing.get_context("fork").Process(target=work)
+child.start()
+child.join()
+assert child.exitcode == 0
+"""
+    ended(program(tmp_path, source))
+    assert waiting(tmp_path) == 500
+
+
 def test_a_handler_of_signals_may_record_and_flush_whatever_it_interrupts(tmp_path: Path) -> None:
     source = """
 import signal
