@@ -48,8 +48,9 @@ class Step(NamedTuple):
 def command(path: Path | None, systemd: bool, split: bool, dry_run: bool, yes: bool, root: Path) -> None:
     """Write a configuration with every key, its default and what it is for.
 
-    Without --systemd it goes to PATH (default: collector.toml), with it to /etc/collector/config.toml. A configuration
-    that is there is never replaced. Units that are there are, after they were shown.
+    Without --systemd it goes to PATH (default: collector.toml; "-" is standard output), with it to
+    /etc/collector/config.toml. A configuration that is there is never replaced. Units that are there are, after they
+    were shown.
 
     \b
     collector init                                      a file to edit
@@ -78,6 +79,9 @@ def command(path: Path | None, systemd: bool, split: bool, dry_run: bool, yes: b
 
 
 def _write_config(file: Path, *, dry_run: bool) -> None:
+    if file == Path("-"):
+        click.echo(example_toml(), nl=False)
+        return
     if os.path.lexists(file):
         raise Unusable(f"{file} is there already and was left as it is; name another file, or move it away")
     if dry_run:

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from collector.cli import main, units
 from collector.cli.units import ALL_IN_ONE, SPLIT
 from collector.config import load
+from collector.config.example import example_toml
 from tests.config.test_load import CREDENTIALS
 
 UNITS = Path("etc/systemd/system")
@@ -71,6 +72,12 @@ def test_without_a_path_it_is_written_here(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     init()
     assert Path("collector.toml").exists()
+
+
+def test_a_dash_is_standard_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert init("-") == init("-", "--dry-run") == example_toml()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dry_run_does_nothing(root: Path) -> None:
