@@ -150,7 +150,7 @@ def _from_file(file: Path | None, known: Mapping[str, Key], problems: list[Probl
     if file is None:
         return {}
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        document = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors put a mark before it
     except OSError as error:
         problems.append(Problem(str(file), f"cannot be read ({error.strerror})"))
         return None

@@ -242,6 +242,11 @@ def test_what_is_unknown_or_of_a_wrong_type_is_named_with_a_remedy(write: Write,
     assert said.startswith(problem)
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(write: Write) -> None:
+    file = write("\ufeff[http]\nmax_connections = 7\n")
+    assert load(file, CREDENTIALS).http.max_connections == 7
+
+
 @pytest.mark.parametrize(
     "content",
     [
