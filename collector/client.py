@@ -114,7 +114,7 @@ class Client:
     17 MB with the longest that a collector takes by default. `blocking` is for scripts: `record` then returns
     when the event is on the collector's disk (`http:` and `unix:` only). `timeout_seconds` is for one answer; a
     blocking `record` also tries again for so long.
-    Raises ValueError for an address or a token that cannot be.
+    Raises ValueError for what cannot be.
     """
 
     def __init__(
@@ -126,6 +126,10 @@ class Client:
         blocking: bool = False,
         timeout_seconds: float = 10.0,
     ) -> None:
+        if not max_events >= 1:
+            raise ValueError(f"max_events: {max_events!r}; expected at least 1")
+        if not 0 < timeout_seconds <= threading.TIMEOUT_MAX:
+            raise ValueError(f"timeout_seconds: {timeout_seconds!r}; expected a time in which an answer can come")
         self._url = url
         self._token = token
         self._room = max_events

@@ -459,11 +459,14 @@ async def test_nothing_lingers_behind(monkeypatch: pytest.MonkeyPatch, ends: str
         ("udp://127.0.0.1:8787", {"blocking": True}, "url: nobody acknowledges datagrams"),
         ("udp://127.0.0.1:8787", {"token": "secret"}, "token: nobody reads one over udp:"),
         ("http://127.0.0.1:8787", {"token": "secret\r\nX: y"}, "token: expected visible ASCII characters"),
+        ("http://127.0.0.1:8787", {"timeout_seconds": 0}, "timeout_seconds: 0; expected a time"),
+        ("http://127.0.0.1:8787", {"timeout_seconds": -1}, "timeout_seconds: -1; expected a time"),
+        ("http://127.0.0.1:8787", {"timeout_seconds": float("nan")}, "timeout_seconds: nan; expected a time"),
+        ("http://127.0.0.1:8787", {"timeout_seconds": float("inf")}, "timeout_seconds: inf; expected a time"),
+        ("http://127.0.0.1:8787", {"max_events": 0}, "max_events: 0; expected at least 1"),
     ],
 )
-def test_an_address_or_a_token_that_cannot_be_is_refused_and_not_shown(
-    url: str, options: dict[str, object], said: str
-) -> None:
+def test_what_cannot_be_is_refused_and_no_secret_shown(url: str, options: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said) as raised:
         Client(url, **options)  # type: ignore[arg-type]
     assert "secret" not in str(raised.value)
