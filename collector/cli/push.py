@@ -5,6 +5,7 @@ import gzip
 import random
 import sys
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ async def _push_all(files: Sequence[str], url: str, token: str | None, patience_
                 with _open(file) as (stream, lines):
                     size = None if file == "-" else Path(file).stat().st_size
                     task = progress.add_task(file, total=size, events=0)
-                    for chunk in _chunks(lines):
+                    for chunk in _chunks(file, lines):
                         await sender.send(file, chunk)
                         _show(progress, task, stream, totals)
     return totals
@@ -162,10 +163,11 @@ class _open:  # noqa: N801 - used like the function that it stands for
             self._stream.close()
 
 
-def _chunks(lines: Iterable[bytes]) -> Iterator[list[Line]]:
-    """The lines that hold something, in requests of a good size."""
+def _chunks(file: str, lines: Iterable[bytes]) -> Iterator[list[Line]]:
+    """The lines that hold something, in requests of a good size. Raises Unusable after all that can be read."""
     chunk: list[Line] = []
-    size = 0
+    size = number = 0
+    broken: Exception | None = None
     try:
         for number, text in enumerate(lines, 1):
             if stripped := text.strip():
@@ -174,12 +176,12 @@ def _chunks(lines: Iterable[bytes]) -> Iterator[list[Line]]:
             if len(chunk) >= LINES_PER_REQUEST or size >= BYTES_PER_REQUEST:
                 yield chunk
                 chunk, size = [], 0
-    except (OSError, EOFError) as error:
-        raise Unusable(
-            f"after {chunk[-1].number if chunk else 0} lines of this part the input cannot be read: {error}"
-        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        broken = error
     if chunk:
         yield chunk
+    if broken is not None:
+        raise Unusable(f"{file}: it cannot be read after line {number}, up to which all was sent: {broken}") from broken
 
 
 def _show(progress: Progress, task: TaskID, stream: Any, totals: Totals) -> None:

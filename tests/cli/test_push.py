@@ -54,13 +54,25 @@ async def test_a_rejected_line_is_named_by_file_and_number(tmp_path: Path) -> No
     assert f"{file}:5: not JSON" in err
 
 
-async def test_a_broken_archive_is_said_and_what_came_before_it_stays(tmp_path: Path) -> None:
-    file = tmp_path / "events.gz"
-    file.write_bytes(gzip.compress(NDJSON)[:-20])
+@pytest.mark.parametrize(
+    ("rest", "said"),
+    [
+        (gzip.compress(b"")[:-8], "Compressed file ended before the end-of-stream marker was reached"),
+        (gzip.compress(b"")[:-10] + b"\xff" * 99, "Error -3 while decompressing data: invalid block type"),
+        (b"rubbish", "Not a gzipped file (b'ru')"),
+    ],
+    ids=["cut off", "damaged", "foreign"],
+)
+async def test_a_broken_archive_is_named_and_what_came_before_is_sent(tmp_path: Path, rest: bytes, said: str) -> None:
+    file, good = tmp_path / "events.gz", tmp_path / "good.ndjson"
+    good.write_bytes(NDJSON)
+    file.write_bytes(gzip.compress(NDJSON) + rest)
     async with running(tmp_path, NOWHERE) as daemon:
         status, _, err = await push(str(file), "--to", daemon.url, folder=tmp_path)
-    assert status == 1
-    assert "cannot be read" in err
+        assert status == 1
+        assert err == f"collector: {file}: it cannot be read after line 12034, up to which all was sent: {said}\n"
+        _, out, _ = await push(str(good), "--to", daemon.url, folder=tmp_path)
+        assert out == "sent 12,034  accepted 0  duplicates 12,034  rejected 0\n"
 
 
 @pytest.mark.parametrize(
