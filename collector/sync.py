@@ -24,7 +24,7 @@ from collector.agent import Collector, StopReport
 from collector.clock import Clock
 from collector.config import Config
 from collector.election import Delivery
-from collector.errors import CollectorError, Unusable
+from collector.errors import CollectorError, QueueUnavailable, Unusable
 from collector.events import UsageEvent
 from collector.forks import before_a_child_ends, never_free
 from collector.intake import Report
@@ -221,16 +221,18 @@ class _Life:
         self._started: Future[None] = Future()
         self._stop_asked: Future[None] = Future()
         self._ended: Future[StopReport] = Future()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._live()), name="collector", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
 
     def begun(self) -> Self:
         """The collector runs. Raises what its start raises, or a handler of signals meanwhile; then it ends again."""
         try:
             self._thread.start()
             self._started.result()
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(Exception):
                 self.stop()
+            if isinstance(error, OSError):  # there are no descriptors for it: the next event tries again
+                raise QueueUnavailable(f"the collector cannot start: {error}") from error
             raise
         return self
 
@@ -261,14 +263,25 @@ class _Life:
         self._thread.join()
         return self._ended.result()
 
+    def _run(self) -> None:
+        living = self._live()
+        try:
+            asyncio.run(living)
+        except OSError as error:  # there is no loop for it
+            living.close()
+            self._has_not_started(error)
+
+    def _has_not_started(self, error: BaseException) -> None:
+        self._ended.set_exception(error)
+        self._started.set_exception(error)
+
     async def _live(self) -> None:
         self._loop = asyncio.get_running_loop()
         try:
             self.collector = self._new_collector()
             await self.collector.start()
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever starts it
-            self._ended.set_exception(error)
-            self._started.set_exception(error)
+            self._has_not_started(error)
             return
         self._started.set_result(None)
         ends = [asyncio.wrap_future(self._stop_asked), asyncio.create_task(self.collector.failed())]

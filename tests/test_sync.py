@@ -318,6 +318,35 @@ assert collector.flush(20)
     assert waiting(tmp_path) >= 1000
 
 
+def test_where_the_system_has_no_descriptors_left_a_start_is_refused_and_what_was_recorded_is_stored_later(
+    tmp_path: Path,
+) -> None:
+    source = """
+import resource
+from collector import Retryable
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+first_free = os.open("/dev/null", os.O_RDONLY)
+refused = 0
+while True:  # each time the start comes one descriptor further
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free + refused, hard))
+    if not refused:
+        record_nowait(1)
+    try:
+        record(2)
+    except Retryable:
+        refused += 1
+    else:
+        break
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+assert collector.flush(30)
+print(refused)
+"""
+    process = program(tmp_path, source)
+    said, complained = process.communicate(timeout=60)
+    assert (process.returncode, int(said) > 1) == (0, True), complained  # also asyncio complains, of half a loop
+    assert waiting(tmp_path) == 2
+
+
 @pytest.mark.parametrize(
     ("handles", "ends_with"),
     [
