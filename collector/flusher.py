@@ -191,14 +191,7 @@ class Flusher:
     async def _deliver(self, lane: Lane, lease: Lease, *, is_probe: bool) -> None:
         publisher = self._publisher
         try:
-            outcome = await self._send(lane, lease)
-            # At once: a Retry-After holds for the batches beside this one too, however long our disk takes to settle.
-            heard = outcome.failure
-            self._learn_failure(lane, heard)
-            await self._settle(lease, outcome)
-            if outcome.failure is not heard:
-                self._learn_failure(lane, outcome.failure)
-            self._learn(lane, outcome)
+            await self._send_and_settle(lane, lease)
             if lane.held_for is not None and self._publisher is not publisher:  # one may have acted meanwhile
                 lane.not_before = float("-inf")
         finally:
@@ -207,7 +200,19 @@ class Flusher:
             lane.in_flight -= 1
             self._queue.arrivals.set()
 
-    async def _send(self, lane: Lane, lease: Lease, *, is_witness: bool = False) -> Outcome:
+    async def _send_and_settle(self, lane: Lane, lease: Lease, *, is_witness: bool = False) -> Outcome:
+        """What came of a lease, of which the lane has learnt, and which is on disk."""
+        outcome = await self._send(lane, lease, is_witness=is_witness)
+        # At once: a Retry-After holds for the batches beside this one too, however long our disk takes to settle.
+        heard = outcome.failure
+        self._learn_failure(lane, heard)
+        await self._settle(lease, outcome)
+        if outcome.failure is not heard:
+            self._learn_failure(lane, outcome.failure)
+        self._learn(lane, outcome)
+        return outcome
+
+    async def _send(self, lane: Lane, lease: Lease, *, is_witness: bool) -> Outcome:
         """Sends a lease in requests of the lane's size, halving what is refused; stops at the first other failure.
 
         Where it is in doubt whether its events are at fault or upstream, another lease tells, unless this is that one.
@@ -244,9 +249,7 @@ class Flusher:
             return False
         if other is None:
             return False
-        outcome = await self._send(lane, other, is_witness=True)
-        await self._settle(other, outcome)
-        self._learn(lane, outcome)
+        outcome = await self._send_and_settle(lane, other, is_witness=True)
         return outcome.delivered > 0
 
     async def _publish(self, lane: Lane, lines: bytes, events: int) -> Mapping[int, str]:

@@ -432,6 +432,22 @@ async def test_nothing_is_buried_where_upstream_fails_while_it_is_in_doubt_who_i
     assert rig.waiting() == []
 
 
+async def test_a_retry_after_holds_also_where_it_is_said_of_events_that_were_to_tell_who_is_at_fault(rig: Rig) -> None:
+    wait_seconds = 2 * HOLD_RETRY_SECONDS
+    slow_down = Retryable("429", retry_after_seconds=wait_seconds)
+    rig.upstream.answer = lambda _app, numbers: slow_down if numbers[0] >= 1000 else Rejected("no such day")
+    await rig.put("wiki", [*range(1000), *range(1000, 1500)])  # of which the latter would linger
+    await rig.at_rest()
+    assert rig.upstream.sizes()[-1] == 500
+    requests = len(rig.upstream.requests)
+    await rig.advance(wait_seconds - 1.0)
+    assert len(rig.upstream.requests) == requests
+    await rig.advance(2.0)
+    assert len(rig.upstream.requests) > requests
+    assert rig.dead() == []
+    assert rig.waiting() == list(range(1500))
+
+
 async def test_one_event_that_is_too_large_does_not_make_the_next_batches_tiny(rig: Rig) -> None:
     rig.upstream.refuse([5], TooLarge)
     await rig.put("wiki", range(1000))
