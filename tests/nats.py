@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.patience import PATIENCE_SECONDS
+
 SERVER = Path(sys.executable).with_name("nats-server")
-START_SECONDS = 30.0
 
 
 def free_ports(count: int) -> list[int]:
@@ -53,7 +54,7 @@ class Server:
 
     def wait(self) -> None:
         """It accepts connections. Raises AssertionError."""
-        until = time.monotonic() + START_SECONDS
+        until = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()

@@ -4,8 +4,8 @@ import asyncio
 import inspect
 from collections.abc import Callable
 
-PATIENCE_SECONDS = 30.0
-"""A backstop for what is broken; nothing that works comes near it."""
+PATIENCE_SECONDS = 120.0
+"""A backstop for what is broken; nothing that works comes near it, also on a machine that is slow and busy."""
 
 
 async def until(fact: Callable[[], object], *, seconds: float = PATIENCE_SECONDS, pause_seconds: float = 0.002) -> None:

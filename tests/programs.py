@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.patience import PATIENCE_SECONDS
 from tests.settings import sandboxed, variables
 
 NOWHERE = "http://127.0.0.1:9"
@@ -45,7 +46,11 @@ def program(folder: Path, source: str, upstream_url: str = NOWHERE, **settings: 
 
 def ended(process: subprocess.Popen[str]) -> str:
     """What it printed, once it has ended well and complained of nothing."""
-    said, complained = process.communicate(timeout=60)
+    with process:
+        try:
+            said, complained = process.communicate(timeout=PATIENCE_SECONDS)
+        finally:
+            process.kill()
     assert (process.returncode, complained) == (0, ""), complained
     return said
 

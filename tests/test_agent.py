@@ -17,7 +17,7 @@ from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.e2e.books import settled
 from tests.embedded import config, embedded, metric
-from tests.patience import until
+from tests.patience import PATIENCE_SECONDS, until
 from tests.programs import NOWHERE
 
 
@@ -85,7 +85,7 @@ async def test_a_part_that_dies_is_the_end_of_the_agent_and_it_says_so(
         monkeypatch.setattr(collector._flusher._publisher, "publish", explode)
         await post(collector, ["a"])
         with pytest.raises(Unusable, match="a defect"):
-            await asyncio.wait_for(collector.failed(), 20)
+            await asyncio.wait_for(collector.failed(), PATIENCE_SECONDS)
         assert collector.why_unready() == "flusher.run has died"
 
 
@@ -201,4 +201,4 @@ async def test_a_queue_file_that_vanishes_is_the_end_of_the_agent(tmp_path: Path
     async with embedded(tmp_path, upstream.url) as collector:
         (tmp_path / "queue" / "queue.sqlite3").unlink()
         with pytest.raises(Unusable, match="was removed or replaced"):
-            await asyncio.wait_for(collector.failed(), 20)
+            await asyncio.wait_for(collector.failed(), PATIENCE_SECONDS)

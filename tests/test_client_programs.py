@@ -65,7 +65,7 @@ def is_socket(file):
     except OSError:
         return False
 record(0)
-assert client.flush(20)  # a connection is open, a thread runs
+assert client.flush(100)  # a connection is open, a thread runs
 record(1)  # and this one waits
 children = []
 for number in range(1, 4):
@@ -74,7 +74,7 @@ for number in range(1, 4):
         assert client.counters == (0,) * 9, client.counters
         assert not any(map(is_socket, range(3, 100)))
         record(number * 10)
-        assert client.flush(20)
+        assert client.flush(100)
         record(number * 10 + 1)
         assert client.close(20)
         assert client.counters.sent == 2
@@ -170,7 +170,7 @@ signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
 while handled < 1000:
     client.flush(0)
 signal.setitimer(signal.ITIMER_REAL, 0)
-assert client.flush(20)
+assert client.flush(100)
 print(client.counters.sent == handled)
 """
         assert await said(tmp_path, url_of(collector, tmp_path, scheme), source) == "True\n"

@@ -14,7 +14,7 @@ from collector.config import Config
 from collector.election import Delivery
 from collector.errors import ConfigInvalid, Unusable
 from tests.embedded import config, metric
-from tests.patience import until
+from tests.patience import PATIENCE_SECONDS, until
 
 NOWHERE = "http://127.0.0.1:1"
 
@@ -110,7 +110,7 @@ async def test_what_is_sent_between_two_processes_waits_for_the_second(tmp_path:
         early.sendall(b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(body), body))
         async with listening(tmp_path, holder.passed()) as second:
             await until(lambda: metric(second, "waiting_events") == 15)
-        early.settimeout(10)
+        early.settimeout(PATIENCE_SECONDS)
         assert early.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 

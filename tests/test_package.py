@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_SECONDS
+
 NAMED = "import collector"
 IN_THREADS = """
 from collector import SyncCollector
@@ -76,7 +78,9 @@ def printed(source: str, folder: Path) -> str:
         "COLLECTOR_STOP__DEADLINE": "100ms",
     }
     command = [sys.executable, "-c", source]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=environment)
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=PATIENCE_SECONDS, env=environment
+    )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 

@@ -16,6 +16,7 @@ import pytest
 from collector import Collector, QueueFull, Recorded, Rejected, SyncCollector, Unusable, UsageEvent
 from collector.sync import _Storing
 from tests.embedded import config, metric
+from tests.patience import PATIENCE_SECONDS
 from tests.programs import NOWHERE, ended, program, waiting
 
 
@@ -70,7 +71,7 @@ def test_texts_and_numbers_of_types_of_their_own_are_what_they_say(tmp_path: Pat
     assert collector.record(email="user@example.com", event_name="saved", timestamp_ms=7) is Recorded.DUPLICATE
     for event in (name, "other"):
         assert collector.record_nowait(email="user@example.com", event_name=event, timestamp_ms=8, app_id=Safe("crm"))
-    assert collector.flush(10)
+    assert collector.flush(PATIENCE_SECONDS)
     assert waiting(tmp_path) == 3
 
 
@@ -94,7 +95,7 @@ def test_many_threads_record_at_once(tmp_path: Path, collector: SyncCollector) -
 def test_what_was_recorded_without_waiting_is_on_disk_after_a_flush(tmp_path: Path, collector: SyncCollector) -> None:
     for number in range(2500):
         assert collector.record_nowait(email="user@example.com", event_name="saved", timestamp_ms=number)
-    assert collector.flush(30)
+    assert collector.flush(PATIENCE_SECONDS)
     assert waiting(tmp_path) == 2500
 
 
@@ -109,7 +110,7 @@ def test_an_event_is_stamped_at_the_call_and_not_when_it_is_stored(tmp_path: Pat
     before = time.time_ns() // 10**6
     collector.record_nowait(email="user@example.com", event_name="saved")
     after = time.time_ns() // 10**6
-    assert collector.flush(30)
+    assert collector.flush(PATIENCE_SECONDS)
     connection = sqlite3.connect(tmp_path / "queue" / "queue.sqlite3")
     [(line,)] = connection.execute("SELECT lines FROM segment")
     connection.close()
@@ -141,8 +142,8 @@ def test_recording_without_waiting_does_not_wait_for_another_threads_start(tmp_p
     collector = collector_of(tmp_path)
     with ThreadPoolExecutor(1) as other, collector._lock:  # as while it starts
         call = other.submit(collector.record_nowait, email="user@example.com", event_name="saved")
-        assert call.result(timeout=10)
-    assert collector.flush(30)
+        assert call.result(timeout=PATIENCE_SECONDS)
+    assert collector.flush(PATIENCE_SECONDS)
     collector.stop()
     assert waiting(tmp_path) == 1
 
@@ -162,7 +163,7 @@ def test_an_event_that_comes_while_no_thread_can_begin_is_refused_and_the_next_o
                 collector.record_nowait(email="user@example.com", event_name="saved", timestamp_ms=number)
         assert collector.stop().waiting_events == 0
     assert collector.record_nowait(email="user@example.com", event_name="saved", timestamp_ms=7)
-    assert collector.flush(30)
+    assert collector.flush(PATIENCE_SECONDS)
     collector.stop()
     assert waiting(tmp_path) == 1
 
@@ -173,7 +174,7 @@ def test_what_finds_no_room_is_counted_and_said_together(tmp_path: Path, caplog:
     with collector._lock:  # as while another thread starts it: nothing is stored
         while refused < 5:
             refused += not collector.record_nowait(email="user@example.com", event_name="saved")
-    assert collector.flush(30)
+    assert collector.flush(PATIENCE_SECONDS)
     life = collector._life
     assert life is not None
     assert metric(life.collector, "refusals_total", source="program", reason="overload") == 5
@@ -190,7 +191,7 @@ def test_what_is_recorded_amid_a_stop_is_not_forgotten(tmp_path: Path) -> None:
     ended.waiting.append(UsageEvent(2, "user@example.com", "saved"))  # by a thread that had looked before the stop
     assert ended.needs_word
     collector._tell(ended)
-    assert collector.flush(30)
+    assert collector.flush(PATIENCE_SECONDS)
     collector.stop()
     assert waiting(tmp_path) == 2
 
@@ -203,7 +204,7 @@ def storing_of(collector: SyncCollector) -> _Storing:
 def test_an_event_that_is_none_costs_its_neighbours_nothing(tmp_path: Path, collector: SyncCollector) -> None:
     for stamp in (1, 10**5000, 2):
         assert collector.record_nowait(email="user@example.com", event_name="saved", timestamp_ms=stamp)
-    assert collector.flush(30)
+    assert collector.flush(PATIENCE_SECONDS)
     assert waiting(tmp_path) == 2
 
 
@@ -225,7 +226,7 @@ def die(collector: SyncCollector, folder: Path) -> None:
         if name.startswith("queue.sqlite3"):
             (folder / "queue" / name).unlink()
     with pytest.raises(Unusable):
-        life._ended.result(timeout=10)
+        life._ended.result(timeout=PATIENCE_SECONDS)
 
 
 def test_the_stop_of_a_collector_that_has_died_says_of_what(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -261,8 +262,8 @@ def test_a_stop_by_another_thread_amid_the_start_stops_what_that_starts(
         come.wait()
         stopping = others.submit(collector.stop)
         word.set()
-        starting.result(timeout=30)
-        stopping.result(timeout=30)
+        starting.result(timeout=PATIENCE_SECONDS)
+        stopping.result(timeout=PATIENCE_SECONDS)
     assert threading.active_count() == before
 
 
@@ -312,7 +313,7 @@ while handled < 1000:
     collector.record_nowait(email="user@example.com", event_name="saved", timestamp_ms=number % 500)
     collector.flush(0)
 signal.setitimer(signal.ITIMER_REAL, 0)
-assert collector.flush(20)
+assert collector.flush(100)
 """
     ended(program(tmp_path, source))
     assert waiting(tmp_path) >= 1000
@@ -338,11 +339,11 @@ while True:  # each time the start comes one descriptor further
     else:
         break
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-assert collector.flush(30)
+assert collector.flush(100)
 print(refused)
 """
     process = program(tmp_path, source)
-    said, complained = process.communicate(timeout=60)
+    said, complained = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, int(said) > 1) == (0, True), complained  # also asyncio complains, of half a loop
     assert waiting(tmp_path) == 2
 
@@ -389,7 +390,7 @@ with SyncCollector(load(environment=dict(os.environ)), delivery=Delivery.EXCLUSI
 def test_a_signal_that_ends_the_program_leaves_time_for_a_flush(tmp_path: Path) -> None:
     source = """
 import atexit, signal
-atexit.register(lambda: print("at exit", collector.flush(5)))
+atexit.register(lambda: print("at exit", collector.flush(100)))
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 try:
     for number in range(1000):
@@ -398,14 +399,14 @@ try:
             os.kill(os.getpid(), signal.SIGTERM)
 finally:
     record_nowait(5000)
-    print("finally", collector.flush(5))
+    print("finally", collector.flush(100))
 """
     assert ended(program(tmp_path, source)) == "finally True\nat exit True\n"
     assert waiting(tmp_path) == 502
 
 
 def test_recording_in_a_finally_at_the_end_works(tmp_path: Path) -> None:
-    source = "try:\n    record(1)\n    sys.exit(0)\nfinally:\n    record(2)\n    assert collector.flush(5)\n"
+    source = "try:\n    record(1)\n    sys.exit(0)\nfinally:\n    record(2)\n    assert collector.flush(100)\n"
     ended(program(tmp_path, source))
     assert waiting(tmp_path) == 2
 
@@ -555,7 +556,7 @@ os.waitpid(pid, 0)
     process.kill()
     process.wait()
     try:
-        give_up = time.monotonic() + 10
+        give_up = time.monotonic() + PATIENCE_SECONDS
         while lock.read_text() != f"{child}\n":  # for a moment it is empty
             assert time.monotonic() < give_up, "nobody has taken over"
             time.sleep(0.01)

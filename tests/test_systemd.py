@@ -12,6 +12,7 @@ import pytest
 
 from collector.errors import Unusable
 from collector.systemd import Notifier, take_sockets
+from tests.patience import PATIENCE_SECONDS
 
 HERE = str(os.getpid())
 
@@ -21,7 +22,7 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
     """The service manager's end."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "notify"))
-        listening.settimeout(10)
+        listening.settimeout(PATIENCE_SECONDS)
         yield listening
 
 
@@ -50,7 +51,7 @@ def test_each_message_says_what_it_is_about(manager: socket.socket) -> None:
 def test_a_manager_may_have_an_abstract_address() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind("")  # Linux chooses one
-        manager.settimeout(10)
+        manager.settimeout(PATIENCE_SECONDS)
         Notifier({"NOTIFY_SOCKET": "@" + manager.getsockname()[1:].decode()}).ready()
         assert heard(manager) == {"READY": "1"}
 

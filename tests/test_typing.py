@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import collector
+from tests.patience import PATIENCE_SECONDS
 
 CALLER = '''
 """Whatever is ignored here must be an error: an ignore that is not needed is one in strict mode."""
@@ -69,5 +70,7 @@ def test_a_program_that_uses_the_package_is_checked_strictly(tmp_path: Path) -> 
     assert (package / "py.typed").is_file()
     options = ("--strict", "--follow-imports=silent", "--cache-dir", str(tmp_path))
     command = (sys.executable, "-m", "mypy", *options, str(program))
-    checked = subprocess.run(command, cwd=package.parent, capture_output=True, text=True, timeout=120, check=False)
+    checked = subprocess.run(
+        command, cwd=package.parent, capture_output=True, text=True, timeout=3 * PATIENCE_SECONDS, check=False
+    )
     assert checked.stdout.startswith("Success: "), checked.stdout + checked.stderr

@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from tests.e2e.daemon import command
+from tests.patience import PATIENCE_SECONDS
 
-SECONDS = 45.0
+SECONDS = PATIENCE_SECONDS
 
 
 class Ended(NamedTuple):

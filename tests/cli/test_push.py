@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from tests.e2e.daemon import command, environment, running
+from tests.patience import PATIENCE_SECONDS
 
 NOWHERE = "http://127.0.0.1:1"
 EVENTS = [
@@ -25,7 +26,7 @@ async def push(*words: str, folder: Path, stdin: bytes = b"", **settings: str) -
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, err = await asyncio.wait_for(process.communicate(stdin), 60)
+    out, err = await asyncio.wait_for(process.communicate(stdin), PATIENCE_SECONDS)
     assert process.returncode is not None
     assert b"Traceback" not in err
     return process.returncode, out.decode(), err.decode()

@@ -14,8 +14,8 @@ import pytest
 
 from collector.sandbox.server import SandboxStats
 from tests.cli.child import finish, own_environment, run, started
+from tests.patience import PATIENCE_SECONDS
 
-START_SECONDS = 15.0
 PUSH = "/services/push/v1/customer/apps/wiki/usage-events"
 
 
@@ -57,7 +57,7 @@ async def sandbox(*words: str) -> AsyncIterator[Child]:
         aiohttp.ClientSession() as session,
     ):
         assert process.stdout is not None
-        said = await asyncio.wait_for(process.stdout.readline(), START_SECONDS)
+        said = await asyncio.wait_for(process.stdout.readline(), PATIENCE_SECONDS)
         yield Child(process, said.decode(), session)
 
 

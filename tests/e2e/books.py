@@ -17,7 +17,7 @@ import msgspec
 
 from collector.queue.sqlite.database import FILE_NAME
 from collector.sandbox.state import State
-from tests.patience import until
+from tests.patience import PATIENCE_SECONDS, until
 
 Key = tuple[str, int, str, str]
 
@@ -200,7 +200,7 @@ def exported(ndjson: bytes) -> list[tuple[str, bytes, str]]:
     return [(app_id, msgspec.json.encode(fields), reason) for app_id, reason, fields in letters]
 
 
-async def settled(state: State, expected: int, *, seconds: float = 30.0) -> None:
+async def settled(state: State, expected: int, *, seconds: float = PATIENCE_SECONDS) -> None:
     """Returns when the sandbox holds so many distinct events. Raises TimeoutError."""
 
     async def are_there() -> bool:

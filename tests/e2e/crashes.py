@@ -27,8 +27,8 @@ from tests.queue.samples import opened
 
 LIFE_SECONDS = 0.5
 """How long a rigged daemon is under load before it is asked to stop, if it has not died by then."""
-LIVES = 5
-"""So often a life is lived that was to visit a step and did not, each longer than the one before: what is rare, or
+LIVES_SECONDS = tuple(LIFE_SECONDS * 2**times for times in range(7))
+"""So often a life is lived that was to visit a step and did not, each twice as long as the one before: what is rare, or
 done by a clock, may not come up in a short life on a busy machine."""
 FULL_SPARE_PAGES = 150
 """Little enough to be used up in a part of that life, and enough for the trial that finds room again."""
@@ -159,11 +159,11 @@ async def lives(oracle: Oracle) -> list[Death]:
     new = await life(oracle, Rig(clock_shift_seconds=LONG_AGO_SECONDS), LIFE_SECONDS)
     oracle.forget()
     old, full, after, unknown = Counter[str](), Counter[str](), Counter[str](), set(steps())
-    for longer in range(1, LIVES + 1):
-        old += await life(oracle, Rig(constants=BUSTLE), longer * LIFE_SECONDS)
-        full += await life(oracle, Rig(constants=BUSTLE, spare_pages=FULL_SPARE_PAGES), longer * LIFE_SECONDS)
+    for seconds in LIVES_SECONDS:
+        old += await life(oracle, Rig(constants=BUSTLE), seconds)
+        full += await life(oracle, Rig(constants=BUSTLE, spare_pages=FULL_SPARE_PAGES), seconds)
         await crash_amid_disorder(oracle)
-        after += await life(oracle, Rig(constants=BUSTLE), longer * LIFE_SECONDS)
+        after += await life(oracle, Rig(constants=BUSTLE), seconds)
         unknown = set(steps()) - {*new, *old, *full, *after, *NOT_TAKEN}
         if not unknown:
             break
@@ -208,11 +208,11 @@ async def crash_at_random(oracle: Oracle) -> None:
 
 async def crash_at(oracle: Oracle, death: Death) -> bool:
     """Whether a daemon died this death, in one of its lives."""
-    for longer in range(1, LIVES + 1):
+    for seconds in LIVES_SECONDS:
         if death.needs_a_death:
             await crash_amid_disorder(oracle)
-        nth = oracle.rng.randint(1, death.latest) if longer == 1 else 1
-        if await crash_one_at(oracle, death, nth=nth, seconds=longer * LIFE_SECONDS):
+        nth = oracle.rng.randint(1, death.latest) if seconds == LIFE_SECONDS else 1
+        if await crash_one_at(oracle, death, nth=nth, seconds=seconds):
             return True
     return False
 

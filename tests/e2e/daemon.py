@@ -15,13 +15,9 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.rigged import Rig
-from tests.patience import until
+from tests.patience import PATIENCE_SECONDS, until
 from tests.settings import sandboxed, variables
 
-START_SECONDS = 15.0
-STOP_SECONDS = 30.0
-NOTICE_SECONDS = 15.0
-"""Within this time a daemon has noticed that its disk fails, and that it no longer does."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -89,7 +85,7 @@ class Daemon:
         )
         daemon = cls(process)
         try:
-            await asyncio.wait_for(asyncio.shield(daemon._started), START_SECONDS)
+            await asyncio.wait_for(asyncio.shield(daemon._started), PATIENCE_SECONDS)
         except NotStartedError as error:
             error.status = await daemon.ended()
             raise
@@ -118,7 +114,7 @@ class Daemon:
                 for sample in family.samples
             }
 
-    async def measures(self, fact: Callable[[dict[str, float]], object], *, seconds: float = NOTICE_SECONDS) -> None:
+    async def measures(self, fact: Callable[[dict[str, float]], object], *, seconds: float = PATIENCE_SECONDS) -> None:
         """Returns once its metrics are so. Raises TimeoutError."""
 
         async def is_so() -> bool:
@@ -132,7 +128,7 @@ class Daemon:
             assert (answer.status == 503) is ("Retry-After" in answer.headers)
             return answer.status, await answer.text()
 
-    async def until_readiness_is(self, status: int, *, seconds: float = NOTICE_SECONDS) -> str:
+    async def until_readiness_is(self, status: int, *, seconds: float = PATIENCE_SECONDS) -> str:
         """What /readyz says, once it has this status; the metric says the same then. Raises TimeoutError."""
         said = ""
 
@@ -160,7 +156,7 @@ class Daemon:
 
     async def logs(self, event: str, times: int = 1) -> dict[str, object]:
         """The log's first entry for an event, or the one that is asked for, once it is there."""
-        async with asyncio.timeout(START_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while len(entries := self.log(event)) < times:
                 await self._said_more.wait()
                 self._said_more.clear()
@@ -180,7 +176,7 @@ class Daemon:
 
     async def ended(self) -> int:
         """The exit status, once the process is gone and all it said was read."""
-        status = await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+        status = await asyncio.wait_for(self._process.wait(), PATIENCE_SECONDS)
         await self._reading
         return status
 

@@ -26,13 +26,14 @@ from collector.sandbox.faults import Fault
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.e2e.books import POISON, Balance, Books, Event, exported, random_event
-from tests.e2e.daemon import NOTICE_SECONDS, Daemon, command, environment, running
+from tests.e2e.daemon import Daemon, command, environment, running
 from tests.e2e.rigged import Rig
-from tests.patience import until
+from tests.patience import PATIENCE_SECONDS, until
 
 CLIENTS = 4
-DRAIN_SECONDS = 30.0
-"""Within this time a daemon whose upstream is well has delivered whatever these tests leave it with."""
+REFUSED_PAUSE_SECONDS = 0.05
+"""After this a client that was refused tries again. Without a pause it takes the time in which a busy machine would
+make room."""
 
 POISONED = Fault(status=400, event_name=POISON, body="this event is not to my taste")
 TROUBLES = (
@@ -122,7 +123,7 @@ class Oracle:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             async with aiohttp.ClientSession() as session:
                 while not enough.is_set():
-                    events = self._events(rng, rng.choice((1, 3, 20, 600)))
+                    events, refused = self._events(rng, rng.choice((1, 3, 20, 600))), self.books.refused.total()
                     try:
                         await self.books.post(
                             session,
@@ -133,6 +134,8 @@ class Oracle:
                         )
                     except (aiohttp.ClientError, ConnectionError):
                         return
+                    if self.books.refused.total() > refused:
+                        await asyncio.sleep(REFUSED_PAUSE_SECONDS)
                     events = self._events(rng, rng.choice((1, 3)))
                     self.books.send(events)
                     self.datagrams += len(events)
@@ -150,12 +153,12 @@ class Oracle:
         self._recent.extend(events)
         return events
 
-    async def until_acknowledged(self, events: int, *, seconds: float = NOTICE_SECONDS) -> None:
+    async def until_acknowledged(self, events: int, *, seconds: float = PATIENCE_SECONDS) -> None:
         """Returns when so many more events were acknowledged. Raises TimeoutError."""
         enough = len(self.books.acknowledged) + events
         await until(lambda: len(self.books.acknowledged) >= enough, seconds=seconds)
 
-    async def drained(self, daemon: Daemon, *, seconds: float = DRAIN_SECONDS) -> None:
+    async def drained(self, daemon: Daemon, *, seconds: float = PATIENCE_SECONDS) -> None:
         """Returns when nothing waits in the daemon any more; fails when that takes longer than the bound."""
         try:
             await daemon.measures(lambda said: not said["collector_waiting_events"], seconds=seconds)

@@ -16,6 +16,7 @@ from collector.sandbox.state import State
 from tests.cli.child import started
 from tests.e2e.books import Books, Event, settled
 from tests.e2e.daemon import command, environment, running
+from tests.patience import PATIENCE_SECONDS
 
 NOWHERE = "http://127.0.0.1:1"
 
@@ -28,7 +29,7 @@ async def run(*words: str, env: dict[str, str]) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
         *command(*words), env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    out, err = await asyncio.wait_for(process.communicate(), 30)
+    out, err = await asyncio.wait_for(process.communicate(), PATIENCE_SECONDS)
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
 
@@ -191,7 +192,7 @@ async def test_the_command_lines_log_level_wins(tmp_path: Path) -> None:
     env = environment(tmp_path, NOWHERE, log__level="error")
     async with started("run", "--log-level", "info", env=env) as process:
         assert process.stderr is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             assert b"agent.started" in await process.stderr.readline()
     status, _, err = await run("run", "--log-level", "loud", env=env)
     assert status == 2

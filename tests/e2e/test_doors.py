@@ -13,8 +13,9 @@ import pytest
 from collector.sandbox.server import Sandbox
 from collector.sandbox.state import State
 from tests.e2e.books import Books, Event, settled
-from tests.e2e.daemon import START_SECONDS, Daemon, command, environment, running
+from tests.e2e.daemon import Daemon, command, environment, running
 from tests.embedded import embedded
+from tests.patience import PATIENCE_SECONDS
 
 NOWHERE = "http://127.0.0.1:1"
 OLD, NEW, OTHER = "old-token-of-some-length", "new-token-of-some-length", "other-token-of-some-length"
@@ -29,7 +30,7 @@ async def refused(folder: Path, **settings: str) -> tuple[int, str]:
         *command("run"), env=environment(folder, NOWHERE, **settings), stderr=asyncio.subprocess.PIPE
     )
     try:
-        _, said = await asyncio.wait_for(process.communicate(), START_SECONDS)
+        _, said = await asyncio.wait_for(process.communicate(), PATIENCE_SECONDS)
     finally:
         if process.returncode is None:
             process.kill()

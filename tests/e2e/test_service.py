@@ -14,9 +14,9 @@ from collector.sandbox.state import State
 from tests.cli import child
 from tests.e2e.books import Books, Event, settled
 from tests.e2e.daemon import Daemon, NotStartedError, environment, running
+from tests.patience import PATIENCE_SECONDS
 
 NOWHERE = "http://127.0.0.1:1"
-SECONDS = 20.0
 
 
 class Manager:
@@ -30,7 +30,7 @@ class Manager:
 
     async def hears(self, name: str) -> dict[str, str]:
         """The next message of this kind; signs of life in between are passed over."""
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 message = await asyncio.get_running_loop().sock_recv(self._socket, 4096)
                 said = dict(line.split("=", 1) for line in message.decode().splitlines())
@@ -62,7 +62,7 @@ async def test_its_manager_hears_of_the_start_the_signs_of_life_a_reload_and_the
             await Books().post(session, daemon.url, events(0, 3))
         assert (await manager.hears("WATCHDOG"))["STATUS"].startswith("events waiting: ")
         await settled(state, 3)
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while "last delivery" not in (await manager.hears("WATCHDOG"))["STATUS"]:
                 pass
         daemon.send(signal.SIGHUP)
@@ -78,7 +78,7 @@ async def test_a_failed_upstream_is_in_the_status(tmp_path: Path, manager: Manag
         await manager.hears("READY")
         async with aiohttp.ClientSession() as session:
             await Books().post(session, daemon.url, events(0, 3))
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while "upstream fails for" not in (await manager.hears("WATCHDOG"))["STATUS"]:
                 pass
 

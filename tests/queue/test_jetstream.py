@@ -26,7 +26,7 @@ from collector.queue.jetstream.stored import Stored, first_message
 from collector.queue.jetstream.stream import Streams, app_token
 from tests import nats
 from tests.fake_clock import FakeClock
-from tests.patience import until
+from tests.patience import PATIENCE_SECONDS, until
 from tests.queue.contract import BATCH_EVENTS, QueueContract, lease, lease_all, numbers_of
 from tests.queue.samples import batch
 
@@ -94,7 +94,7 @@ class TestContract(QueueContract):
 
 async def leased_at_last(queue: JetStreamQueue, app_id: str) -> Lease:
     """A lease, once there is something that nobody else holds."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while (held := await queue.lease(app_id, BATCH_EVENTS)) is None:
             await queue.refresh()
             await asyncio.sleep(0.02)
@@ -377,7 +377,7 @@ async def test_more_kinds_of_messages_wait_than_the_server_tells_of_at_once(open
         await queue._connection.send(
             b"".join(b"PUB %s 0\r\n\r\n" % each.encode() for each in subjects[begin : begin + 10_000])
         )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while queue.waiting_events != kinds * (kinds + 1) // 2:  # as soon as the server has stored them
             await queue.refresh()
 

@@ -16,6 +16,7 @@ from collector.upstream.pace import EXPORT_SPACING_SECONDS
 from collector.upstream.passage import MAX_WAITING_EXPORTS, Passage
 from collector.upstream.transport import Transport
 from tests.fake_clock import FakeClock
+from tests.patience import PATIENCE_SECONDS
 
 
 async def test_no_more_exports_wait_for_their_turn_than_are_waited_for(
@@ -37,7 +38,7 @@ async def test_no_more_exports_wait_for_their_turn_than_are_waited_for(
         answer.close()
         return answer.status
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         waiting = [asyncio.create_task(status()) for _ in range(MAX_WAITING_EXPORTS + 1)]
         [refused], still = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         with pytest.raises(NotDone, match="wait for their turn") as caught:
