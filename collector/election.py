@@ -51,12 +51,20 @@ class Election:
 
     async def won(self) -> bool:
         """True once this process has the role and knows what waits; False where it withdraws before."""
+        said = ""
         while not self._queue.is_flusher:
             if await self._clock.wait(self._withdrawn, ELECTION_SECONDS):
                 return False
-            self.stand()
-            if self._queue.is_flusher and not await self._has_caught_up():
+            try:
+                self.stand()
+                if self._queue.is_flusher:
+                    await self._queue.refresh()  # what another process has delivered meanwhile waits no more
+                    log.info("agent.elected", waiting_events=self._queue.waiting_events)
+            except Retryable as error:  # the disk's, or a lack of descriptors in the program around us
                 self.resign()
+                if said != str(error):
+                    said = str(error)
+                    log.warning("agent.not_elected", error=said)
         return True
 
     def withdraw(self) -> None:
@@ -66,13 +74,3 @@ class Election:
     def resign(self) -> None:
         """Another process may have the role. Harmless where this one does not have it."""
         self._queue.release_flusher_role()
-
-    async def _has_caught_up(self) -> bool:
-        """Whether it is known what waits: what another process has delivered meanwhile does not any more."""
-        try:
-            await self._queue.refresh()
-        except Retryable as error:
-            log.warning("agent.not_elected", error=str(error))
-            return False
-        log.info("agent.elected", waiting_events=self._queue.waiting_events)
-        return True

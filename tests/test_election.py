@@ -1,7 +1,7 @@
 """Several on one queue: one delivers, and another takes over."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -67,19 +67,34 @@ async def test_who_must_not_deliver_does_not(tmp_path: Path, sandbox: Sandbox) -
     assert (await sandbox.stats()).tokens == 0
 
 
-async def test_who_cannot_learn_what_waits_lets_others_deliver_and_tries_again(
-    queue: Backend, rival: RoleLock, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def fail() -> None:
-        raise QueueUnavailable("the disk fails")
+async def cannot_refresh() -> None:
+    raise QueueUnavailable("the disk fails")
 
+
+def cannot_open() -> None:
+    raise QueueUnavailable("flusher.lock: Too many open files")
+
+
+@pytest.mark.parametrize(
+    ("fails", "failure"),
+    [("refresh", cannot_refresh), ("take_flusher_role", cannot_open)],
+    ids=["learn what waits", "open the lock"],
+)
+async def test_who_cannot_at_the_moment_lets_others_deliver_and_tries_again(
+    queue: Backend,
+    rival: RoleLock,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: str,
+    failure: Callable[[], object],
+) -> None:
     election = Election(queue, Delivery.ELECTED, clock=clock)
     election.stand()
     winning = asyncio.create_task(election.won())
     await turns()
     rival.release()
     with monkeypatch.context() as failing:
-        failing.setattr(queue, "refresh", fail)
+        failing.setattr(queue, fails, failure)
         clock.advance(ELECTION_SECONDS)
         await turns()
         rival.acquire()
