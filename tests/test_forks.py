@@ -93,7 +93,7 @@ async def main():
         second_writer.write(b"GET /healthz HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
         assert (await second.readline()).startswith(b"HTTP/1.1 200 ")
     with alive:
-        await asyncio.wait_for(reader.read(), PATIENCE_SECONDS)  # up to its end, that comes though the child lives
+        await asyncio.wait_for(reader.read(), 100)  # up to its end, that comes though the child lives
         with contextlib.suppress(ConnectionRefusedError), socket.create_connection(http):
             raise AssertionError("somebody listens")
         writer.close()
