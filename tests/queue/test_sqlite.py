@@ -4,7 +4,7 @@ import asyncio
 import random
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 
 from collector.errors import (
+    CollectorError,
     DeadLettersFull,
     DiskFull,
     QueueBroken,
@@ -28,7 +29,8 @@ from collector.queue.base import Batch, Burial, Queue, Verdict
 from collector.queue.limits import BUSY_RETRY_AFTER_SECONDS, FULL_RETRY_AFTER_SECONDS
 from collector.queue.sqlite import hang, store_thread
 from collector.queue.sqlite.database import FILE_NAME
-from collector.queue.sqlite.lock import nobody_present
+from collector.queue.sqlite.lock import RoleLock, nobody_present
+from collector.queue.sqlite.operations import Done, Operation
 from collector.queue.sqlite.pruning import MAX_KEYS, MAX_STEPS, MIN_KEYS, PASSES, PruneWalk
 from collector.queue.sqlite.queue import SqliteQueue
 from collector.queue.sqlite.rescue import ready
@@ -37,7 +39,20 @@ from collector.queue.sqlite.store import Store
 from tests.fake_clock import FakeClock
 from tests.patience import PATIENCE_SECONDS, until
 from tests.queue.contract import BATCH_EVENTS, QueueContract, available, lease, lease_all, numbers_of
-from tests.queue.samples import batch, batches, child, hear, key, line, opened, remembered, sqlite_queue, stored, tell
+from tests.queue.samples import (
+    batch,
+    batches,
+    child,
+    hear,
+    key,
+    line,
+    opened,
+    remembered,
+    sqlite_queue,
+    stored,
+    tell,
+    waiting_numbers,
+)
 
 Opener = Callable[..., Awaitable[SqliteQueue]]
 
@@ -958,3 +973,39 @@ async def test_who_takes_delivery_over_learns_what_was_delivered_before(open_que
     lease = await second.lease("wiki", 1000)
     assert lease is not None
     assert lease.events == 1
+
+
+async def test_who_closes_lets_others_settle_only_once_its_own_settlements_are_on_disk(
+    tmp_path: Path, open_queue: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = await open_queue()
+    queue.take_flusher_role()
+    await queue.refresh()
+    await queue.put([batch("wiki", [1, 2])])
+    leased = await queue.lease("wiki", 1000)
+    assert leased is not None
+    left: list[list[int]] = []
+    begun, goes_on = threading.Event(), threading.Event()
+    transact, release = Store.transact, RoleLock.release
+
+    def transact_late(store: Store, operations: Sequence[Operation]) -> Sequence[Done | CollectorError]:
+        begun.set()
+        assert goes_on.wait(PATIENCE_SECONDS)
+        return transact(store, operations)
+
+    def watch(lock: RoleLock) -> None:
+        if lock._role == "settler" and lock.is_held:
+            left.append(waiting_numbers(tmp_path, "wiki"))
+        release(lock)
+
+    monkeypatch.setattr(Store, "transact", transact_late)
+    monkeypatch.setattr(RoleLock, "release", watch)
+    putting = queue.put([batch("crm", [1])])
+    await asyncio.to_thread(begun.wait)
+    settling = asyncio.create_task(queue.settle(leased))  # which waits for the commit that is under way
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(queue.close())
+    await asyncio.sleep(0)
+    goes_on.set()
+    await asyncio.gather(putting, settling, closing)
+    assert left == [[]]

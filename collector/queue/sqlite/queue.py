@@ -102,7 +102,7 @@ class SqliteQueue:
             self._view = await self._reader.run(lambda: View(self._directory))
             opened.push_async_callback(self._reader.run, self._view.close)
             opened.push_async_callback(self._commits.close)
-            opened.callback(self.release_flusher_role)
+            opened.callback(self._leave_flusher_role)  # others may settle once the store is closed, and all on disk
             await self._survey(patience_seconds=BUSY_TIMEOUT_MS / 1000)
             self._opened = opened.pop_all()
 
@@ -126,13 +126,17 @@ class SqliteQueue:
             self._flusher_role.acquire()
 
     def release_flusher_role(self) -> None:
-        """Another process may deliver."""
+        """Another process may deliver. No settlement may be under way."""
+        settled_alone = self._settles_alone
+        self._leave_flusher_role()
+        if settled_alone:
+            unheard(self._writer.run(Store.let_settle))
+
+    def _leave_flusher_role(self) -> None:
         with no_fork():
             self._flusher_role.release()
         self._at_hand.clear()  # whoever has the role next may deliver it
-        if self._settles_alone:
-            self._settles_alone = False
-            unheard(self._writer.run(Store.let_settle))
+        self._settles_alone = False
 
     @property
     def waiting_events(self) -> int:
