@@ -269,6 +269,8 @@ class _Life:
             asyncio.run(living)
         except OSError as error:  # there is no loop for it
             living.close()
+            if self._started.done():
+                raise
             self._has_not_started(error)
 
     def _has_not_started(self, error: BaseException) -> None:
