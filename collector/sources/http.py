@@ -140,7 +140,7 @@ class HttpSource:
     def use_limits(self, connection_limits: ConnectionLimits, body_limits: BodyLimits) -> None:
         """From now on these hold, also for connections that are open."""
         self._server.limits, self._limits = connection_limits, body_limits
-        self._server.known_heads.forget()
+        self._server.known_heads.use_limit(connection_limits.head_bytes)
         self._memory.limit_bytes = body_limits.held_bytes
 
     async def stop(self) -> None:

@@ -25,7 +25,7 @@ class Server:
         self.stopping = self.stopped = False
         self.in_flight = 0
         self.date_line = b""
-        self.known_heads = KnownHeads()
+        self.known_heads = KnownHeads(limits.head_bytes)
         self._connections: set[Connection] = set()
         self._tick: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()

@@ -290,7 +290,7 @@ class Site:
 
     def __init__(self, server: Server, app: Echo, listener: asyncio.Server) -> None:
         self.server = server
-        self.heads = server.known_heads = CountingHeads()
+        self.heads = server.known_heads = CountingHeads(server.limits.head_bytes)
         self.app = app
         self.listener = listener
         self.port: int = listener.sockets[0].getsockname()[1]

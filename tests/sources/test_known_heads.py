@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from collector.sources.access import FIELDS as FIELDS_READ
 from collector.sources.http1 import PIPELINE_HIGH_WATER
-from collector.sources.known_heads import MAX_BODY_BYTES, MAX_HEAD_BYTES, MAX_HEADS
+from collector.sources.known_heads import MAX_BODY_BYTES, MAX_HEAD_BYTES, MAX_HEADS, VARYING
 from tests.patience import PATIENCE_SECONDS, until
 from tests.sources.test_http1 import (
     BODY_SECONDS,
@@ -65,11 +66,11 @@ def alike(draw: st.DrawFn) -> list[bytes]:
 def test_the_application_sees_the_same_of_a_known_head_as_of_one_that_is_parsed(loop_name: str) -> None:
     async def converse(site: Site, messages: list[bytes]) -> None:
         client, known = await site.client(), site.heads.found
-        site.server.known_heads.forget()
+        site.heads.use_limit(site.server.limits.head_bytes)
         answers = [await client.ask(message) for message in messages]
         assert site.heads.found >= known + len(messages) - 2  # it may have come before
         for message, answer in zip(messages, answers, strict=True):
-            site.server.known_heads.forget()
+            site.heads.use_limit(site.server.limits.head_bytes)
             parsed = await client.ask(message)
             assert (answer.status, answer.content, answer.is_last) == (parsed.status, parsed.content, parsed.is_last)
             assert answer.headers.keys() == parsed.headers.keys()
@@ -94,7 +95,7 @@ async def test_a_head_is_known_on_every_connection_of_the_server() -> None:
         assert site.heads.found == 0
         assert await heard(other, post(b"xyz")) == "xyz"
         assert site.heads.found == 1
-        site.server.known_heads.forget()
+        site.heads.use_limit(site.server.limits.head_bytes)
         assert await heard(other, post(b"xyz")) == "xyz"
         assert site.heads.found == 1
 
@@ -150,6 +151,64 @@ async def test_the_end_of_a_head_is_none_by_itself() -> None:
             await client.send_packets([message[:20], message[20:]])
             assert (await client.answer()).said()["body"] == "abcd"
         assert (await other.ask(message[20:])).status == 400
+
+
+def traced(message: bytes, field: bytes) -> bytes:
+    return message.replace(b"Host: h\r\n", b"Host: h\r\n" + field + b"\r\n")
+
+
+@on_both_loops
+@pytest.mark.parametrize(
+    "field", [b"traceparent: 00-%d-01", b"Tracestate:a=%d,b=2 ", b"X-B3-TraceId: %d", b"idempotency-key: {%d}\r\nb3: 1"]
+)
+async def test_heads_that_differ_in_a_number_of_their_own_are_one(field: bytes) -> None:
+    async with serving() as site:
+        client = await site.client()
+        for number in range(5):
+            assert await heard(client, traced(post(b"abcd"), field % number)) == "abcd"
+        assert await heard(client, post(b"abcd")) == "abcd"
+        assert site.heads.found == 4
+        assert await heard(client, traced(post(b"abcde"), field % 1)) == "abcde"
+        assert await heard(client, traced(post(b"abcd"), b"x-other: 1")) == "abcd"
+        assert site.heads.found == 4
+
+
+@on_both_loops
+@pytest.mark.parametrize(
+    "field",
+    [
+        pytest.param(b"traceparent: 1\r\n 2", id="a value in two lines"),
+        pytest.param(b"traceparent: 1\0", id="a zero"),
+        pytest.param(b"traceparent: 1\r2", id="half a line end"),
+        pytest.param(b"traceparent: 1\n2: 3\r", id="another line end"),
+        pytest.param(b"traceparent : 1", id="a space before the colon"),
+        pytest.param(b"traceparent", id="no value"),
+        pytest.param(b"traceparent: 1\r\nHost: other", id="another host"),
+        pytest.param(b"traceparent: 1\r\nTransfer-Encoding: chunked", id="another framing"),
+        pytest.param(b"traceparent: " + 4096 * b"1", id="more than a head may have"),
+    ],
+)
+async def test_what_is_wrong_with_such_a_field_or_behind_it_is_seen_each_time(field: bytes) -> None:
+    async with serving() as site:
+        client = await site.client()
+        await learn(site, client, post(b"abcd"))
+        got = await client.ask(traced(post(b"abcd"), field))
+        assert got.status in {400, 431}
+        assert got.is_last
+
+
+@on_both_loops
+async def test_a_head_is_too_large_also_where_it_is_so_for_such_a_field() -> None:
+    async with serving(head_bytes=1024) as site:
+        client = await site.client()
+        await learn(site, client, post(b"abcd"))
+        assert (await client.ask(traced(post(b"abcd"), b"traceparent: " + 1020 * b"1"))).status == 431
+
+
+def test_no_field_that_is_read_may_vary() -> None:
+    for name in {*FIELDS_READ, "content-type", "content-encoding", "content-length", "transfer-encoding", "connection"}:
+        head = b"POST / HTTP/1.1\r\n%b: 1\r\n\r\n" % name.encode()
+        assert VARYING.sub(b"", head) == head
 
 
 @on_both_loops
