@@ -27,6 +27,7 @@ from collector.clock import Clock
 from collector.events import KEY_BYTES, event_key
 from collector.observe.metrics import Metrics
 from collector.queue.base import Batch
+from collector.queue.limits import Limits
 from collector.queue.sqlite.database import FILE_NAME
 from collector.queue.sqlite.queue import SqliteQueue
 from collector.queue.sqlite.store import Store
@@ -119,11 +120,8 @@ async def opened(folder: Path, clock: Clock, retention_seconds: float = 30 * DAY
     queue = SqliteQueue(
         folder,
         batch_events=BATCH_EVENTS,
-        max_bytes=2**40,
-        max_uncommitted_bytes=2**30,
-        max_dead_bytes=2**30,
+        limits=Limits(max_bytes=2**40, max_uncommitted_bytes=2**30, max_dead_bytes=2**30),
         dedup_retention_seconds=retention_seconds,
-        keep_delivered_seconds=0.0,
         clock=clock,
         metrics=Metrics(),
     )

@@ -34,6 +34,7 @@ from collector.observe.status import Status
 from collector.observer import Observer
 from collector.pace import Pace
 from collector.queue.backend import backend
+from collector.queue.limits import Limits
 from collector.queue.sqlite.step_thread import StepThread
 from collector.queue.sqlite.writer import Writer
 from collector.retry_schedule import Delays
@@ -270,19 +271,14 @@ class Collector:
         if self._listens:
             self._listeners.reload(config)
         self._config = config
-        flush, queue, upstream = config.flush, config.queue, config.upstream
+        flush, upstream = config.flush, config.upstream
         self._intake.use_rules(
             default_app=config.apps.default,
             parser=_parser(config.events),
             max_event_bytes=config.events.max_event_bytes,
         )
         self._recorder.use_limit(config.events.max_recorded)
-        self._queue.use_limits(
-            max_bytes=queue.max_bytes,
-            max_uncommitted_bytes=queue.max_uncommitted,
-            max_dead_bytes=queue.max_dead_bytes,
-            keep_delivered_seconds=queue.keep_delivered,
-        )
+        self._queue.use_limits(Limits.of(config.queue))
         self._flusher.use_pace(
             linger_seconds=flush.linger,
             max_in_flight=flush.max_in_flight,

@@ -26,6 +26,7 @@ from collector.observe.metrics import Metrics
 from collector.pace import Pace
 from collector.parcel import SUSPICIOUS_BURIALS
 from collector.queue.base import Backlog, Burial, Lease
+from collector.queue.limits import Limits
 from collector.queue.sqlite.queue import SqliteQueue
 from collector.retry_schedule import Delays
 from tests.fake_clock import FakeClock
@@ -154,11 +155,8 @@ class Rig:
         self.queue = StubbornQueue(
             directory,
             batch_events=BATCH_EVENTS,
-            max_bytes=2**30,
-            max_uncommitted_bytes=2**30,
-            max_dead_bytes=MAX_DEAD_BYTES,
+            limits=Limits(2**30, 2**30, MAX_DEAD_BYTES),
             dedup_retention_seconds=86_400,
-            keep_delivered_seconds=0,
             clock=self.clock,
             metrics=self.metrics,
         )

@@ -9,6 +9,7 @@ from collector.errors import Unusable
 from collector.observe.metrics import Metrics
 from collector.queue.base import Backend, DeadLetters, QueueStats
 from collector.queue.by_hand import ByHand
+from collector.queue.limits import Limits
 from collector.queue.sqlite.by_hand import FileByHand
 from collector.queue.sqlite.queue import SqliteQueue
 from collector.queue.sqlite.rescue.recover import examine
@@ -38,9 +39,7 @@ def backend(
         return JetStreamQueue(
             config.jetstream,
             batch_events=config.flush.batch_events,
-            max_bytes=queue.max_bytes,
-            max_uncommitted_bytes=queue.max_uncommitted,
-            max_dead_bytes=queue.max_dead_bytes,
+            limits=Limits.of(queue),
             dedup_retention_seconds=queue.dedup_retention,
             clock=clock,
             metrics=metrics,
@@ -48,11 +47,8 @@ def backend(
     return SqliteQueue(
         queue.path,
         batch_events=config.flush.batch_events,
-        max_bytes=queue.max_bytes,
-        max_uncommitted_bytes=queue.max_uncommitted,
-        max_dead_bytes=queue.max_dead_bytes,
+        limits=Limits.of(queue),
         dedup_retention_seconds=queue.dedup_retention,
-        keep_delivered_seconds=queue.keep_delivered,
         clock=clock,
         metrics=metrics,
         new_thread=new_thread,

@@ -13,6 +13,7 @@ import msgspec
 
 from collector.errors import CollectorError
 from collector.events import KEY_BYTES
+from collector.queue.limits import Limits
 
 REASON_LETTERS = 1000
 """Dead letters are counted by reason over the latest so many, so that a look costs the same however many there are."""
@@ -232,9 +233,7 @@ class Backend(Queue, Protocol):
         """Another process may deliver."""
         ...
 
-    def use_limits(
-        self, *, max_bytes: int, max_uncommitted_bytes: int, max_dead_bytes: int, keep_delivered_seconds: float
-    ) -> None:
+    def use_limits(self, limits: Limits) -> None:
         """From now on these hold. What is there already stays."""
         ...
 

@@ -4,14 +4,14 @@ Each queue counts what it holds, and compares; a limit that has changed holds fr
 That puts are refused is said in the log as an outage is: when it begins and when it is over.
 """
 
-from collections.abc import Sequence
+from typing import Self
 
 import msgspec
 
 from collector.clock import Clock
+from collector.config.model import Queue
 from collector.errors import DeadLettersFull, QueueBusy, QueueFull
 from collector.observe.logs import get_logger
-from collector.queue.base import Burial
 
 log = get_logger(__name__)
 
@@ -23,11 +23,20 @@ a queue that is drained at its limit takes one put and refuses the next."""
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Most bytes of lines that wait for delivery, of those that still wait for their commit, and of dead letters."""
+    """Most bytes of lines that wait for delivery, of those that still wait for their commit, and of dead letters.
+
+    What was delivered is kept for so many seconds, where the queue is a file.
+    """
 
     max_bytes: int
     max_uncommitted_bytes: int
     max_dead_bytes: int
+    keep_delivered_seconds: float = 0.0
+
+    @classmethod
+    def of(cls, queue: Queue) -> Self:
+        """What a configuration says."""
+        return cls(queue.max_bytes, queue.max_uncommitted, queue.max_dead_bytes, queue.keep_delivered)
 
     def full(self, waiting_bytes: int) -> QueueFull:
         """Why a put is refused for which `max_bytes` leaves no room."""
@@ -43,12 +52,12 @@ class Limits(msgspec.Struct, frozen=True):
             retry_after_seconds=BUSY_RETRY_AFTER_SECONDS,
         )
 
-    def dead_letters_full(self, dead_bytes: int, buried: Sequence[Burial]) -> DeadLettersFull:
-        """Why these are not buried, for which `max_dead_bytes` leaves no room."""
+    def dead_letters_full(self, dead_bytes: int, events: int, reason: str) -> DeadLettersFull:
+        """Why so many are not buried, for which `max_dead_bytes` leaves no room; `reason` is the first's."""
         return DeadLettersFull(
             f"dead letters take {dead_bytes} of queue.max_dead_bytes = {self.max_dead_bytes} bytes, so "
-            f"nothing more is buried, and this app's events wait. Upstream refuses {len(buried)} of them: "
-            f"{buried[0].reason}. Make room: collector queue dead list, export, and retry or purge"
+            f"nothing more is buried, and this app's events wait. Upstream refuses {events} of them: {reason}. "
+            "Make room: collector queue dead list, export, and retry or purge"
         )
 
 

@@ -8,10 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from collector.clock import Clock
 from collector.events import event_key, split_keys
 from collector.observe.metrics import Metrics
 from collector.queue.base import Batch
+from collector.queue.limits import Limits
 from collector.queue.sqlite.at_hand import AtHand
 from collector.queue.sqlite.database import FILE_NAME
 from collector.queue.sqlite.queue import SqliteQueue
@@ -74,17 +77,20 @@ def numbers_in(app_id: str, text: bytes) -> list[int]:
 
 def sqlite_queue(directory: Path, **settings: Any) -> SqliteQueue:
     """A queue, not open yet, of small batches and with room for a megabyte, unless `settings` say otherwise."""
+    limits = {name: settings.pop(name) for name in Limits.__struct_fields__ if name in settings}
     usual: dict[str, Any] = {
         "batch_events": 10,
-        "max_bytes": 10**6,
-        "max_uncommitted_bytes": 10**6,
-        "max_dead_bytes": 10**6,
+        "limits": roomy(**limits),
         "dedup_retention_seconds": 86_400,
-        "keep_delivered_seconds": 0,
         "clock": Clock(),
         "metrics": Metrics(),
     }
     return SqliteQueue(directory, **(usual | settings))
+
+
+def roomy(**limits: Any) -> Limits:
+    """Room for a megabyte of everything, but for what `limits` say."""
+    return msgspec.structs.replace(Limits(10**6, 10**6, 10**6), **limits)
 
 
 def next_run(view: View, app_id: str, after: int, batch_events: int) -> Run | None:

@@ -28,7 +28,7 @@ from tests import nats
 from tests.fake_clock import FakeClock
 from tests.patience import PATIENCE_SECONDS, until
 from tests.queue.contract import BATCH_EVENTS, QueueContract, lease, lease_all, numbers_of
-from tests.queue.samples import batch
+from tests.queue.samples import batch, roomy
 
 # nats-py leaves the sockets of attempts to connect that failed to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
@@ -56,19 +56,15 @@ async def open_queue(settings: JetStream, clock: FakeClock) -> AsyncIterator[Ope
 
     async def open_one(
         *,
-        max_bytes: int = 10**6,
-        max_uncommitted_bytes: int = 10**6,
-        max_dead_bytes: int = 10**6,
         retention_seconds: float = 86_400,
         clock: Clock = clock,
         settings: JetStream = settings,
+        **limits: int,
     ) -> JetStreamQueue:
         queue = JetStreamQueue(
             settings,
             batch_events=BATCH_EVENTS,
-            max_bytes=max_bytes,
-            max_uncommitted_bytes=max_uncommitted_bytes,
-            max_dead_bytes=max_dead_bytes,
+            limits=roomy(**limits),
             dedup_retention_seconds=retention_seconds,
             clock=clock,
             metrics=Metrics(),

@@ -25,7 +25,7 @@ from collector.queue.jetstream import connection
 from collector.queue.jetstream.queue import JetStreamQueue
 from tests import nats
 from tests.patience import until
-from tests.queue.samples import batch
+from tests.queue.samples import batch, roomy
 
 # nats-py leaves the sockets of attempts to connect that failed to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
@@ -47,9 +47,7 @@ async def open_queue(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Opener]:
         queue = JetStreamQueue(
             msgspec.structs.replace(settings, replicas=1),
             batch_events=10,
-            max_bytes=10**6,
-            max_uncommitted_bytes=10**6,
-            max_dead_bytes=10**6,
+            limits=roomy(),
             dedup_retention_seconds=60,
             clock=Clock(),
             metrics=Metrics(),

@@ -26,7 +26,7 @@ from collector.errors import (
 from collector.events import split_keys
 from collector.observe.metrics import Metrics
 from collector.queue.base import Batch, Burial, Queue, Verdict
-from collector.queue.limits import BUSY_RETRY_AFTER_SECONDS, FULL_RETRY_AFTER_SECONDS
+from collector.queue.limits import BUSY_RETRY_AFTER_SECONDS, FULL_RETRY_AFTER_SECONDS, Limits
 from collector.queue.sqlite import hang, store_thread
 from collector.queue.sqlite.database import FILE_NAME
 from collector.queue.sqlite.lock import RoleLock, nobody_present
@@ -478,7 +478,7 @@ async def test_puts_that_are_refused_are_said_when_that_begins_and_when_it_is_ov
     maintained: SqliteQueue, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    maintained.use_limits(max_bytes=2000, max_uncommitted_bytes=2000, max_dead_bytes=0, keep_delivered_seconds=0)
+    maintained.use_limits(Limits(2000, 2000, 0))
     for begin in range(0, 200, 10):  # at its limit: as one put goes in, others do not
         await maintained.put([batch("wiki", range(begin, begin + 10))])
         for _ in range(3):

@@ -29,7 +29,7 @@ from collector.queue.sqlite.writer import Commit
 from tests.fake_clock import FakeClock
 from tests.patience import PATIENCE_SECONDS, until
 from tests.queue.contract import QueueContract, lease, lease_all, numbers_of
-from tests.queue.samples import batch, child, hear, remembered, sqlite_queue, tell, waiting_numbers
+from tests.queue.samples import batch, child, hear, remembered, roomy, sqlite_queue, tell, waiting_numbers
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
@@ -78,7 +78,7 @@ class TestSqliteQueueInTwoProcesses(QueueContract):
     @pytest.fixture
     async def queue(self, open_queue: Opener) -> Queue:
         queue = await open_queue()
-        queue.use_limits(max_bytes=10**6, max_uncommitted_bytes=10**6, max_dead_bytes=10**6, keep_delivered_seconds=0)
+        queue.use_limits(roomy())
         return queue
 
 

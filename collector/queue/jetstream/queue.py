@@ -43,9 +43,7 @@ class JetStreamQueue:
         settings: JetStream,
         *,
         batch_events: int,
-        max_bytes: int,
-        max_uncommitted_bytes: int,
-        max_dead_bytes: int,
+        limits: Limits,
         dedup_retention_seconds: float,
         clock: Clock,
         metrics: Metrics,
@@ -53,7 +51,7 @@ class JetStreamQueue:
         self.arrivals = asyncio.Event()
         self._look_seconds = min(LOOK_SECONDS, settings.lease_timeout / 4)
         self._batch_events = batch_events
-        self._limits = Limits(max_bytes, max_uncommitted_bytes, max_dead_bytes)
+        self._limits = limits
         self._retention_seconds = dedup_retention_seconds
         self._clock = clock
         self._refusals = Refusals(clock)
@@ -128,12 +126,9 @@ class JetStreamQueue:
         """This collector no longer does."""
         self._is_flusher = False
 
-    def use_limits(
-        self, *, max_bytes: int, max_uncommitted_bytes: int, max_dead_bytes: int, keep_delivered_seconds: float
-    ) -> None:
+    def use_limits(self, limits: Limits) -> None:
         """See `Backend.use_limits`. Nothing that was delivered is kept."""
-        del keep_delivered_seconds
-        self._limits = Limits(max_bytes, max_uncommitted_bytes, max_dead_bytes)
+        self._limits = limits
 
     async def round_trip(self) -> None:
         """See `Backend.round_trip`. No thread can hang here, and servers that do not answer are no defect."""
@@ -343,7 +338,7 @@ class JetStreamQueue:
     async def _bury(self, app_id: str, letters: Sequence[tuple[Burial, Origin]]) -> None:
         size = sum(len(origin.line) + len(burial.reason) for burial, origin in letters)
         if self._dead_bytes + size > self._limits.max_dead_bytes:
-            raise self._limits.dead_letters_full(self._dead_bytes, [burial for burial, _ in letters])
+            raise self._limits.dead_letters_full(self._dead_bytes, len(letters), letters[0][0].reason)
         for burial, origin in letters:
             if await self._deliveries.bury(app_id, burial.reason, origin, self._clock.now_ms()):
                 self._dead_bytes += len(origin.line) + len(burial.reason)

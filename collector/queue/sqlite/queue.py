@@ -44,11 +44,8 @@ class SqliteQueue:
         directory: Path,
         *,
         batch_events: int,
-        max_bytes: int,
-        max_uncommitted_bytes: int,
-        max_dead_bytes: int,
+        limits: Limits,
         dedup_retention_seconds: float,
-        keep_delivered_seconds: float,
         clock: Clock,
         metrics: Metrics,
         new_thread: Callable[[str], StepThread] = StepThread,
@@ -57,9 +54,8 @@ class SqliteQueue:
         self.arrivals = asyncio.Event()
         self._directory = directory
         self._batch_events = batch_events
-        self._limits = Limits(max_bytes, max_uncommitted_bytes, max_dead_bytes)
+        self._limits = limits
         self._retention_seconds = dedup_retention_seconds
-        self._keep_seconds = keep_delivered_seconds
         self._clock = clock
         self._wall = WallTime(clock)
         self._refusals = Refusals(clock)
@@ -162,12 +158,9 @@ class SqliteQueue:
         """How long the oldest event that is not leased has waited; 0 where there is none."""
         return self._lanes.oldest_waiting_seconds()
 
-    def use_limits(
-        self, *, max_bytes: int, max_uncommitted_bytes: int, max_dead_bytes: int, keep_delivered_seconds: float
-    ) -> None:
+    def use_limits(self, limits: Limits) -> None:
         """From now on these hold. What is there already stays."""
-        self._limits = Limits(max_bytes, max_uncommitted_bytes, max_dead_bytes)
-        self._keep_seconds = keep_delivered_seconds
+        self._limits = limits
 
     async def round_trip(self) -> None:
         """Returns when the writer has done what it was given before; never, where it hangs."""
@@ -224,11 +217,11 @@ class SqliteQueue:
             rest_events=len(rest),
             rest_lines=b"\n".join(rest),
         )
-        if self._keep_seconds:
+        if self._limits.keep_delivered_seconds:
             settle = settle.keeping(lease.lines, {*returned, *(burial.position for burial in buried)})
         size, dead_bytes = settle.dead_bytes, self._dead_bytes + self._burying_bytes
         if size and dead_bytes + size > self._limits.max_dead_bytes:
-            raise self._limits.dead_letters_full(dead_bytes, buried)
+            raise self._limits.dead_letters_full(dead_bytes, len(buried), buried[0].reason)
         committed = self._commits.submit(settle)
         self._burying_bytes += size
         try:
@@ -257,7 +250,7 @@ class SqliteQueue:
                     log.warning("queue.maintenance_failed", error=said)
 
     async def _maintain_once(self, walk: PruneWalk) -> None:
-        before_ms = self._wall.earliest_us() // 1000 - int(self._keep_seconds * 1000)
+        before_ms = self._wall.earliest_us() // 1000 - int(self._limits.keep_delivered_seconds * 1000)
         foreign_commits, has_kept = await self._do(partial(_look_after, before_ms=before_ms))
         if self._foreign_commits != foreign_commits:
             await self.refresh()
