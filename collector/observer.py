@@ -275,7 +275,11 @@ class Observer:
             lambda: self._queue.uncommitted_bytes,
         )
         gauge("http_connections", "Connections to the HTTP source.", lambda: self._http.connections)
-        gauge("http_in_flight_requests", "Requests being received or stored.", lambda: self._http.requests_in_flight)
+        gauge(
+            "http_in_flight_requests",
+            "Requests being stored, or received but for small ones.",
+            lambda: self._http.requests_in_flight,
+        )
         gauge(
             "http_held_bytes",
             "Bytes of request bodies in memory whose events are not stored yet.",

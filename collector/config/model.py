@@ -66,7 +66,11 @@ class Http(msgspec.Struct, frozen=True, kw_only=True):
     ] = 512
     max_in_flight: Annotated[
         int,
-        kinds.integer("Requests being received or stored at one time; above it new ones get 503.", 1, 100_000),
+        kinds.integer(
+            "Requests being stored at one time, and bodies above 16 KiB being received; above it new ones get 503.",
+            1,
+            100_000,
+        ),
     ] = 512
     header_timeout: Annotated[
         Seconds, kinds.duration("How long a request's head may take to come, also the first one's.", "1s", "1h")

@@ -162,7 +162,7 @@ class HttpSource:
 
     @property
     def requests_in_flight(self) -> int:
-        """Requests that are being received, stored or answered."""
+        """Requests that are being stored or answered, or received where they are not small posts."""
         return self._server.in_flight
 
     @property
