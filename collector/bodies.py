@@ -33,9 +33,6 @@ HALF_A_PAIR = ("surrogate", "end of hex escape")
 Field = tuple[str, Any]
 """A name and a type, as msgspec.defstruct takes them."""
 
-# RFC 3986 section 5.2.4: who normalises a URL removes these from its path, and the events would go to another address.
-DOT_SEGMENTS = frozenset({".", ".."})
-
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SPACES = b" \t\r\n"
 

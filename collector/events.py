@@ -37,6 +37,10 @@ EventName = Annotated[str, msgspec.Meta(min_length=1, max_length=EVENT_NAME_MAX_
 AppId = Annotated[str, msgspec.Meta(min_length=1, max_length=APP_ID_MAX_CHARS)]
 
 
+DOT_SEGMENTS = frozenset({".", ".."})
+"""Who normalises a URL removes these from its path, and the events would go to another address (RFC 3986, 5.2.4)."""
+
+
 class UsageEvent(msgspec.Struct, rename="camel", gc=False):
     """One action of one person in one app.
 
@@ -51,8 +55,8 @@ class UsageEvent(msgspec.Struct, rename="camel", gc=False):
 
 
 def is_app_id(text: str) -> bool:
-    """Whether an app can have this ID; `.` and `..` would lead to another path (RFC 3986 section 5.2.4)."""
-    return 1 <= len(text) <= APP_ID_MAX_CHARS and text not in {".", ".."}
+    """Whether an app can have this ID."""
+    return 1 <= len(text) <= APP_ID_MAX_CHARS and text not in DOT_SEGMENTS
 
 
 _encode_identity = msgspec.msgpack.Encoder().encode

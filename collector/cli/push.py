@@ -216,7 +216,9 @@ class _Sender:
         except UNPARSABLE:
             raise Unusable(f"{self._url} answered {status} and not as a collector does") from None
         if status not in {200, 400} or (status == 400 and not report.rejected):
-            raise Unusable(f"{self._url} answered {status}: {'; '.join(error.reason for error in report.errors)}")
+            reasons = "; ".join(error.reason for error in report.errors)
+            said = f": {reasons}" if reasons else " and not as a collector does"
+            raise Unusable(f"{self._url} answered {status}{said}")
         self._totals.sent += len(chunk)
         self._totals.accepted += report.accepted
         self._totals.duplicates += report.duplicates

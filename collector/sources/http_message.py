@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import NamedTuple, Protocol
 from urllib.parse import unquote
 
-from collector.bodies import DOT_SEGMENTS
+from collector.events import DOT_SEGMENTS
 
 WITHOUT_CONTENT = {204, 304}
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}

@@ -129,6 +129,7 @@ NESTED = b'{"other":' + b"[" * 100_000
         ("status --url", b"1" * 5000 + b" OK", 69, "does not answer as a collector does"),
         ("healthcheck --url", b"503 no", 1, "it answered 503"),
         ("push - --to", b"200 OK", 1, "answered 200 and not as a collector does"),
+        ("push - --to", b"404 No\r\nX-Content: {}", 1, "answered 404 and not as a collector does"),
         ("push - --patience 0.1 --to", b"503 no\r\nRetry-After: \xc2\xb2", 75, "cannot take events"),
     ],
 )
@@ -137,8 +138,9 @@ async def test_an_answer_that_no_collector_gives_is_said_whatever_it_is(
 ) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        length = len(NESTED)
-        writer.write(b"HTTP/1.1 %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (head, length, NESTED))
+        content = head.partition(b"X-Content: ")[2] or NESTED
+        fields = b"Content-Length: %d\r\nConnection: close" % len(content)
+        writer.write(b"HTTP/1.1 %s\r\n%s\r\n\r\n%s" % (head, fields, content))
         await writer.drain()
         writer.close()
 
