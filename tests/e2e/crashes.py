@@ -70,10 +70,12 @@ NOT_TAKEN = {
     "queue.SqliteQueue.use_limits": AT_RELOAD,
     "queue._nothing": "as round_trip",
     "reserve.with_reserve": "at import",
+    "store.Store.let_settle": "of who gives up delivery and stays; see tests/test_election.py",
     "store.Store.reconnect": "after a fork of the program around it; see tests/test_sync.py",
     "store_process._close_all_but": "as _live",
     "store_process._die_with": "as _live",
     "store_process._live": "a process's life, counted from when it serves",
+    "writer.unheard": "as let_settle",
 }
 """Steps that a daemon does not take, and why. What is new and neither taken nor named here fails every run, and so does
 what is named here and taken."""
