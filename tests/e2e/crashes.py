@@ -70,7 +70,7 @@ NOT_TAKEN = {
     "queue.SqliteQueue.use_limits": AT_RELOAD,
     "queue._nothing": "as round_trip",
     "reserve.with_reserve": "at import",
-    "store.Store.let_settle": "of who gives up delivery and stays; see tests/test_election.py",
+    "store.Store.let_settle": "of who gives up delivery and stays; see tests/queue/test_store.py",
     "store.Store.reconnect": "after a fork of the program around it; see tests/test_sync.py",
     "store_process._close_all_but": "as _live",
     "store_process._die_with": "as _live",
