@@ -365,6 +365,7 @@ class Connection(asyncio.Protocol):
             return False
         begin, body = known
         self._has_asked = True
+        self._unaccounted_bytes = 0
         self.deadline = NEVER
         self._begin(begin, body)
         return True
@@ -415,8 +416,9 @@ class Connection(asyncio.Protocol):
             self._task = self._loop.create_task(self.serve())
 
     def _rest(self, *, is_whole: bool) -> None:
-        """All that was asked is answered; the last request was read to its end, or was not."""
+        """All that will be answered is; the last request was read to its end, or was not, and none behind it counts."""
         self._is_serving = False
+        self._requests.clear()
         if self._transport.is_closing():
             self._server.closed(self)
         elif self._is_deaf or not is_whole:

@@ -176,7 +176,8 @@ class Request:
         """Whether the body is there and no larger than this, or is on its way, and its head says so."""
         if self.is_complete:
             return self.buffered_bytes <= size
-        return not self.expects_continue and int(self.headers.get("content-length", size + 1)) <= size
+        digits = self.headers.get("content-length")
+        return digits is not None and int(digits.lstrip("0") or "0") <= size and not self.expects_continue
 
     def feed(self, part: bytes) -> None:
         """More of the body has come."""

@@ -19,6 +19,9 @@ from collector.sources.http_message import Answer
 
 HEAD_END = b"\r\n\r\n"
 
+START = b"POST "
+"""What a known head begins with. Empty lines before it could make an end of the first of those fields."""
+
 MAX_HEADS, MAX_HEAD_BYTES, MAX_BODY_BYTES = 256, 2 * 2**10, 16 * 2**10
 """What is remembered, at most a megabyte. A larger body takes so long that its head does not matter."""
 
@@ -72,7 +75,7 @@ class KnownHeads:
     def learn(self, data: bytes, body: bytes, begin: Begin) -> None:
         """`begin` answers a request of HTTP/1.1 that has this body. It may be what `data` is, head and body, or not."""
         end = data.find(HEAD_END) + len(HEAD_END)
-        if end > self._most_bytes or data[end:] != body:
+        if end > self._most_bytes or data[end:] != body or not data.startswith(START):
             return
         head = VARYING.sub(b"", data[:end])
         if hash(head) not in self._seen:

@@ -10,7 +10,7 @@ import itertools
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -156,6 +156,8 @@ class Echo:
             await self.gate.wait()
         if path.endswith("/early"):
             return self._said(request, b"early")
+        if path.startswith("/stream"):
+            return Answer(200, self._stream())
         if path.startswith("/large"):
             return self._said(request, b"x" * int(path.removeprefix("/large/")))
         if path.startswith("/refused"):
@@ -169,6 +171,11 @@ class Echo:
             if path.startswith("/slow"):
                 await settle()
         return self._said(request, self._heard(request, parts))
+
+    async def _stream(self) -> AsyncGenerator[bytes]:
+        yield b"x"
+        await self.gate.wait()
+        yield b"y"
 
     def _heard(self, request: Request, parts: list[bytes]) -> bytes:
         if request.target.endswith("/count"):

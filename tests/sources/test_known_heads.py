@@ -198,6 +198,26 @@ async def test_what_is_wrong_with_such_a_field_or_behind_it_is_seen_each_time(fi
 
 
 @on_both_loops
+async def test_such_a_field_is_none_before_the_request_line() -> None:
+    async with serving() as site:
+        client = await site.client()
+        message = b"\r\n" + post(b"abcd")
+        await learn(site, client, message)
+        assert (await client.ask(b"\r\ntraceparent: 1" + message)).status == 400
+
+
+@on_both_loops
+async def test_empty_lines_between_known_requests_do_not_add_up() -> None:
+    async with serving(head_bytes=1024) as site:
+        client = await site.client()
+        await learn(site, client, post(b"abcd"))
+        for _ in range(600):
+            await client.send_packets([b"\r\n", post(b"abcd")])
+            assert (await client.answer()).status == 200
+        assert site.heads.found == 600
+
+
+@on_both_loops
 async def test_a_head_is_too_large_also_where_it_is_so_for_such_a_field() -> None:
     async with serving(head_bytes=1024) as site:
         client = await site.client()

@@ -87,6 +87,30 @@ async def test_one_too_many_is_refused_and_its_connection_goes_on(cut: int) -> N
 
 
 @on_both_loops
+async def test_a_length_may_have_any_number_of_zeros_before_it() -> None:
+    async with serving(head_bytes=16 * 1024) as site:
+        client = await site.client()
+        await client.send_packets([MESSAGE[:-5].replace(b"4\r\n", 5000 * b"0" + b"4\r\n") + b"\nab", b"cd"])
+        assert (await client.answer()).said()["body"] == "abcd"
+
+
+@on_both_loops
+@pytest.mark.parametrize("leaves", [Client.end, Client.reset])
+async def test_what_is_behind_an_answer_that_ends_the_connection_is_not_served(leaves: object) -> None:
+    async with serving() as site:
+        client = await site.client()
+        client.send(b"GET /stream HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" + post(b"abcd", "/early")[:-2])
+        await settle()
+        site.app.gate.set()
+        assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        assert await client.reader.read() == b"xy"
+        assert callable(leaves)
+        leaves(client)
+        await until(lambda: site.server.connections == 0)
+        assert site.app.served == 1
+
+
+@on_both_loops
 @pytest.mark.parametrize("leaves", [Client.end, Client.reset])
 async def test_whose_body_does_not_come_is_as_gone_as_any_other(leaves: object) -> None:
     async with serving() as site:
