@@ -12,10 +12,8 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import CancelledError, Future, InvalidStateError
-from queue import Empty, SimpleQueue
 from typing import Any, Self, TypeVar
 
 import msgspec
@@ -29,18 +27,12 @@ from collector.events import UsageEvent
 from collector.forks import before_a_child_ends, never_free
 from collector.intake import Report
 from collector.observe.logs import get_logger
-from collector.sources.recorder import CHUNK_EVENTS, RETRY_SECONDS, Overload, Recorded, event_of
+from collector.sources.recorder import Overload, Recorded, event_of
+from collector.sources.recording_thread import RecordingThread
 
 log = get_logger(__name__)
 
 Result = TypeVar("Result")
-
-LINGER_SECONDS = 0.05
-"""How long events that were recorded without waiting gather before they are stored together."""
-QUIET_LOOKS = 20
-"""So many times the recorder's thread looks in vain before it sleeps until it is woken."""
-HURRIED_SECONDS = 0.01
-"""Instead of `RETRY_SECONDS` where a stop waits."""
 
 
 class SyncCollector:
@@ -57,7 +49,7 @@ class SyncCollector:
         self._clock = Clock()
         self._max_waiting = config.events.max_recorded
         self._life: _Life | None = None
-        self._storing: _Storing | None = None
+        self._storing: RecordingThread | None = None
         self._is_starting = self._must_stop = False
         self._overload = Overload(self._clock)
         self._make_locks()
@@ -169,9 +161,9 @@ class SyncCollector:
     def _new_collector(self) -> Collector:
         return Collector(self._config, listens=self._listens, delivery=self._delivery, clock=self._clock)
 
-    def _start_storing(self) -> "_Storing":
+    def _start_storing(self) -> RecordingThread:
         with self._storing_lock:
-            made = self._storing or _Storing(self.record_many, self._tell_overload)
+            made = self._storing or RecordingThread(self.record_many, self._tell_overload)
             if self._storing is None:  # nor has a handler of signals that came in between made one
                 self._storing = made
                 try:
@@ -182,7 +174,7 @@ class SyncCollector:
                 before_a_child_ends(_stop_all)
             return self._storing
 
-    def _tell(self, storing: "_Storing") -> None:
+    def _tell(self, storing: RecordingThread) -> None:
         """The thread knows that something waits; where it has ended meanwhile, another one stores that."""
         storing.wake()
         if storing.has_ended:
@@ -296,103 +288,6 @@ class _Life:
             self._ended.set_exception(error)
         else:
             self._ended.set_result(report)
-
-
-class _Storing:
-    """A thread that stores what was recorded without waiting, in the order in which it came.
-
-    Waking a thread costs the waker more than all the rest of a call: 7 us against 0.4 us. So the thread looks by itself
-    for a while after each event, and needs to be woken only after it has seen none for that long. It is woken by a
-    SimpleQueue: a handler of signals that interrupts the setting of a threading.Event, to set it too, waits for ever.
-    """
-
-    def __init__(self, store: Callable[[Sequence[UsageEvent]], Report], tell_overload: Callable[[], None]) -> None:
-        self.waiting: deque[UsageEvent | threading.Event] = deque()
-        self.needs_word = False
-        """The thread does not look by itself: whoever has appended something to `waiting` must say so."""
-        self.has_ended = False
-        self._store = store
-        self._tell_overload = tell_overload
-        self._words: SimpleQueue[None] = SimpleQueue()
-        self._is_over = False
-        self._give_up_at = float("inf")
-        self._lost_events = 0
-        self._thread = threading.Thread(target=self._work, name="collector-recorder", daemon=True)
-
-    def start(self) -> None:
-        """The thread runs."""
-        self._thread.start()
-
-    def wake(self) -> None:
-        """The thread looks now: it stores the events that wait, and sets an Event when all before it are stored."""
-        if self._words.empty():
-            self._words.put(None)
-
-    def left(self) -> Iterator[UsageEvent | threading.Event]:
-        """Takes out what waits, each item once, whoever else does that at the same time."""
-        with contextlib.suppress(IndexError):
-            while True:
-                yield self.waiting.popleft()
-
-    def stop(self, timeout_seconds: float) -> int:
-        """Nothing waits any more; how many events were lost because they could not be stored in time."""
-        self._give_up_at = time.monotonic() + timeout_seconds
-        self._is_over = True
-        self.wake()
-        self._thread.join()
-        return self._lost_events
-
-    def _work(self) -> None:
-        quiet = 0
-        while self.waiting or not self._is_over:
-            quiet = 0 if self.waiting else quiet + 1
-            self.needs_word = quiet > QUIET_LOOKS
-            if not self._is_over and not (self.needs_word and self.waiting):  # one that came just before said nothing
-                with contextlib.suppress(Empty):
-                    self._words.get(timeout=None if self.needs_word else LINGER_SECONDS)
-            self.needs_word = False
-            while not self._words.empty():
-                self._words.get()
-            self._store_waiting()
-        self.has_ended = True
-        self.needs_word = True
-        self._store_waiting()  # what came before that, and said nothing
-
-    def _store_waiting(self) -> None:
-        events: list[UsageEvent] = []
-        for item in self.left():
-            if isinstance(item, UsageEvent):
-                events.append(item)
-            if len(events) == CHUNK_EVENTS or isinstance(item, threading.Event):
-                self._keep(events)
-                events = []
-            if isinstance(item, threading.Event):
-                item.set()
-        self._keep(events)
-
-    def _keep(self, events: Sequence[UsageEvent]) -> None:
-        said = ""
-        while events:
-            try:
-                report = self._store(events)
-            except CollectorError as error:
-                if time.monotonic() >= self._give_up_at:
-                    self._lost_events += len(events)
-                    return
-                if str(error) != said:
-                    said = str(error)
-                    log.warning("recorder.waits", events=len(self.waiting) + len(events), error=said)
-                time.sleep(HURRIED_SECONDS if self._is_over else RETRY_SECONDS)
-            except Exception:
-                self._lost_events += len(events)
-                log.exception("recorder.crashed", events=len(events))  # a defect; others shall be stored all the same
-                return
-            else:
-                if report.rejected:
-                    log.warning("recorder.rejected", events=report.rejected, reason=report.errors[0].reason)
-                return
-            finally:
-                self._tell_overload()
 
 
 _all: weakref.WeakSet[SyncCollector] = weakref.WeakSet()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from collector import Collector, QueueFull, Recorded, Rejected, SyncCollector, Unusable, UsageEvent
-from collector.sync import _Storing
+from collector.sources.recording_thread import RecordingThread
 from tests.embedded import config, metric
 from tests.patience import PATIENCE_SECONDS
 from tests.programs import NOWHERE, ended, program, waiting
@@ -196,7 +196,7 @@ def test_what_is_recorded_amid_a_stop_is_not_forgotten(tmp_path: Path) -> None:
     assert waiting(tmp_path) == 2
 
 
-def storing_of(collector: SyncCollector) -> _Storing:
+def storing_of(collector: SyncCollector) -> RecordingThread:
     assert collector._storing is not None
     return collector._storing
 

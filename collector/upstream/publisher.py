@@ -3,6 +3,7 @@
 One delivers to Productiv, with a token that it fetches; the other to a central collector, in Productiv's place.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from collector.clock import Clock
@@ -16,7 +17,7 @@ from collector.upstream.transport import MAX_RESPONSE_BYTES, Transport
 from collector.upstream.wire import Request, Response, read_push, usage_events_request
 
 
-class _Publisher:
+class _Publisher(ABC):
     """What each request took, and what became of each batch, is in the metrics. `_deliver` is how."""
 
     def __init__(self, transport: Transport, clock: Clock, metrics: Metrics) -> None:
@@ -40,9 +41,10 @@ class _Publisher:
             raise PartlyRejected(reasons, seconds=seconds)
         return seconds
 
+    @abstractmethod
     async def _deliver(self, app_id: str, lines: bytes, events: int) -> tuple[Mapping[int, str], float]:
         """Why some of the events are refused for good, by position, and how long that took. Raises CollectorError."""
-        raise NotImplementedError
+        ...
 
     async def _send(self, request: Request, max_response_bytes: int = MAX_RESPONSE_BYTES) -> tuple[Response, float]:
         """The answer and the seconds it took. Raises as `Transport.send` does."""

@@ -155,13 +155,19 @@ async def test_a_daemon_that_was_stopped_starts_on_a_disk_that_another_program_h
     await oracle.close_books()
 
 
-async def test_dead_letters_can_be_purged_beside_a_daemon_whose_disk_is_full(disk: SmallDisk) -> None:
+async def twenty_thousand_buried(disk: SmallDisk) -> dict[str, str]:
+    """So many dead letters are in the disk's queue, and nothing runs. The environment of commands that look at it."""
     env = environment(disk.folder, NOWHERE)
     async with running(disk.folder, NOWHERE, stop__deadline="0s") as daemon, aiohttp.ClientSession() as session:
         events = [Event("wiki", number, "person@example.com", "seen") for number in range(20_000)]
         await Books().post(session, daemon.url, events)
         assert await daemon.stop() == 0
     assert (await run("queue", "bury", "--app", "wiki", "--reason", "gone", "--yes", env=env)).status == 0
+    return env
+
+
+async def test_dead_letters_can_be_purged_beside_a_daemon_whose_disk_is_full(disk: SmallDisk) -> None:
+    env = await twenty_thousand_buried(disk)
     async with running(disk.folder, NOWHERE) as daemon:
         disk.fill()
         ended = await run("queue", "dead", "purge", "--yes", env=env)
@@ -172,12 +178,7 @@ async def test_dead_letters_can_be_purged_beside_a_daemon_whose_disk_is_full(dis
 
 
 async def test_dead_letters_are_seen_and_purged_on_a_full_disk_whose_daemon_is_stopped(disk: SmallDisk) -> None:
-    env = environment(disk.folder, NOWHERE)
-    async with running(disk.folder, NOWHERE, stop__deadline="0s") as daemon, aiohttp.ClientSession() as session:
-        events = [Event("wiki", number, "person@example.com", "seen") for number in range(20_000)]
-        await Books().post(session, daemon.url, events)
-        assert await daemon.stop() == 0
-    assert (await run("queue", "bury", "--app", "wiki", "--reason", "gone", "--yes", env=env)).status == 0
+    env = await twenty_thousand_buried(disk)
     disk.fill()
     for words in ("stats", "check", "dead list", "dead export", "dead show 20000"):
         ended = await run("queue", *words.split(), env=env)
